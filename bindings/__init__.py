@@ -1,0 +1,1 @@
+"""Adapters to external systems: bindings, stores and the like, one file per component."""

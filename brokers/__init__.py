@@ -1,0 +1,1 @@
+"""Adapters of the broker ports, one per broker."""

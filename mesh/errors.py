@@ -1,0 +1,142 @@
+"""The error tree, and the catalogue of codes that a client can meet.
+
+Each error says what failed, why, and what to do. Inner layers raise; `sidecar/http/responses.py` translates
+once, at the edge. Statuses, codes and reasons are Dapr's where Dapr has one (the `Code` rows below).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import NamedTuple
+
+CLIPPED_VALUE = 80
+"""Longest piece of an offending value, in characters, that an error message repeats."""
+
+
+def clip(value: object) -> str:
+    """`value` as it may be shown in a message: printable, and no longer than `CLIPPED_VALUE`."""
+    text = value if isinstance(value, str) else repr(value)
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= CLIPPED_VALUE else text[: CLIPPED_VALUE - 1] + "…"
+
+
+class CodeRow(NamedTuple):
+    error_code: str
+    status: int
+    reason: str | None = None
+    """The `ErrorInfo.reason` of a standardised error; `None` for a legacy one, which has no details."""
+
+
+class Code(CodeRow, Enum):
+    """Every error code of the HTTP API, with its status: one row each."""
+
+    PUBSUB_NOT_FOUND = "ERR_PUBSUB_NOT_FOUND", 404, "DAPR_PUBSUB_NOT_FOUND"
+    PUBSUB_METADATA = "ERR_PUBSUB_REQUEST_METADATA", 400, "DAPR_PUBSUB_METADATA_DESERIALIZATION"
+    PUBSUB_CLOUD_EVENT = "ERR_PUBSUB_CLOUD_EVENTS_SER", 500, "DAPR_PUBSUB_CLOUD_EVENT_CREATION"
+    PUBSUB_FORBIDDEN = "ERR_PUBSUB_FORBIDDEN", 403, "DAPR_PUBSUB_FORBIDDEN"
+    PUBSUB_PUBLISH = "ERR_PUBSUB_PUBLISH_MESSAGE", 500, "DAPR_PUBSUB_PUBLISH_MESSAGE"
+    DIRECT_INVOKE = "ERR_DIRECT_INVOKE", 404, None
+    HEALTH_NOT_READY = "ERR_HEALTH_NOT_READY", 500, None
+    HEALTH_APPID = "ERR_HEALTH_APPID_NOT_MATCH", 500, None
+    OUTBOUND_NOT_READY = "ERR_OUTBOUND_HEALTH_NOT_READY", 500, None
+    BODY_READ = "ERR_BODY_READ", 400, None
+    INTERNAL = "ERROR", 500, None
+
+    # Meshwire's own. The event ingress has its own statuses (CloudEvents binding; docs/pubsub.md).
+    TOPIC_INVALID = "ERR_TOPIC_NAME_INVALID", 400, "MESHWIRE_TOPIC_NAME_INVALID"
+    EVENT_INVALID = "ERR_EVENT_INVALID", 400, "MESHWIRE_EVENT_INVALID"
+    EVENT_FORMAT = "ERR_EVENT_FORMAT_UNSUPPORTED", 415, "MESHWIRE_EVENT_FORMAT_UNSUPPORTED"
+    EVENT_TOO_LARGE = "ERR_EVENT_TOO_LARGE", 413, "MESHWIRE_EVENT_TOO_LARGE"
+    EVENT_NOT_STORED = "ERR_EVENT_NOT_STORED", 503, "MESHWIRE_EVENT_NOT_STORED"
+    METHOD_NOT_ALLOWED = "ERR_METHOD_NOT_ALLOWED", 405, "MESHWIRE_METHOD_NOT_ALLOWED"
+    HOST_REFUSED = "ERR_HOST_REFUSED", 403, "MESHWIRE_HOST_REFUSED"
+    ORIGIN_REFUSED = "ERR_ORIGIN_REFUSED", 403, "MESHWIRE_ORIGIN_REFUSED"
+
+
+class MeshError(Exception):
+    """Root of every error that Meshwire raises on purpose."""
+
+
+class ApiError(MeshError):
+    """An error on its way to an API client.
+
+    `resource` is the (type, name) that a standardised error names in `ResourceInfo`; `metadata` becomes
+    `ErrorInfo.metadata`; `extra` adds members to the error object itself.
+    """
+
+    def __init__(
+        self,
+        code: Code,
+        message: str,
+        *,
+        resource: tuple[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        status: int | None = None,
+        extra: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.resource = resource
+        self.metadata = metadata
+        self.status = status or code.status
+        self.extra = extra
+
+
+class InvalidEvent(MeshError):
+    """Something claims to be a CloudEvent and is none.
+
+    `attribute` is the attribute (or header, or member) at fault, `rule` the rule that it breaks, `value` the
+    offending value, clipped. `unsupported` marks an event format or charset that we do not speak (415).
+    """
+
+    def __init__(self, attribute: str | None, rule: str, value: object = None, *, unsupported: bool = False):
+        self.attribute = attribute
+        self.rule = rule
+        self.value = None if value is None else clip(value)
+        self.unsupported = unsupported
+        shown = "" if value is None else f" (got '{self.value}')"
+        super().__init__(f"{attribute}: {rule}{shown}" if attribute else f"{rule}{shown}")
+
+
+class InvalidBatch(InvalidEvent):
+    """One or more members of a batch are invalid; nothing of the batch may be stored.
+
+    `faults` pairs the index of each bad member with its error.
+    """
+
+    def __init__(self, faults: list[tuple[int, InvalidEvent]]):
+        self.faults = faults
+        listed = "; ".join(f"[{index}] {fault}" for index, fault in faults[:3])
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        super().__init__(None, f"{len(faults)} invalid member(s): {listed}{more}")
+
+
+class ConfigurationError(MeshError):
+    """A file, a flag or the environment says something that cannot be obeyed. Ends the start-up."""
+
+
+class BrokerError(MeshError):
+    """The broker refused an operation, and will refuse it again."""
+
+
+class BrokerUnavailable(BrokerError):
+    """No acknowledgement came in time. The operation may or may not have happened; repeating it is safe
+    when it carries an id (`Message.dedupe_id`)."""
+
+
+class MessageTooLarge(BrokerError):
+    """Headers and payload together pass the broker's limit; nothing was sent. Sizes in bytes."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(
+            f"the message has {size} bytes with its headers, the broker takes at most {limit}; "
+            "send less, or raise max_payload on the server"
+        )
+        self.size = size
+        self.limit = limit
+
+
+class AppError(MeshError):
+    """The app could not be called, or gave no complete answer."""
