@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import count
+
+import pytest
+
+from mesh.ports import EventLog, Feature
+from tests.contract.implementations import IMPLEMENTATIONS, Implementation
+from tests.contract.inbox import Inbox
+
+namespaces = (f"test{number}" for number in count(1))
+
+
+@pytest.fixture(scope="module", params=IMPLEMENTATIONS, ids=lambda implementation: implementation.name)
+def implementation(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Implementation]:
+    started = request.param()
+    started.start(tmp_path_factory.mktemp(started.name))
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def needs(implementation: Implementation) -> Callable[[Feature], None]:
+    """Skips the test of a feature that the implementation does not declare."""
+
+    def check(feature: Feature) -> None:
+        if feature not in implementation.features:
+            pytest.skip(f"{implementation.name} does not declare {feature.name}")
+
+    return check
+
+
+@pytest.fixture
+async def log(implementation: Implementation) -> AsyncIterator[EventLog]:
+    log = implementation.event_log(next(namespaces))
+    await asyncio.wait_for(log.start(), 10)
+    yield log
+    await asyncio.wait_for(log.close(), 10)
+
+
+@pytest.fixture
+def inbox(implementation: Implementation) -> Callable[..., Inbox]:
+    """Makes an `Inbox` that notes the times of its deliveries."""
+    return lambda settle=None: Inbox(settle or (lambda delivery: delivery.ack()), implementation.now)
