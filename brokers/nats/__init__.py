@@ -1,0 +1,1 @@
+"""NATS JetStream: the event log, and the server that `meshwire run` brings along."""

@@ -1,0 +1,101 @@
+"""nats-py's client with a hot path of our own: synchronous sends, and deliveries without a queue.
+
+nats-py spends most of its time on headers, on a queue and a task per subscription, and on a future per flush.
+`subscribe_direct` and `send` skip all three. The overridden methods are private in nats-py, hence its pinned
+version. Guarded by `benchmarks/`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from nats.aio.client import Client
+
+logger = logging.getLogger("meshwire.nats")
+
+DirectCallback = Callable[[bytes, bytes, bytes, bytes], None]
+"""Called with subject, reply subject, header block and payload; the last three may be empty."""
+
+
+class MeshClient(Client):
+    """One connection to one server. It never reconnects: `Connection` makes a new one instead.
+
+    `on_lost` is called once, with the reason, as soon as the connection cannot be used any more; `on_denied`
+    with the server's text (in lower case: nats-py folds it) when a permission is missing.
+    """
+
+    def __init__(self, on_lost: Callable[[str], None], on_denied: Callable[[str], None]) -> None:
+        super().__init__()
+        self._on_lost: Callable[[str], None] | None = on_lost
+        self._on_denied = on_denied
+        self._direct: dict[int, DirectCallback] = {}
+        self._outgoing: list[bytes] = []
+        self._loop = asyncio.get_running_loop()
+
+    def subscribe_direct(self, subject: str, callback: DirectCallback) -> int:
+        """Subscribe; `callback` runs in the read loop and must not block."""
+        self._sid += 1
+        self._direct[self._sid] = callback
+        self.send(b"SUB %b  %d\r\n" % (subject.encode(), self._sid))
+        return self._sid
+
+    def unsubscribe_direct(self, sid: int) -> None:
+        if self._direct.pop(sid, None) is not None:
+            self.send(b"UNSUB %d\r\n" % sid)
+
+    def send(self, command: bytes) -> None:
+        """Write `command`, a whole protocol line with its payload, at the end of this turn of the loop.
+
+        What one turn sends leaves in one system call. On a lost connection it is lost.
+        """
+        if not self._outgoing:
+            self._loop.call_soon(self._write)
+        self._outgoing.append(command)
+
+    def _write(self) -> None:
+        outgoing, self._outgoing = self._outgoing, []
+        if self._transport is not None and self._on_lost is not None:
+            self._transport.write(b"".join(outgoing))
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What the socket has not taken yet."""
+        writer = getattr(self._transport, "_io_writer", None)
+        return writer.transport.get_write_buffer_size() if writer is not None else 0
+
+    def abandon(self) -> None:
+        """Cut the connection at once. A polite close would wait for a frozen server to read what is buffered."""
+        self._on_lost = None
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+
+    def _lost(self, reason: str) -> None:
+        on_lost, self._on_lost = self._on_lost, None
+        if on_lost is not None:
+            on_lost(reason)
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        callback = self._direct.get(sid)
+        if callback is None:
+            return
+        try:
+            callback(subject, reply, headers or b"", data)
+        except Exception:
+            # Raised further, it would end nats-py's read loop, and the connection would go deaf in silence.
+            logger.exception("a message could not be handled")
+
+    async def _process_err(self, err_msg: str) -> None:
+        text = err_msg.strip("'\" ")
+        if "permissions violation" in text:
+            self._on_denied(text)
+            return
+        self._lost(text)
+        await super()._process_err(err_msg)
+
+    async def _process_op_err(self, e: Exception) -> None:
+        self._lost(str(e) or type(e).__name__)
+        self.abandon()
+        await super()._process_op_err(e)

@@ -1,0 +1,104 @@
+"""The CloudEvents NATS binding (working draft, headers): messages to header blocks and back.
+
+Attribute names are written in lower case and read in any case; values are percent-encoded as in the HTTP
+binding. `datacontenttype` is `ce-datacontenttype`, and only a structured event has a CloudEvents `Content-Type`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mesh.codec import attributes as rules
+from mesh.codec import header
+from mesh.errors import BrokerError, InvalidEvent, clip
+from mesh.event import Attributes
+from mesh.ports import Message, Mode
+
+STRUCTURED = b"Content-Type: application/cloudevents+json\r\n"
+
+_CE = "ce-"
+_MAX_NAMES = 1024
+_names: dict[bytes, str] = {}
+"""Header names seen before, folded to lower case. Bounded: whoever may publish chooses names."""
+
+
+def encode(message: Message, stored_as: str) -> bytes:
+    """The header block under which `message` is stored; `stored_as` becomes its `Nats-Msg-Id`.
+
+    Raises `BrokerError` for a transport header that would break out of its line.
+    """
+    lines = [b"NATS/1.0\r\nNats-Msg-Id: %b\r\n" % stored_as.encode()]
+    if message.mode is Mode.STRUCTURED:
+        lines.append(STRUCTURED)
+    elif message.mode is Mode.BINARY:
+        for name, value in message.attributes.items():
+            lines.append(b"ce-%b: %b\r\n" % (name.encode(), header.encode(value).encode()))
+        if message.payload is None:
+            lines.append(b"Meshwire-No-Data: 1\r\n")
+    elif message.content_type is not None:
+        lines.append(_line("Content-Type", message.content_type))
+    if message.ttl is not None:
+        # The server counts whole seconds; rounding up lets the exact time be judged at delivery.
+        lines.append(b"Nats-TTL: %d\r\n" % max(1, int(-(-message.ttl // 1))))
+    for name, text in message.headers.items():
+        lines.append(_line(name, text))
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def _line(name: str, value: str) -> bytes:
+    line = f"{name}: {value}"
+    if not line.isprintable() or name.lower().startswith(("nats-", "ce-")):
+        raise BrokerError(f"the header {clip(name)} cannot be stored: '{clip(value)}'")
+    return line.encode() + b"\r\n"
+
+
+def parse_block(block: bytes) -> dict[str, str]:
+    """Header names (lower case) and values of a stored message. The last one of a repeated name wins."""
+    parsed: dict[str, str] = {}
+    for line in block.split(b"\r\n")[1:]:
+        raw, separator, value = line.partition(b":")
+        if not separator:
+            continue
+        name = _names.get(raw)
+        if name is None:
+            name = raw.strip().decode("ascii", "replace").lower()
+            if len(_names) < _MAX_NAMES:
+                _names[raw] = name
+        parsed[name] = value.strip().decode("utf-8", "replace")
+    return parsed
+
+
+def mode(headers: Mapping[str, str], payload: bytes) -> Mode:
+    """How a stored message holds its event (CloudEvents NATS binding 3; 1.0.2 producers send no header)."""
+    if headers.get("content-type", "")[:23].lower() == "application/cloudevents":
+        return Mode.STRUCTURED
+    if "ce-specversion" in headers or "ce-id" in headers:
+        return Mode.BINARY
+    if payload.lstrip()[:1] == b"{" and b'"specversion"' in payload:
+        return Mode.STRUCTURED
+    return Mode.RAW
+
+
+def decode_attributes(headers: Mapping[str, str]) -> Attributes:
+    """The attributes of a binary-mode event. Raises `InvalidEvent`."""
+    found: Attributes = {}
+    for name, value in headers.items():
+        if name.startswith(_CE):
+            found[name[3:]] = header.decode(value.encode(), name[3:])
+    content_type = headers.get("content-type")
+    if "datacontenttype" not in found and content_type is not None:
+        found["datacontenttype"] = content_type
+    if "specversion" not in found:
+        raise InvalidEvent("specversion", "is required")
+    rules.check_all(found)
+    return found
+
+
+def transport_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """What remains when the event's and the broker's own headers are gone."""
+    return {
+        name: value
+        for name, value in headers.items()
+        if not name.startswith((_CE, "nats-", "meshwire-")) and name != "content-type"
+    }

@@ -1,0 +1,334 @@
+"""A connection to NATS that mends itself, and calls over it.
+
+nats-py's own reconnect loses requests in flight without a word, gives up for good on most server errors and
+cannot look up a new address. So each connection is used once: this module makes the next one, restores the
+subscriptions and tells whoever waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import nats.errors
+
+from brokers.nats.client import DirectCallback, MeshClient
+from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError, MessageTooLarge
+
+logger = logging.getLogger("meshwire.nats")
+
+CONNECT_TIMEOUT = 2.0
+"""Seconds for one attempt to connect to one server."""
+RETRY_PAUSES = (0.02, 0.05, 0.1, 0.2, 0.5)
+"""Seconds between attempts to connect; the last one is repeated."""
+PING_INTERVAL = 2.0
+"""Seconds. A frozen server is noticed after three of them."""
+SWEEP_INTERVAL = 0.25
+"""Seconds between looks for calls that are overdue."""
+MAX_CALLS = 16_384
+MAX_CALL_BYTES = 64 * 1024 * 1024
+"""Bounds on the calls in flight; one more is refused as unavailable."""
+
+
+class Servers(NamedTuple):
+    """Where to connect. The URLs may hold credentials: they are never logged."""
+
+    urls: Sequence[str]
+    token: str | None = None
+
+
+class Lookup(NamedTuple):
+    """Where the servers are: asked before every attempt, since an embedded server may have moved."""
+
+    servers: Callable[[], Servers | None]
+    """`None` while there is no server yet."""
+    failure: Callable[[], str | None] = lambda: None
+    """Why there will never be one, if that is known."""
+
+
+class Reply(NamedTuple):
+    headers: bytes
+    payload: bytes
+
+    @property
+    def no_responders(self) -> bool:
+        return self.headers.startswith(b"NATS/1.0 503")
+
+
+class Disconnected(BrokerUnavailable):
+    """The connection is not there, or was lost while the call was under way."""
+
+
+class _Call(NamedTuple):
+    future: asyncio.Future[Reply]
+    deadline: float
+    subject: str
+    size: int
+
+
+class _Listener:
+    __slots__ = ("callback", "sid", "subject")
+
+    def __init__(self, subject: str, callback: DirectCallback) -> None:
+        self.subject = subject
+        self.callback = callback
+        self.sid = 0
+
+
+class Connection:
+    """The one connection of a process to NATS, for publishes, calls and deliveries alike."""
+
+    def __init__(self, lookup: Lookup, *, name: str) -> None:
+        self._lookup = lookup
+        self._name = name
+        self._loop = asyncio.get_running_loop()
+        self._client: MeshClient | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._connected = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._problem: str | None = "not connected yet"
+        self._listeners: list[_Listener] = []
+        self._reconnected: list[Callable[[], None]] = []
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, _Call] = {}
+        self._call_bytes = 0
+        self._sweeper: asyncio.TimerHandle | None = None
+        self.inbox = f"_INBOX.{name}.{secrets.token_hex(8)}"
+        """Prefix of every subject on which this connection takes replies: an app's replies stay its own."""
+        self._reply_to = f"{self.inbox}.r.".encode()
+        self.max_payload = 0
+        """Most bytes that the server takes in one message, headers included."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no connection, in one line; `None` when there is one."""
+        return self._problem
+
+    async def start(self) -> None:
+        """Returns when the first connection stands. Raises `ConfigurationError` when waiting cannot help."""
+        self.listen(f"{self.inbox}.r.*", self._on_reply)
+        self._task = self._loop.create_task(self._keep_connected(), name="nats connection")
+        connected = self._loop.create_task(self._connected.wait())
+        try:
+            await asyncio.wait({self._task, connected}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            connected.cancel()
+        if self._task.done():
+            await self._task
+
+    async def close(self) -> None:
+        """Calls that wait fail with `Disconnected`."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        client = self._client
+        self._disconnect("closed")
+        if client is not None:
+            client.abandon()
+            # The transport is cut already: this only lets nats-py end its own tasks.
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await client.close()
+
+    async def wait_connected(self, timeout: float) -> None:
+        """Raises `Disconnected` after `timeout` seconds without a connection."""
+        if self._client is None:
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._connected.wait()
+            except TimeoutError:
+                raise Disconnected(f"no connection to NATS: {self._problem}") from None
+
+    def on_reconnected(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """`callback` runs each time a new connection stands, its subscriptions restored. Returns the way to stop."""
+        self._reconnected.append(callback)
+        return lambda: self._reconnected.remove(callback)
+
+    def listen(self, subject: str, callback: DirectCallback) -> Callable[[], None]:
+        """Subscribe, on this connection and every later one. Returns the way to stop."""
+        listener = _Listener(subject, callback)
+        self._listeners.append(listener)
+        if self._client is not None:
+            listener.sid = self._client.subscribe_direct(subject, callback)
+
+        def stop() -> None:
+            self._listeners.remove(listener)
+            if self._client is not None:
+                self._client.unsubscribe_direct(listener.sid)
+
+        return stop
+
+    def send(self, subject: bytes, payload: bytes, reply: bytes = b"") -> None:
+        """Publish without any acknowledgement; lost when there is no connection."""
+        if self._client is not None:
+            self._client.send(b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(payload), payload))
+
+    def call(self, subject: str, headers: bytes, payload: bytes, timeout: float) -> asyncio.Future[Reply]:
+        """Send a message and get the one answer to it.
+
+        `headers` is a whole header block or empty. The future fails with `BrokerUnavailable` after `timeout`
+        seconds, with `Disconnected` when the connection is lost meanwhile (the message may have arrived), with
+        `BrokerError` when the server forbids the subject. Raises at once, having sent nothing: `Disconnected`,
+        `MessageTooLarge`, and `BrokerUnavailable` when too many calls are under way.
+        """
+        client = self._client
+        if client is None:
+            raise Disconnected(f"no connection to NATS: {self._problem}")
+        size = len(headers) + len(payload)
+        if size > self.max_payload:
+            # nats-py compares the payload alone; the server counts both, and answers by closing the connection.
+            raise MessageTooLarge(size, self.max_payload)
+        if len(self._calls) >= MAX_CALLS or self._call_bytes + size > MAX_CALL_BYTES:
+            raise BrokerUnavailable("too many messages wait for the broker's acknowledgement; slow down and try again")
+        number = next(self._numbers)
+        if headers:
+            client.send(
+                b"HPUB %b %b%d %d %d\r\n%b%b\r\n"
+                % (subject.encode(), self._reply_to, number, len(headers), size, headers, payload)
+            )
+        else:
+            client.send(b"PUB %b %b%d %d\r\n%b\r\n" % (subject.encode(), self._reply_to, number, size, payload))
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        self._calls[number] = _Call(future, self._loop.time() + timeout, subject, size)
+        self._call_bytes += size
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(SWEEP_INTERVAL, self._sweep)
+        return future
+
+    def _take(self, number: int) -> asyncio.Future[Reply] | None:
+        """The future of a call that ends now, unless its caller has gone."""
+        call = self._calls.pop(number, None)
+        if call is None:
+            return None
+        self._call_bytes -= call.size
+        return None if call.future.done() else call.future
+
+    def _on_reply(self, subject: bytes, _reply: bytes, headers: bytes, payload: bytes) -> None:
+        future = self._take(int(subject[len(self._reply_to) :]))
+        if future is not None:
+            future.set_result(Reply(headers, payload))
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        overdue = [number for number, call in self._calls.items() if call.deadline <= now]
+        for number in overdue:
+            future = self._take(number)
+            if future is not None:
+                future.set_exception(BrokerUnavailable("the broker did not answer in time"))
+        self._sweeper = self._loop.call_later(SWEEP_INTERVAL, self._sweep) if self._calls else None
+
+    def _on_denied(self, text: str) -> None:
+        """Fail the calls to a subject that the server forbids; it answers them by this error line only."""
+        denied = [number for number, call in self._calls.items() if f'"{call.subject.lower()}"' in text]
+        for number in denied:
+            future = self._take(number)
+            if future is not None:
+                future.set_exception(BrokerError(f"NATS refused: {text}; grant this user the permission"))
+        if not denied:
+            logger.warning("NATS refused: %s", text)
+
+    def _disconnect(self, reason: str) -> None:
+        self._client = None
+        self._problem = reason
+        self._connected.clear()
+        self._lost.set()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for number in list(self._calls):
+            future = self._take(number)
+            if future is not None:
+                future.set_exception(Disconnected(f"the connection to NATS was lost: {reason}"))
+
+    async def _keep_connected(self) -> None:
+        """Connect, and connect again, until cancelled. Raises `ConfigurationError` before the first connection only."""
+        ever_connected = False
+        pauses = itertools.chain(RETRY_PAUSES, itertools.repeat(RETRY_PAUSES[-1]))
+        rotation = 0
+        while True:
+            servers = self._lookup.servers()
+            if servers is None or not servers.urls:
+                problem = self._lookup.failure()
+                if problem and not ever_connected:
+                    raise ConfigurationError(problem)
+                self._note(problem or "the NATS server has not started yet")
+            else:
+                url = servers.urls[rotation % len(servers.urls)]
+                rotation += 1
+                try:
+                    client = await self._connect(url, servers.token)
+                except (OSError, nats.errors.Error, TimeoutError) as error:
+                    reason = _reason(error)
+                    if "authorization violation" in reason.lower() and not ever_connected:
+                        raise ConfigurationError(
+                            "NATS refused our credentials; check the user, password or token in MESHWIRE_BROKER"
+                        ) from None
+                    self._note(f"cannot connect: {reason}")
+                else:
+                    logger.info("connected to NATS" if not ever_connected else "connected to NATS again")
+                    ever_connected = True
+                    self._use(client)
+                    pauses = itertools.chain(RETRY_PAUSES, itertools.repeat(RETRY_PAUSES[-1]))
+                    await self._lost.wait()
+                    logger.warning("the connection to NATS was lost: %s", self._problem)
+            await asyncio.sleep(next(pauses))
+
+    def _note(self, problem: str) -> None:
+        if problem != self._problem:
+            logger.warning("no connection to NATS: %s", problem)
+            self._problem = problem
+
+    async def _connect(self, url: str, token: str | None) -> MeshClient:
+        client: MeshClient
+
+        def on_lost(reason: str) -> None:
+            if self._client is client:
+                self._disconnect(reason)
+            client.abandon()
+
+        cause: Exception | None = None
+
+        async def on_error(error: Exception) -> None:
+            """Errors of a connection that stands come by `on_lost`; without this nats-py would log tracebacks."""
+            nonlocal cause
+            cause = error
+
+        client = MeshClient(on_lost, self._on_denied)
+        try:
+            async with asyncio.timeout(2 * CONNECT_TIMEOUT):
+                await client.connect(
+                    servers=[url],
+                    token=token,
+                    name=self._name,
+                    allow_reconnect=False,
+                    connect_timeout=int(CONNECT_TIMEOUT),
+                    max_reconnect_attempts=1,
+                    reconnect_time_wait=0,
+                    ping_interval=int(PING_INTERVAL),
+                    max_outstanding_pings=2,
+                    error_cb=on_error,
+                )
+        except nats.errors.NoServersError as error:
+            raise cause or error from None
+        except BaseException:
+            client.abandon()
+            raise
+        return client
+
+    def _use(self, client: MeshClient) -> None:
+        self.max_payload = client._max_payload
+        self._client = client
+        self._problem = None
+        self._lost.clear()
+        for listener in self._listeners:
+            listener.sid = client.subscribe_direct(listener.subject, listener.callback)
+        self._connected.set()
+        for callback in list(self._reconnected):
+            callback()
+
+
+def _reason(error: Exception) -> str:
+    return str(error).removeprefix("nats: ").strip("'\" ") or type(error).__name__

@@ -1,0 +1,295 @@
+"""Taking messages from one durable consumer: a pull loop that outlives every fault of its server.
+
+Pulls ask for as many messages as there is room for; heartbeats tell a silent server from an empty stream. A
+consumer that was deleted is made again from where it stood. Guarded by `benchmarks/deliver.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from brokers.nats import codec, jetstream
+from brokers.nats.connection import Connection
+from mesh.errors import BrokerError, BrokerUnavailable
+from mesh.event import Attributes
+from mesh.ports import Mode
+
+logger = logging.getLogger("meshwire.nats")
+
+ACK_WAIT = 20.0
+"""Seconds after which the server gives a message to another member when its holder is silent."""
+HEARTBEAT = 5.0
+"""Seconds between the server's heartbeats on an open pull; two missed ones mean that it is gone."""
+PULL_EXPIRES = 30.0
+MAX_BYTES_PER_PULL = 16 * 1024 * 1024
+MAX_ACK_PENDING = 10_000
+"""Messages of a group that may be unsettled or waiting for a retry; then the group waits for some to settle."""
+TICK = 1.0
+"""Seconds between looks at heartbeats and at messages held for long."""
+
+ACK = b"+ACK"
+
+_NANOSECONDS = 1_000_000_000
+
+
+class NatsDelivery:
+    """One message of a durable consumer; see the `Delivery` port."""
+
+    __slots__ = (
+        "_attributes",
+        "_block",
+        "_headers",
+        "_lane",
+        "_reply",
+        "_tokens",
+        "handed_over",
+        "held_since",
+        "payload",
+    )
+
+    def __init__(self, lane: Consumer, reply: bytes, block: bytes, payload: bytes, now: float) -> None:
+        self._lane: Consumer | None = lane
+        self._reply = reply
+        self._block = block
+        self._headers: dict[str, str] | None = None
+        self._tokens: list[bytes] | None = None
+        self.held_since = now
+        self.handed_over = False
+        """Whether the handler has it; until then it waits for a free place."""
+        self.payload: bytes | None = payload
+        if not payload and b"Meshwire-No-Data:" in block:
+            self.payload = None
+
+    def _all_headers(self) -> dict[str, str]:
+        if self._headers is None:
+            self._headers = codec.parse_block(self._block)
+        return self._headers
+
+    @property
+    def mode(self) -> Mode:
+        return codec.mode(self._all_headers(), self.payload or b"")
+
+    @property
+    def attributes(self) -> Attributes:
+        return codec.decode_attributes(self._all_headers()) if self.mode is Mode.BINARY else {}
+
+    @property
+    def content_type(self) -> str | None:
+        return self._all_headers().get("content-type")
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return codec.transport_headers(self._all_headers())
+
+    def _token(self, number: int) -> bytes:
+        """A token of `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.…`, counted from `<stream>`.
+
+        Behind a leaf node the domain and the account's hash stand before the stream.
+        """
+        if self._tokens is None:
+            tokens = self._reply.split(b".")
+            self._tokens = tokens[4:] if len(tokens) >= 11 else tokens[2:]
+        return self._tokens[number]
+
+    @property
+    def position(self) -> str:
+        return self._token(3).decode()
+
+    @property
+    def attempt(self) -> int:
+        return int(self._token(2))
+
+    def ack(self) -> None:
+        self._settle(ACK)
+
+    def retry(self, delay: float) -> None:
+        self._settle(b'-NAK {"delay": %d}' % max(0, int(delay * _NANOSECONDS)))
+
+    def _settle(self, verdict: bytes) -> None:
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            lane.settled(self, self._reply, verdict)
+
+
+class Consumer:
+    """The pull loop over one durable consumer.
+
+    `offer` gets each delivery. At most `limit` deliveries are taken from the server and not settled.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        stream: str,
+        config: dict[str, Any],
+        offer: Callable[[NatsDelivery], None],
+        on_settled: Callable[[NatsDelivery], None],
+        recover: Callable[[], Awaitable[None]],
+        limit: int,
+    ) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._config = config
+        self.name: str = config["durable_name"]
+        self._offer = offer
+        self._on_settled = on_settled
+        self._recover = recover
+        self._limit = limit
+        self._loop = asyncio.get_running_loop()
+        self._pull_subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{self.name}".encode()
+        self._inbox = f"{connection.inbox}.p.{self.name}"
+        self._requested = 0
+        self._held: dict[NatsDelivery, None] = {}
+        self._seen = 0
+        self._unacked: dict[int, None] = {}
+        self._heard = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._repair: asyncio.Task[None] | None = None
+        self._stops: list[Callable[[], None]] = []
+        self._idle: asyncio.Future[None] | None = None
+        self._open = False
+
+    async def start(self) -> None:
+        """Make the consumer if it is not there, and begin to pull. Raises `BrokerError`."""
+        await self._create()
+        self._open = True
+        self._stops = [
+            self._connection.listen(self._inbox, self._on_message),
+            self._connection.on_reconnected(self._restart),
+        ]
+        self._restart()
+        self._timer = self._loop.call_later(TICK, self._tick)
+
+    async def stop(self) -> None:
+        """Stop pulling; return when all that is held has been settled."""
+        self._stop_pulling()
+        if self._repair is not None:
+            await asyncio.gather(self._repair, return_exceptions=True)
+        if self._held:
+            self._idle = self._loop.create_future()
+            await self._idle
+
+    def cut(self) -> None:
+        """Let go at once; the server delivers again what is held."""
+        self._stop_pulling()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _stop_pulling(self) -> None:
+        self._open = False
+        for stop in self._stops:
+            stop()
+        self._stops = []
+        if self._repair is not None:
+            self._repair.cancel()
+
+    def settled(self, delivery: NatsDelivery, reply: bytes, verdict: bytes) -> None:
+        self._held.pop(delivery, None)
+        if verdict is ACK:
+            self._unacked.pop(int(delivery.position), None)
+        elif len(self._unacked) > MAX_ACK_PENDING:
+            # What other members acknowledge is never struck off here.
+            self._unacked.pop(next(iter(self._unacked)))
+        self._connection.send(reply, verdict)
+        self._on_settled(delivery)
+        if self._open:
+            self._pull()
+        elif not self._held and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    def _pull(self) -> None:
+        """Ask for more once half of the room is free: one pull for many messages."""
+        room = self._limit - self._requested - len(self._held)
+        if room * 2 < self._limit or self._repair is not None:
+            return
+        self._requested += room
+        self._connection.send(
+            self._pull_subject,
+            b'{"batch":%d,"max_bytes":%d,"expires":%d,"idle_heartbeat":%d}'
+            % (
+                room,
+                max(MAX_BYTES_PER_PULL, 2 * self._connection.max_payload),
+                PULL_EXPIRES * _NANOSECONDS,
+                HEARTBEAT * _NANOSECONDS,
+            ),
+            self._inbox.encode(),
+        )
+
+    def _restart(self) -> None:
+        """Open pulls ended with their connection, and nothing says so."""
+        self._requested = 0
+        self._heard = self._loop.time()
+        self._pull()
+
+    def _on_message(self, _subject: bytes, reply: bytes, block: bytes, payload: bytes) -> None:
+        self._heard = self._loop.time()
+        if not reply.startswith(b"$JS.ACK."):
+            self._on_status(block)
+            return
+        self._requested -= 1
+        delivery = NatsDelivery(self, reply, block, payload, self._heard)
+        self._held[delivery] = None
+        sequence = int(delivery.position)
+        self._seen = max(self._seen, sequence)
+        self._unacked[sequence] = None
+        self._offer(delivery)
+
+    def _on_status(self, block: bytes) -> None:
+        status = block[9:12]
+        if status == b"100":
+            return
+        headers = codec.parse_block(block)
+        pending = headers.get("nats-pending-messages")
+        if pending is not None and pending.isdigit():
+            self._requested = max(0, self._requested - int(pending))
+            self._pull()
+        elif status == b"409" and b"Server Shutdown" in block:
+            return  # the connection is about to end; the next one starts anew
+        else:
+            self._begin_repair(block.split(b"\r\n", 1)[0].decode("ascii", "replace"))
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        self._timer = self._loop.call_later(TICK, self._tick)
+        for delivery in self._held:
+            if now - delivery.held_since < ACK_WAIT / 3:
+                break  # in the order of arrival: the rest is younger
+            self._connection.send(delivery._reply, b"+WPI")
+        if self._open and self._connection.problem is None and self._requested and now - self._heard > 2 * HEARTBEAT:
+            self._begin_repair("no heartbeat")
+
+    def _begin_repair(self, reason: str) -> None:
+        if self._open and self._repair is None:
+            logger.warning("consumer %s: %s; looking after it", self.name, reason)
+            self._repair = self._loop.create_task(self._mend(), name=f"mend {self.name}")
+
+    async def _mend(self) -> None:
+        pause = 0.1
+        try:
+            while True:
+                try:
+                    await self._recover()
+                    await self._create()
+                    return
+                except BrokerUnavailable as error:
+                    logger.warning("consumer %s: %s", self.name, error)
+                except BrokerError as error:
+                    logger.error("consumer %s: %s", self.name, error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 5.0)
+        finally:
+            self._repair = None
+            if self._open:
+                self._restart()
+
+    async def _create(self) -> None:
+        """Make the consumer unless it exists. One that vanished goes on where nothing is missed."""
+        config = self._config
+        if self._seen:
+            start = min(self._unacked, default=self._seen + 1)
+            config = config | {"deliver_policy": "by_start_sequence", "opt_start_seq": start}
+        info = await jetstream.ensure_consumer(self._connection, self._stream, config)
+        self._seen = max(self._seen, int(info["delivered"]["stream_seq"]))

@@ -1,0 +1,251 @@
+"""The EventLog port on NATS JetStream (docs/adr/0001-events-on-nats.md)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from brokers.nats import codec, jetstream
+from brokers.nats.connection import Connection, Reply
+from brokers.nats.consumer import ACK_WAIT, MAX_ACK_PENDING, Consumer, NatsDelivery
+from mesh import addressing
+from mesh.errors import BrokerUnavailable
+from mesh.ids import random_id
+from mesh.ports import Feature, Group, Handler, Message, Topic
+
+PUBLISH_TIMEOUT = 10.0
+"""Seconds that a publish may wait for its acknowledgement, reconnects and repeats included: longer than the
+restart of a server and than the election of a stream's leader (4.6 s)."""
+ATTEMPT_TIMEOUT = 4.0
+"""Seconds after which a publish without an answer is sent once more."""
+FIRST_PAUSE, LAST_PAUSE = 0.02, 0.5
+"""Seconds between repeats of a publish."""
+
+DUPLICATE_WINDOW = 120.0
+"""Seconds for which a caller's id is remembered."""
+MAX_AGE = 7 * 24 * 3600.0
+"""Seconds for which events are kept, unless the stream's operator says otherwise."""
+MAX_CONSUMERS = 100_000
+"""Set, since the server's default is a silent 1,000."""
+
+TRANSIENT_ERRORS = frozenset({10008, 10023, 10074, 10077, 10122})
+"""`err_code`s of a server that is short of something right now: JetStream unavailable, resources, replicas."""
+
+UNKEYED_LANE, KEYED_LANE = "u", "k"
+
+_NANOSECONDS = 1_000_000_000
+
+
+class NatsEventLog:
+    """Events in one stream per namespace; a durable consumer for each lane of a group."""
+
+    features = frozenset({Feature.DEDUPE, Feature.DURABLE, Feature.TTL})
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        namespace: str = addressing.DEFAULT_NAMESPACE,
+        prefix: str = addressing.DEFAULT_PREFIX,
+        replicas: int = 1,
+    ) -> None:
+        self._connection = connection
+        self._namespace = namespace
+        self._prefix = prefix
+        self._stream = addressing.event_stream(prefix, namespace)
+        self._stream_config: dict[str, Any] = {
+            "name": self._stream,
+            "subjects": [addressing.event_subjects(prefix, namespace)],
+            "retention": "limits",
+            "storage": "file",
+            "discard": "old",
+            "num_replicas": replicas,
+            "max_age": int(MAX_AGE * _NANOSECONDS),
+            "max_consumers": MAX_CONSUMERS,
+            "duplicate_window": int(DUPLICATE_WINDOW * _NANOSECONDS),
+            "allow_direct": True,
+            "allow_msg_ttl": True,
+        }
+        self._subscriptions: set[NatsSubscription] = set()
+        self._stream_check: asyncio.Future[None] | None = None
+
+    @property
+    def problem(self) -> str | None:
+        return self._connection.problem
+
+    async def start(self) -> None:
+        await self._connection.start()
+        await self._ensure_stream()
+
+    async def close(self) -> None:
+        for subscription in list(self._subscriptions):
+            subscription.cut()
+        await self._connection.close()
+
+    async def publish(self, topic: Topic, message: Message) -> None:
+        root = addressing.topic_root(self._prefix, self._namespace, topic)
+        subject = root + addressing.partition_token(message.key)
+        # Without a caller's id, our own repeats still share one, so that they are stored once.
+        stored_as = random_id() if message.dedupe_id is None else addressing.stored_once(root, message.dedupe_id)
+        headers = codec.encode(message, stored_as)
+        payload = message.payload or b""
+        try:
+            _check(await self._connection.call(subject, headers, payload, ATTEMPT_TIMEOUT))
+        except BrokerUnavailable as error:
+            await self._publish_again(subject, headers, payload, error)
+
+    async def _publish_again(self, subject: str, headers: bytes, payload: bytes, error: BrokerUnavailable) -> None:
+        """Repeat a publish whose outcome is unknown until it is known, or until `PUBLISH_TIMEOUT`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + PUBLISH_TIMEOUT
+        pause = FIRST_PAUSE
+        while True:
+            remaining = deadline - loop.time() - pause
+            if remaining <= 0:
+                raise error
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE)
+            try:
+                await self._connection.wait_connected(remaining)
+                if isinstance(error, _NoStream):
+                    await self._ensure_stream()
+                timeout = min(ATTEMPT_TIMEOUT, deadline - loop.time())
+                _check(await self._connection.call(subject, headers, payload, timeout))
+            except BrokerUnavailable as again:
+                error = again
+            else:
+                return
+
+    async def subscribe(self, group: Group, handler: Handler, *, concurrency: int) -> NatsSubscription:
+        subscription = NatsSubscription(handler, concurrency, self._subscriptions.discard)
+        await subscription.start(
+            [
+                Consumer(
+                    self._connection,
+                    self._stream,
+                    config,
+                    offer=subscription.offer,
+                    on_settled=subscription.settled,
+                    recover=self._ensure_stream,
+                    limit=concurrency,
+                )
+                for config in self._lanes(group)
+            ]
+        )
+        self._subscriptions.add(subscription)
+        return subscription
+
+    def _lanes(self, group: Group) -> list[dict[str, Any]]:
+        """The consumers of a group: one for events without a key, one for the keyed partitions.
+
+        They are apart from the first day, so that the keyed ones can later be worked in order by one member.
+        """
+        root = addressing.topic_root(self._prefix, self._namespace, group.topic)
+        return [
+            {
+                "durable_name": addressing.durable(group, lane),
+                "filter_subjects": subjects,
+                "deliver_policy": "new",
+                "ack_policy": "explicit",
+                "ack_wait": int(ACK_WAIT * _NANOSECONDS),
+                "max_deliver": -1,
+                "max_ack_pending": MAX_ACK_PENDING,
+                "metadata": {
+                    "io.meshwire.app": group.app_id,
+                    "io.meshwire.pubsub": group.topic.pubsub,
+                    "io.meshwire.topic": group.topic.name,
+                },
+            }
+            for lane, subjects in (
+                (UNKEYED_LANE, addressing.unkeyed_filter(root)),
+                (KEYED_LANE, addressing.keyed_filter(root)),
+            )
+        ]
+
+    async def unsubscribe(self, group: Group) -> bool:
+        names = [addressing.durable(group, lane) for lane in (UNKEYED_LANE, KEYED_LANE)]
+        removed = [await jetstream.delete_consumer(self._connection, self._stream, name) for name in names]
+        return any(removed)
+
+    async def _ensure_stream(self) -> None:
+        """One look at a time, shared by all who find the stream missing."""
+        if self._stream_check is None:
+            self._stream_check = asyncio.ensure_future(self._check_stream())
+        await asyncio.shield(self._stream_check)
+
+    async def _check_stream(self) -> None:
+        try:
+            await jetstream.ensure_stream(self._connection, self._stream_config)
+        finally:
+            self._stream_check = None
+
+
+class _NoStream(BrokerUnavailable):
+    """Nobody takes the subject: the stream is gone, or it has no leader right now."""
+
+
+def _check(reply: Reply) -> None:
+    """Raise unless `reply` says that the message is stored."""
+    if reply.headers:
+        raise _NoStream("no JetStream stream took the event: it was removed, or it has no leader right now")
+    if b'"error"' in reply.payload:
+        try:
+            jetstream.decode_answer(reply.payload)
+        except jetstream.Refused as refusal:
+            if refusal.code in TRANSIENT_ERRORS:
+                raise BrokerUnavailable(str(refusal)) from None
+            raise
+
+
+class NatsSubscription:
+    """One member of a group: its lanes share `concurrency`. See the `Subscription` port."""
+
+    def __init__(self, handler: Handler, concurrency: int, on_closed: Callable[[NatsSubscription], None]) -> None:
+        self._handler = handler
+        self._free = concurrency
+        self._on_closed = on_closed
+        self._waiting: deque[NatsDelivery] = deque()
+        self._lanes: list[Consumer] = []
+
+    async def start(self, lanes: list[Consumer]) -> None:
+        self._lanes = lanes
+        try:
+            for lane in lanes:
+                await lane.start()
+        except BaseException:
+            self.cut()
+            raise
+
+    def offer(self, delivery: NatsDelivery) -> None:
+        if self._free > 0:
+            self._hand_over(delivery)
+        else:
+            self._waiting.append(delivery)
+
+    def _hand_over(self, delivery: NatsDelivery) -> None:
+        self._free -= 1
+        delivery.handed_over = True
+        self._handler(delivery)
+
+    def settled(self, delivery: NatsDelivery) -> None:
+        if delivery.handed_over:
+            self._free += 1
+            if self._waiting:
+                self._hand_over(self._waiting.popleft())
+
+    async def close(self) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        for delivery in waiting:
+            delivery.retry(0)
+        try:
+            await asyncio.gather(*(lane.stop() for lane in self._lanes))
+        finally:
+            self.cut()
+
+    def cut(self) -> None:
+        """Let go at once, whatever is in hand."""
+        for lane in self._lanes:
+            lane.cut()
+        self._on_closed(self)

@@ -1,0 +1,115 @@
+"""The JetStream API calls that Meshwire needs, with errors told apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from brokers.nats.connection import Connection
+from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError
+
+API_TIMEOUT = 5.0
+"""Seconds for one call."""
+
+STREAM_NOT_FOUND = 10059
+CONSUMER_NOT_FOUND = 10014
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class Refused(BrokerError):
+    """The server answered with an error; `code` is its `err_code`."""
+
+    def __init__(self, code: int, description: str) -> None:
+        super().__init__(f"NATS refused: {description} (error {code})")
+        self.code = code
+
+
+def decode_answer(payload: bytes) -> dict[str, Any]:
+    """Raises `Refused` when the answer is an error."""
+    try:
+        answer = _decode(payload)
+    except msgspec.DecodeError:
+        raise BrokerError("NATS answered something that is not JSON; is another program on its API subjects?") from None
+    error = answer.get("error")
+    if error:
+        raise Refused(int(error.get("err_code", 0)), str(error.get("description", "no description")))
+    return answer
+
+
+async def call(connection: Connection, subject: str, request: object = None) -> dict[str, Any]:
+    """Raises `Refused`, `BrokerUnavailable`, and `BrokerError` when permissions forbid the call."""
+    body = b"" if request is None else msgspec.json.encode(request)
+    reply = await connection.call(f"$JS.API.{subject}", b"", body, API_TIMEOUT)
+    if reply.no_responders:
+        raise BrokerUnavailable(
+            "JetStream does not answer: it is switched off on this server, or has no leader right now; "
+            "start nats-server with -js"
+        )
+    return decode_answer(reply.payload)
+
+
+async def ensure_stream(connection: Connection, config: dict[str, Any]) -> None:
+    """Make the stream unless it exists. Settings that its operator chose (limits, replicas) are left alone.
+
+    Raises `ConfigurationError` when a stream of that name cannot serve us.
+    """
+    name = config["name"]
+    try:
+        found = (await call(connection, f"STREAM.INFO.{name}"))["config"]
+    except Refused as refusal:
+        if refusal.code != STREAM_NOT_FOUND:
+            raise
+        try:
+            found = (await call(connection, f"STREAM.CREATE.{name}", config))["config"]
+        except Refused as creation:
+            raise ConfigurationError(f"cannot make the stream {name}: {creation}") from creation
+    if not set(config["subjects"]) <= set(found["subjects"]):
+        raise ConfigurationError(
+            f"the stream {name} exists and does not take the subjects {', '.join(config['subjects'])}; "
+            "remove it, or choose another MESHWIRE_PREFIX or NAMESPACE"
+        )
+    for flag, harm in (
+        ("allow_rollup_hdrs", "one message could erase every other"),
+        ("allow_msg_schedules", "one message could erase every other"),
+    ):
+        if found.get(flag) and not config.get(flag):
+            raise ConfigurationError(f"the stream {name} has {flag} switched on, with which {harm}; switch it off")
+    if config.get("allow_msg_ttl") and not found.get("allow_msg_ttl"):
+        raise ConfigurationError(f"the stream {name} has allow_msg_ttl switched off; switch it on")
+
+
+async def ensure_consumer(connection: Connection, stream: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Make the durable consumer unless it exists; bring an older one's settings up to date. Returns its info."""
+    name = config["durable_name"]
+    try:
+        info = await call(connection, f"CONSUMER.INFO.{stream}.{name}")
+    except Refused as refusal:
+        if refusal.code != CONSUMER_NOT_FOUND:
+            raise
+        # Two members may come here at once: the same request twice is no error.
+        return await _create_consumer(connection, stream, name, config, "")
+    start = {"deliver_policy", "opt_start_seq"}
+    wanted = {key: value for key, value in config.items() if key not in start}
+    if any(info["config"].get(key) != value for key, value in wanted.items()):
+        return await _create_consumer(connection, stream, name, info["config"] | wanted, "update")
+    return info
+
+
+async def _create_consumer(
+    connection: Connection, stream: str, name: str, config: dict[str, Any], action: str
+) -> dict[str, Any]:
+    request = {"stream_name": stream, "config": config, "action": action}
+    return await call(connection, f"CONSUMER.CREATE.{stream}.{name}", request)
+
+
+async def delete_consumer(connection: Connection, stream: str, name: str) -> bool:
+    """False when there is none."""
+    try:
+        await call(connection, f"CONSUMER.DELETE.{stream}.{name}")
+    except Refused as refusal:
+        if refusal.code in (CONSUMER_NOT_FOUND, STREAM_NOT_FOUND):
+            return False
+        raise
+    return True

@@ -1,0 +1,119 @@
+"""Every name that Meshwire gives to something on a broker: one module, one wire protocol.
+
+The names are public and are stored with the data; `docs/protocol.md` explains them to outsiders and
+`docs/adr/0001-events-on-nats.md` says why they are as they are. Change them only with a new ADR.
+
+An event's address is `<prefix>.<namespace>.event.<pubsub>.<topic…>.<partition>`. Dots of a topic separate
+tokens; every other character outside `A-Z a-z 0-9 _ -` is percent-encoded, so that any topic name is safe in
+a subject and no two names share one.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from hashlib import blake2b
+from urllib.parse import quote
+
+from mesh.errors import MeshError, clip
+from mesh.ports import Group, Topic
+
+DEFAULT_PREFIX = "mesh"
+DEFAULT_NAMESPACE = "default"
+
+PARTITIONS = 16
+"""Number of partitions that keyed events are spread over. Part of the stored addresses: it never changes."""
+
+UNKEYED = "u"
+"""The partition token of an event without a key."""
+
+MAX_TOPIC_BYTES = 256
+"""Longest topic name, in UTF-8 bytes: percent-encoded it still fits a NATS control line (4,096 bytes)."""
+
+_UNSAFE_IN_TOPIC = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+
+
+class InvalidTopic(MeshError):
+    """A topic name that can never be published or subscribed to."""
+
+
+def check_topic(name: str) -> None:
+    """Raise `InvalidTopic` unless `name` can name one topic."""
+    if not name:
+        raise InvalidTopic("the topic name is empty")
+    if len(name) > MAX_TOPIC_BYTES or len(name.encode("utf-8", "surrogatepass")) > MAX_TOPIC_BYTES:
+        raise InvalidTopic(f"the topic name '{clip(name)}' is longer than {MAX_TOPIC_BYTES} bytes of UTF-8")
+    if _UNSAFE_IN_TOPIC.search(name):
+        raise InvalidTopic(f"the topic name '{clip(name)}' has control characters or is no valid Unicode text")
+    if ("*" in name or ">" in name) and not {"*", ">"}.isdisjoint(name.split(".")):
+        raise InvalidTopic(
+            f"the topic name '{clip(name)}' has a wildcard ('*' or '>' between dots); name one topic, without wildcards"
+        )
+
+
+def token(text: str) -> str:
+    """`text` as one subject token. Injective; an empty text is `%`."""
+    return quote(text, safe="").replace(".", "%2E").replace("~", "%7E") or "%"
+
+
+def _fnv1a(text: str) -> int:
+    """FNV-1a, 32 bits: what NATS' own `partition()` subject mapping computes."""
+    value = 0x811C9DC5
+    for byte in text.encode():
+        value = ((value ^ byte) * 0x01000193) & 0xFFFFFFFF
+    return value
+
+
+def partition_token(key: str | None) -> str:
+    return UNKEYED if key is None else str(_fnv1a(key) % PARTITIONS)
+
+
+def event_stream(prefix: str, namespace: str) -> str:
+    """Name of the NATS stream that holds all events of a namespace."""
+    return f"{prefix}-{namespace}-events"
+
+
+def event_subjects(prefix: str, namespace: str) -> str:
+    """The subjects of that stream."""
+    return f"{prefix}.{namespace}.event.>"
+
+
+@lru_cache(maxsize=4096)
+def topic_root(prefix: str, namespace: str, topic: Topic) -> str:
+    """An event's address without its last token, dot included. Raises `InvalidTopic`."""
+    check_topic(topic.name)
+    name = ".".join(map(token, topic.name.split(".")))
+    return f"{prefix}.{namespace}.event.{token(topic.pubsub)}.{name}."
+
+
+def unkeyed_filter(root: str) -> list[str]:
+    return [root + UNKEYED]
+
+
+def keyed_filter(root: str) -> list[str]:
+    return [f"{root}{partition}" for partition in range(PARTITIONS)]
+
+
+def durable(group: Group, lane: str) -> str:
+    """Name of the durable consumer for one lane of a group, within its namespace's stream.
+
+    Readable at the front for whoever lists consumers; the digest at the end tells apart what the readable part
+    cuts or cannot show.
+    """
+    identity = "\0".join((group.app_id, group.topic.pubsub, group.topic.name))
+    digest = blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", f"{group.app_id}_{group.topic.pubsub}_{group.topic.name}")
+    return f"{readable[:120]}_{digest}_{lane}"
+
+
+def identity(source: str, event_id: str) -> str:
+    """What identifies an event that its producer named: the pair, unambiguously (CloudEvents 1.0.2, `id`)."""
+    return f"{len(source)}:{source}{event_id}"
+
+
+def stored_once(root: str, dedupe_id: str) -> str:
+    """The id under which a broker knows an event within a topic, for its own dropping of repeats.
+
+    The topic is part of it: NATS drops a repeated id for the whole stream, whatever the subject.
+    """
+    return blake2b(f"{root}\0{dedupe_id}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
