@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
 from typing import Protocol
 
 from brokers.memory import MemoryEventLog
+from brokers.nats.connection import Connection, Lookup, Servers
+from brokers.nats.event_log import NatsEventLog
 from mesh.ports import EventLog, Feature
+from tests.contract.nats_server import NatsServer
 from tests.virtual_clock import VirtualClock
 
 
@@ -58,4 +63,34 @@ class Memory:
         await self.elapse(3600)
 
 
-IMPLEMENTATIONS: list[type[Implementation]] = [Memory]
+class Nats:
+    name = "nats"
+    features = frozenset({Feature.DEDUPE, Feature.DURABLE, Feature.TTL})
+
+    def start(self, folder: Path) -> None:
+        self._server = NatsServer(folder)
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.kill()
+
+    def event_log(self, namespace: str) -> EventLog:
+        return nats_event_log([self._server.url], namespace)
+
+    def now(self) -> float:
+        return time.time()
+
+    async def elapse(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def quiet(self) -> None:
+        await asyncio.sleep(0.25)
+
+
+def nats_event_log(urls: list[str], namespace: str, *, replicas: int = 1) -> NatsEventLog:
+    """A log with a connection of its own, as one process has it. To be called in the event loop."""
+    connection = Connection(Lookup(lambda: Servers(urls)), name="contract")
+    return NatsEventLog(connection, namespace=namespace, replicas=replicas)
+
+
+IMPLEMENTATIONS: list[type[Implementation]] = [Memory, Nats]

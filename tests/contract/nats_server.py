@@ -30,19 +30,21 @@ class NatsServer:
     def __init__(self, folder: Path, **options: object) -> None:
         self.port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
+        self.name = folder.name
         self.log = folder / "server.log"
         self._configuration = folder / "server.conf"
+        self._own: dict[str, object] = {
+            "server_name": self.name,
+            "listen": f"127.0.0.1:{self.port}",
+            "jetstream": {"store_dir": str(folder / "jetstream")},
+        }
         self._process: subprocess.Popen[bytes] | None = None
-        self.configure(
-            server_name="server",
-            jetstream={"store_dir": str(folder / "jetstream")},
-            **options,
-        )
+        folder.mkdir(parents=True, exist_ok=True)
+        self.configure(**options)
 
     def configure(self, **options: object) -> None:
-        """Take other options from the next start on."""
-        self._configuration.parent.mkdir(parents=True, exist_ok=True)
-        self._configuration.write_text(json.dumps({"listen": f"127.0.0.1:{self.port}", **options}))
+        """Take other options from the next start (or `reload`) on."""
+        self._configuration.write_text(json.dumps(self._own | options))
 
     def start(self, *, wait: bool = True) -> None:
         with self.log.open("ab") as log:
@@ -71,6 +73,16 @@ class NatsServer:
     def kill(self) -> None:
         """End it as a crash does."""
         self._end(signal.SIGKILL)
+
+    def reload(self) -> None:
+        """Take the options of the last `configure` without a restart; returns once the server says so."""
+        said = self.log.read_text().count("Reloaded server configuration")
+        self._signal(signal.SIGHUP)
+        limit = time.monotonic() + START_LIMIT
+        while self.log.read_text().count("Reloaded server configuration") == said:
+            if time.monotonic() > limit:
+                raise RuntimeError(f"nats-server did not reload:\n{self.log.read_text()}")
+            time.sleep(0.005)
 
     def freeze(self) -> None:
         """It stays connected, and does nothing."""
@@ -105,12 +117,10 @@ class NatsServer:
 
 def cluster(folder: Path, size: int = 3) -> list[NatsServer]:
     """Servers of one cluster, not started."""
-    servers = [NatsServer(folder / f"{number}") for number in range(size)]
+    servers = [NatsServer(folder / f"server-{number}") for number in range(size)]
     routes = [free_port() for _ in servers]
     for number, server in enumerate(servers):
         server.configure(
-            server_name=f"server-{number}",
-            jetstream={"store_dir": str(folder / f"{number}" / "jetstream")},
             cluster={
                 "name": "cluster",
                 "listen": f"127.0.0.1:{routes[number]}",

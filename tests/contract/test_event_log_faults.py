@@ -1,0 +1,464 @@
+"""What the NATS event log promises when its server fails, refuses or is misconfigured."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import count
+from pathlib import Path
+
+import nats
+import nats.js.api
+import pytest
+from nats.js import JetStreamContext
+
+from brokers.nats import consumer, event_log
+from brokers.nats.event_log import NatsEventLog
+from mesh import addressing
+from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError, InvalidEvent, MessageTooLarge
+from mesh.ports import Delivery, EventLog, Group, Message, Mode, Topic
+from tests.contract.implementations import nats_event_log
+from tests.contract.inbox import Inbox
+from tests.contract.nats_server import NatsServer, cluster
+
+ORDERS = Topic("pubsub", "orders")
+SHIPPING = Group("shipping", ORDERS)
+
+namespaces = (f"faults{number}" for number in count(1))
+
+
+def raw(payload: str | bytes, **options: object) -> Message:
+    data = payload.encode() if isinstance(payload, str) else payload
+    return Message(mode=Mode.RAW, payload=data, **options)  # type: ignore[arg-type]
+
+
+def keep(delivery: Delivery) -> None:
+    """Leave it unsettled."""
+
+
+def inbox(settle: Callable[[Delivery], None] = lambda delivery: delivery.ack()) -> Inbox:
+    return Inbox(settle, time.monotonic)
+
+
+async def until(condition: Callable[[], object], within: float) -> None:
+    async with asyncio.timeout(within):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """One for all tests here; each leaves it running."""
+    with NatsServer(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@pytest.fixture
+def namespace() -> str:
+    return next(namespaces)
+
+
+@asynccontextmanager
+async def connected(server: NatsServer, namespace: str) -> AsyncIterator[NatsEventLog]:
+    log = nats_event_log([server.url], namespace)
+    try:
+        await asyncio.wait_for(log.start(), 10)
+        yield log
+    finally:
+        await asyncio.wait_for(log.close(), 10)
+
+
+@asynccontextmanager
+async def administrator(server: NatsServer) -> AsyncIterator[JetStreamContext]:
+    client = await nats.connect(server.url)
+    try:
+        yield client.jetstream()
+    finally:
+        await client.close()
+
+
+@pytest.fixture
+async def log(server: NatsServer, namespace: str) -> AsyncIterator[NatsEventLog]:
+    async with connected(server, namespace) as log:
+        yield log
+
+
+@pytest.fixture
+async def admin(server: NatsServer) -> AsyncIterator[JetStreamContext]:
+    async with administrator(server) as admin:
+        yield admin
+
+
+@pytest.fixture
+def stream(namespace: str) -> str:
+    return addressing.event_stream(addressing.DEFAULT_PREFIX, namespace)
+
+
+# The server goes away, and comes back
+
+
+async def more(acknowledged: list[bytes], number: int, within: float) -> None:
+    """Returns once so many more are acknowledged."""
+    enough = len(acknowledged) + number
+    await until(lambda: len(acknowledged) >= enough, within)
+
+
+async def publish_for_ever(log: EventLog, worker: int, acknowledged: list[bytes]) -> None:
+    for number in count():
+        payload = b"%d-%d" % (worker, number)
+        await log.publish(ORDERS, raw(payload, dedupe_id=payload.decode()))
+        acknowledged.append(payload)
+
+
+@pytest.mark.parametrize("end", ["kill", "stop"])
+async def test_nothing_acknowledged_is_lost_when_the_server_restarts_under_load(
+    log: EventLog, server: NatsServer, end: str, record_property: Callable[[str, object], None]
+) -> None:
+    arrivals = inbox()
+    await log.subscribe(SHIPPING, arrivals, concurrency=64)
+    acknowledged: list[bytes] = []
+    async with asyncio.TaskGroup() as group:
+        publishers = [group.create_task(publish_for_ever(log, worker, acknowledged)) for worker in range(16)]
+        for _ in range(2):
+            await more(acknowledged, 500, within=10)
+            await asyncio.to_thread(getattr(server, end))
+            await until(lambda: log.problem, within=5)
+            await asyncio.to_thread(server.start)
+        await more(acknowledged, 500, within=10)
+        for publisher in publishers:
+            publisher.cancel()
+    await log.publish(ORDERS, raw("last"))
+    await until(lambda: {b"last", *acknowledged} <= set(arrivals.payloads), within=10)
+    copies = Counter(payload for payload, _ in {(d.payload, d.position) for d in arrivals.deliveries})
+    assert max(copies.values()) == 1, "a repeated publish was stored twice"
+    record_property("repeated deliveries", len(arrivals.payloads) - len(copies))
+
+
+async def test_events_and_groups_outlive_the_server(log: EventLog, server: NatsServer) -> None:
+    await (await log.subscribe(SHIPPING, keep, concurrency=1)).close()
+    await log.publish(ORDERS, raw("before"))
+    server.kill()
+    server.start()
+    arrivals = inbox()
+    await log.publish(ORDERS, raw("after"))
+    await log.subscribe(SHIPPING, arrivals, concurrency=8)
+    await arrivals.reaches(2)
+    assert arrivals.payloads == [b"before", b"after"]
+
+
+async def test_a_publish_waits_for_the_server_to_come_back(log: EventLog, server: NatsServer) -> None:
+    server.stop()
+    await until(lambda: log.problem, within=5)
+    publish = asyncio.create_task(log.publish(ORDERS, raw("one")))
+    await asyncio.sleep(0.3)
+    assert not publish.done()
+    server.start()
+    await asyncio.wait_for(publish, 5)
+    assert log.problem is None
+
+
+async def test_a_delivery_in_hand_may_be_settled_after_a_restart(log: EventLog, server: NatsServer) -> None:
+    arrivals = inbox(keep)
+    await log.subscribe(SHIPPING, arrivals, concurrency=1)
+    await log.publish(ORDERS, raw("one"))
+    await log.publish(ORDERS, raw("two"))
+    (delivery,) = await arrivals.reaches(1)
+    server.stop()
+    await until(lambda: log.problem, within=5)
+    server.start()
+    await until(lambda: log.problem is None, within=5)
+    delivery.ack()
+    await arrivals.reaches(2)
+    assert arrivals.payloads == [b"one", b"two"]
+    arrivals.deliveries[1].ack()
+
+
+async def test_a_frozen_server_is_noticed_and_survived(log: EventLog, server: NatsServer) -> None:
+    arrivals = inbox()
+    await log.subscribe(SHIPPING, arrivals, concurrency=8)
+    await log.publish(ORDERS, raw("before"))
+    server.freeze()
+    try:
+        await until(lambda: log.problem, within=10)
+    finally:
+        server.thaw()
+    await log.publish(ORDERS, raw("after"))
+    await arrivals.reaches(2)
+    assert set(arrivals.payloads) == {b"before", b"after"}
+
+
+async def test_close_does_not_wait_for_a_frozen_server(server: NatsServer, namespace: str) -> None:
+    async with connected(server, namespace) as log:
+        await log.subscribe(SHIPPING, keep, concurrency=8)
+        server.freeze()
+        try:
+            publishes = [asyncio.create_task(log.publish(ORDERS, raw(f"{number}"))) for number in range(10)]
+            await asyncio.sleep(0.1)
+            await asyncio.wait_for(log.close(), 3)
+            outcomes = await asyncio.wait_for(asyncio.gather(*publishes, return_exceptions=True), 1)
+        finally:
+            server.thaw()
+    assert {type(outcome) for outcome in outcomes} <= {BrokerUnavailable, *BrokerUnavailable.__subclasses__()}
+
+
+async def test_start_waits_for_the_first_server(tmp_path: Path, namespace: str) -> None:
+    server = NatsServer(tmp_path)
+    log = nats_event_log([server.url], namespace)
+    starting = asyncio.create_task(log.start())
+    await until(lambda: "connect" in (log.problem or ""), within=5)
+    assert not starting.done()
+    with server:
+        await asyncio.wait_for(starting, 5)
+        await log.publish(ORDERS, raw("one"))
+        await asyncio.wait_for(log.close(), 5)
+
+
+async def test_the_log_moves_to_a_server_that_is_alive(server: NatsServer, tmp_path: Path, namespace: str) -> None:
+    gone = NatsServer(tmp_path)
+    log = nats_event_log([gone.url, server.url], namespace)
+    await asyncio.wait_for(log.start(), 5)
+    await log.publish(ORDERS, raw("one"))
+    await asyncio.wait_for(log.close(), 5)
+
+
+async def test_the_leader_of_a_cluster_may_die(tmp_path: Path, namespace: str, stream: str) -> None:
+    servers = cluster(tmp_path)
+    async with AsyncExitStack() as stack:
+        for server in servers:
+            stack.callback(server.kill)
+            server.start(wait=False)
+        for server in servers:
+            server.wait_until_ready()
+        log = nats_event_log([server.url for server in servers], namespace, replicas=3)
+        await asyncio.wait_for(log.start(), 20)
+        stack.push_async_callback(log.close)
+        arrivals = inbox()
+        await asyncio.wait_for(log.subscribe(SHIPPING, arrivals, concurrency=64), 10)
+        acknowledged: list[bytes] = []
+        publishers = [asyncio.create_task(publish_for_ever(log, worker, acknowledged)) for worker in range(4)]
+        await more(acknowledged, 200, within=10)
+        async with administrator(servers[0]) as admin:
+            leader = (await admin.stream_info(stream)).cluster.leader
+        await asyncio.to_thread(next(server for server in servers if server.name == leader).kill)
+        await more(acknowledged, 200, within=15)
+        assert not any(publisher.done() for publisher in publishers)
+        for publisher in publishers:
+            publisher.cancel()
+        await asyncio.gather(*publishers, return_exceptions=True)
+        await until(lambda: set(acknowledged) <= set(arrivals.payloads), within=15)
+
+
+# Members that die or dawdle
+
+
+@pytest.fixture
+def short_ack_wait(monkeypatch: pytest.MonkeyPatch) -> float:
+    monkeypatch.setattr(consumer, "ACK_WAIT", 1.0)
+    monkeypatch.setattr(event_log, "ACK_WAIT", 1.0)
+    monkeypatch.setattr(consumer, "TICK", 0.1)
+    return 1.0
+
+
+async def test_a_slow_handler_keeps_its_event(log: EventLog, server: NatsServer, short_ack_wait: float) -> None:
+    arrivals, others = inbox(keep), inbox()
+    await log.subscribe(SHIPPING, arrivals, concurrency=1)
+    await log.publish(ORDERS, raw("one"))
+    (delivery,) = await arrivals.reaches(1)
+    await log.subscribe(SHIPPING, others, concurrency=1)
+    await asyncio.sleep(2.5 * short_ack_wait)
+    delivery.ack()
+    await log.publish(ORDERS, raw("two"))
+    await until(lambda: b"two" in arrivals.payloads + others.payloads, within=5)
+    assert (arrivals.payloads + others.payloads).count(b"one") == 1
+    for delivery in arrivals.deliveries[1:]:
+        delivery.ack()
+
+
+async def test_what_a_dead_process_held_goes_to_another(
+    log: EventLog, server: NatsServer, namespace: str, short_ack_wait: float
+) -> None:
+    dying, living = inbox(keep), inbox()
+    async with connected(server, namespace) as other:
+        await other.subscribe(SHIPPING, dying, concurrency=8)
+        for number in range(5):
+            await log.publish(ORDERS, raw(f"{number}"))
+        await dying.reaches(5)
+        await log.subscribe(SHIPPING, living, concurrency=8)
+    await living.reaches(5)
+    assert set(living.payloads) == set(dying.payloads)
+    assert {delivery.attempt for delivery in living.deliveries} == {2}
+
+
+# What others do to our streams and consumers
+
+
+async def consumers_of(admin: JetStreamContext, stream: str) -> list[nats.js.api.ConsumerInfo]:
+    return await admin.consumers_info(stream)
+
+
+async def test_acks_reach_the_server(log: EventLog, admin: JetStreamContext, stream: str) -> None:
+    arrivals = inbox()
+    await log.subscribe(SHIPPING, arrivals, concurrency=8)
+    for number in range(100):
+        await log.publish(ORDERS, raw(f"{number}", key=None if number % 2 else f"{number}"))
+    await arrivals.reaches(100)
+    async with asyncio.timeout(5):
+        while any(info.num_ack_pending for info in await consumers_of(admin, stream)):
+            await asyncio.sleep(0.01)
+    assert sum(info.num_pending or 0 for info in await consumers_of(admin, stream)) == 0
+
+
+async def test_a_deleted_consumer_is_made_again_and_nothing_is_missed(
+    log: EventLog, admin: JetStreamContext, stream: str
+) -> None:
+    arrivals = inbox(lambda delivery: None if delivery.payload == b"held" else delivery.ack())
+    await log.subscribe(SHIPPING, arrivals, concurrency=8)
+    await log.publish(ORDERS, raw("held"))
+    await log.publish(ORDERS, raw("before"))
+    await arrivals.reaches(2)
+    for info in await consumers_of(admin, stream):
+        await admin.delete_consumer(stream, info.name)
+    for number in range(100):
+        await log.publish(ORDERS, raw(f"{number}", key=None if number % 2 else f"{number}"))
+    expected = {b"held", b"before", *(f"{number}".encode() for number in range(100))}
+    await until(lambda: expected <= set(arrivals.payloads), within=10)
+    for delivery in arrivals.deliveries:
+        delivery.ack()
+
+
+async def test_a_consumer_deleted_while_the_server_was_away_is_made_again(
+    log: EventLog, server: NatsServer, stream: str
+) -> None:
+    arrivals = inbox()
+    await log.subscribe(SHIPPING, arrivals, concurrency=8)
+    await log.publish(ORDERS, raw("before"))
+    await arrivals.reaches(1)
+    async with administrator(server) as admin:
+        names = [info.name for info in await consumers_of(admin, stream)]
+    server.stop()
+    await until(lambda: log.problem, within=5)
+    server.start()
+    async with administrator(server) as admin:
+        for name in names:
+            await admin.delete_consumer(stream, name)
+    await log.publish(ORDERS, raw("after"))
+    await until(lambda: b"after" in arrivals.payloads, within=15)
+
+
+@pytest.mark.parametrize("setting", ["allow_rollup_hdrs", "allow_msg_schedules"])
+async def test_a_stream_that_could_erase_events_is_refused_by_name(
+    server: NatsServer, admin: JetStreamContext, namespace: str, stream: str, setting: str
+) -> None:
+    subjects = [addressing.event_subjects(addressing.DEFAULT_PREFIX, namespace)]
+    config = nats.js.api.StreamConfig(name=stream, subjects=subjects, allow_msg_ttl=True, **{setting: True})
+    await admin.add_stream(config)
+    with pytest.raises(ConfigurationError, match=f"{stream}.*{setting}"):
+        async with connected(server, namespace):
+            pass
+
+
+async def test_an_operators_limits_on_the_stream_are_kept(
+    server: NatsServer, admin: JetStreamContext, namespace: str, stream: str
+) -> None:
+    async with connected(server, namespace):
+        info = await admin.stream_info(stream)
+    info.config.max_bytes = 10_000_000
+    info.config.max_age = 3600
+    await admin.update_stream(info.config)
+    async with connected(server, namespace) as log:
+        await log.publish(ORDERS, raw("one"))
+    config = (await admin.stream_info(stream)).config
+    assert (config.max_bytes, config.max_age) == (10_000_000, 3600)
+
+
+async def test_more_than_a_thousand_consumers(log: EventLog, admin: JetStreamContext, stream: str) -> None:
+    slots = asyncio.Semaphore(100)
+
+    async def add(number: int) -> None:
+        async with slots:
+            config = nats.js.api.ConsumerConfig(durable_name=f"c{number}", mem_storage=True)
+            await admin.add_consumer(stream, config, timeout=20)
+
+    await asyncio.gather(*(add(number) for number in range(1000)))
+    arrivals = inbox()
+    await log.subscribe(SHIPPING, arrivals, concurrency=8)
+    await log.publish(ORDERS, raw("one"))
+    await arrivals.reaches(1)
+
+
+async def test_what_a_stranger_stores_is_an_invalid_event_and_no_more(
+    log: EventLog, admin: JetStreamContext, namespace: str
+) -> None:
+    arrivals = inbox(keep)
+    await log.subscribe(SHIPPING, arrivals, concurrency=8)
+    subject = addressing.topic_root(addressing.DEFAULT_PREFIX, namespace, ORDERS) + addressing.partition_token(None)
+    await admin.publish(subject, b"{}", headers={"ce-specversion": "1.0", "ce-id": "%ZZ"})
+    await log.publish(ORDERS, raw("one"))
+    first, second = await arrivals.reaches(2)
+    with pytest.raises(InvalidEvent):
+        _ = first.attributes
+    assert second.payload == b"one"
+    first.ack()
+    second.ack()
+
+
+# Refusals
+
+
+async def test_wrong_credentials_end_the_start_promptly(tmp_path: Path, namespace: str) -> None:
+    users = {"users": [{"user": "mesh", "password": "right"}]}
+    with NatsServer(tmp_path, authorization=users) as server:
+        wrong = nats_event_log([server.url.replace("//", "//mesh:wrong@")], namespace)
+        with pytest.raises(ConfigurationError, match="credentials") as refused:
+            await asyncio.wait_for(wrong.start(), 3)
+        await wrong.close()
+        assert "wrong@" not in str(refused.value)
+        right = nats_event_log([server.url.replace("//", "//mesh:right@")], namespace)
+        await asyncio.wait_for(right.start(), 3)
+        await right.close()
+
+
+async def test_a_server_without_jetstream_is_a_configuration_error(tmp_path: Path, namespace: str) -> None:
+    with NatsServer(tmp_path, jetstream=False) as server:
+        log = nats_event_log([server.url], namespace)
+        with pytest.raises(ConfigurationError, match="JetStream"):
+            await asyncio.wait_for(log.start(), 10)
+        await log.close()
+
+
+async def test_a_missing_permission_is_named(tmp_path: Path, namespace: str) -> None:
+    subjects = addressing.event_subjects(addressing.DEFAULT_PREFIX, namespace)
+    users = [
+        {"user": "all", "password": "1"},
+        {"user": "reader", "password": "1", "permissions": {"publish": {"deny": [subjects]}}},
+        {"user": "writer", "password": "1", "permissions": {"publish": {"deny": ["$JS.API.CONSUMER.>"]}}},
+    ]
+    with NatsServer(tmp_path, authorization={"users": users}) as server:
+        for user in ("reader", "writer"):
+            log = nats_event_log([server.url.replace("//", f"//{user}:1@")], namespace)
+            await asyncio.wait_for(log.start(), 3)
+            with pytest.raises(BrokerError, match=r"(?i)permission") as refused:
+                async with asyncio.timeout(2):
+                    if user == "reader":
+                        await log.publish(ORDERS, raw("one"))
+                    else:
+                        await log.subscribe(SHIPPING, keep, concurrency=1)
+            assert not isinstance(refused.value, BrokerUnavailable)
+            assert log.problem is None
+            await log.close()
+
+
+async def test_the_servers_own_limit_counts(tmp_path: Path, namespace: str) -> None:
+    with NatsServer(tmp_path, max_payload=4096) as server:
+        async with connected(server, namespace) as log:
+            with pytest.raises(MessageTooLarge, match="at most 4096"):
+                await log.publish(ORDERS, raw(b"x" * 4096))
+            server.configure(max_payload=2048)
+            server.reload()
+            with pytest.raises(MessageTooLarge, match="at most 2048"):
+                await log.publish(ORDERS, raw(b"x" * 3000))
+            await log.publish(ORDERS, raw(b"x" * 1000))
+            assert log.problem is None
