@@ -7,7 +7,7 @@ price is one pass over the list.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from mesh.errors import MeshError
@@ -53,12 +53,12 @@ class TraceContext(NamedTuple):
     """Canonical; empty when there is none."""
 
 
-def extract(headers: Iterable[tuple[bytes, bytes]]) -> TraceContext | None:
+def extract(headers: Sequence[tuple[bytes, bytes]]) -> TraceContext | None:
     """The trace context of a request; `None` when there is none, or none that is valid: start a new trace then."""
     found = [value for name, value in headers if name == b"traceparent"]
     if len(found) != 1:
         return None
-    traceparent = parse_traceparent(found[0].decode("latin-1"))
+    traceparent = parse_traceparent(found[0].decode("latin-1").strip(" \t"))
     if traceparent is None:
         return None
     states = [value.decode("latin-1") for name, value in headers if name == b"tracestate"]
@@ -96,17 +96,18 @@ def parse_tracestate(values: Iterable[str]) -> str:
         members.setdefault(match[1], member)
     kept = list(members.values())
     size = sum(map(len, kept)) + len(kept) - 1
-    for shed in [m for m in reversed(kept) if len(m) > LONG_MEMBER] + [
-        m for m in reversed(kept) if len(m) <= LONG_MEMBER
-    ]:
-        if size <= CARRIED_LENGTH:
-            break
-        kept.remove(shed)
-        size -= len(shed) + 1
+    if size > CARRIED_LENGTH:
+        last_first = kept[::-1]
+        long = [member for member in last_first if len(member) > LONG_MEMBER]
+        for member in long + [member for member in last_first if len(member) <= LONG_MEMBER]:
+            kept.remove(member)
+            size -= len(member) + 1
+            if size <= CARRIED_LENGTH:
+                break
     return ",".join(kept)
 
 
-def baggage(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+def baggage(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
     """The `baggage` headers of a request, joined with commas, otherwise untouched; `None` when there are none. Raises
     `InvalidBaggage` when they are not valid, or beyond the limits of W3C Baggage 3.3.
     """

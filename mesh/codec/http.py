@@ -13,7 +13,7 @@ from mesh.codec import attributes as rules
 from mesh.codec import header, json
 from mesh.codec.media_type import charset, essence
 from mesh.errors import InvalidEvent
-from mesh.event import Attributes, CloudEvent, DataForm
+from mesh.event import CloudEvent, DataForm
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -43,17 +43,15 @@ def content_mode(headers: Headers) -> ContentMode:
     """The mode that `headers` announce. `BINARY` says only that some attribute is there; whether all required ones
     are is for `decode_binary`, or `has_required_headers`.
     """
-    binary = False
-    for name, value in headers:
-        if name == b"content-type":
-            kind = value[:64].strip().lower()
-            if kind.startswith(b"application/cloudevents-batch"):
-                return ContentMode.BATCHED
-            if kind.startswith(b"application/cloudevents"):
-                return ContentMode.STRUCTURED
-        elif name.startswith(b"ce-"):
-            binary = True
-    return ContentMode.BINARY if binary else ContentMode.NONE
+    values = dict(headers)
+    kind = values.get(b"content-type", b"").strip().lower()
+    if kind.startswith(b"application/cloudevents-batch"):
+        return ContentMode.BATCHED
+    if kind.startswith(b"application/cloudevents"):
+        return ContentMode.STRUCTURED
+    if b"ce-specversion" in values or any(name.startswith(b"ce-") for name in values):
+        return ContentMode.BINARY
+    return ContentMode.NONE
 
 
 _REQUIRED_HEADERS = frozenset(b"ce-" + name.encode() for name in rules.REQUIRED)
@@ -145,7 +143,7 @@ def decode_binary(headers: Headers, body: bytes) -> CloudEvent:
     if version is not None and version != b"1.0":
         rules.check_version(header.decode(version, "specversion"))
 
-    attributes: Attributes = {name: header.decode(value, name) for name, value in found.items()}
+    attributes = header.decode_all(found)
     if content_type is not None:
         if not content_type.isascii():
             raise InvalidEvent(_CONTENT_TYPE, "must be ASCII", content_type)

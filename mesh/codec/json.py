@@ -136,7 +136,8 @@ def _event(members: dict[str, msgspec.Raw]) -> CloudEvent:
 
 def _attribute(name: str, raw: msgspec.Raw) -> AttributeValue | None:
     try:
-        return _decode_attribute(raw)
+        value: AttributeValue | None = _decode_attribute(raw)
+        return value
     except _BAD_JSON:
         raise InvalidEvent(name, "must be a string, an integer or a boolean", _text(raw)) from None
 

@@ -9,10 +9,13 @@ _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"  # noqa: S105
 _QUOTED = r'"(?:[ !#-\[\]-~]|\\[ -~])*+"'
 _PARAMETER = rf"[ \t]*+;[ \t]*+(?:({_TOKEN})=({_TOKEN}|{_QUOTED}))?+"
 
-MEDIA_TYPE = re.compile(rf"{_TOKEN}/{_TOKEN}(?:{_PARAMETER})*+[ \t]*+")
-"""Matches a whole media type, parameters included. ASCII only, so that it can always be an HTTP header."""
-
+_media_type = re.compile(rf"{_TOKEN}/{_TOKEN}(?:{_PARAMETER})*+[ \t]*+").fullmatch
 _parameters = re.compile(_PARAMETER).finditer
+
+
+def is_media_type(text: str) -> bool:
+    """Whether `text` is a media type, parameters included. ASCII only, so that it can always be an HTTP header."""
+    return text == "application/json" or _media_type(text) is not None
 
 
 def essence(content_type: str) -> str:
