@@ -1,0 +1,61 @@
+"""`meshwire unsubscribe`: forget a durable subscription at the broker."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+
+from brokers.nats.embedded import ensure_keeper, hold, mesh_folder
+from mesh.errors import BrokerUnavailable, MeshError, clip
+from mesh.ports import Group, Topic
+from sidecar.cli import OK
+
+TIMEOUT = 30.0
+"""Seconds for all of it; an embedded broker may have to be started."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--app-id", "-a", required=True, help="the app that subscribed")
+    parser.add_argument("--topic", "-t", required=True, help="the topic that it subscribed to")
+    parser.add_argument("--pubsub", "-p", default="pubsub", help="pub/sub component (default: pubsub)")
+    parser.add_argument("--namespace", "-n", help="namespace of the app (default: $NAMESPACE, else default)")
+    parser.add_argument(
+        "--mesh", default="default", help="the mesh whose embedded broker it is, unless MESHWIRE_BROKER names another"
+    )
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Raises `MeshError` when there is no such subscription, or when the broker refuses or does not answer."""
+    namespace = args.namespace or os.environ.get("NAMESPACE") or "default"
+    broker = os.environ.get("MESHWIRE_BROKER") or None
+    group = Group(args.app_id, Topic(args.pubsub, args.topic))
+    with contextlib.ExitStack() as held:
+        folder = None
+        if broker is None:
+            folder = mesh_folder(args.mesh)
+            held.callback(hold(folder).close)
+            ensure_keeper(folder)
+        forgotten = asyncio.run(_forget(group, broker, namespace, folder))
+    shown = f"{clip(args.app_id)} {{}} to {clip(args.topic)} of {clip(args.pubsub)}"
+    if not forgotten:
+        where = f"namespace '{clip(namespace)}'" + (f" of mesh '{args.mesh}'" if folder else "")
+        raise MeshError(f"{shown.format('does not subscribe')} in {where}; nothing was forgotten")
+    print(f"✅ {shown.format('no longer subscribes')}")
+    return OK
+
+
+async def _forget(group: Group, broker: str | None, namespace: str, folder: Path | None) -> bool:
+    from sidecar.assembly import open_event_log
+
+    log = await open_event_log(broker, namespace, mesh_folder=folder)
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            await log.start()
+            return await log.unsubscribe(group)
+    except TimeoutError:
+        raise BrokerUnavailable(f"the broker did not answer within {TIMEOUT:g} s: {log.problem or 'busy'}") from None
+    finally:
+        await log.close()

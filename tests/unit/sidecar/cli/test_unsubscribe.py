@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from brokers.nats.connection import Connection, Lookup, Servers
+from brokers.nats.embedded import endpoint, ensure_keeper, failure, hold, mesh_folder
+from brokers.nats.event_log import NatsEventLog
+from mesh.ports import Group, Topic
+from sidecar.cli import main, unsubscribe
+from tests.contract.nats_server import NatsServer, free_port
+
+GROUP = Group("orders", Topic("pubsub", "A"))
+
+
+async def open_event_log(broker: str | None, namespace: str, *, mesh_folder: Path | None) -> NatsEventLog:
+    def servers() -> Servers | None:
+        if mesh_folder is None:
+            return Servers([str(broker)])
+        known = endpoint(mesh_folder)
+        return known and Servers([known.url], known.token)
+
+    def why() -> str | None:
+        return mesh_folder and failure(mesh_folder)
+
+    return NatsEventLog(Connection(Lookup(servers, why), name="test"), namespace=namespace)
+
+
+@pytest.fixture(autouse=True)
+def assembly(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sidecar.assembly", SimpleNamespace(open_event_log=open_event_log))
+
+
+def subscribe(broker: str | None, namespace: str, group: Group = GROUP) -> None:
+    """Have a durable subscription of an app that is gone."""
+
+    async def join_and_leave() -> None:
+        log = await open_event_log(broker, namespace, mesh_folder=None if broker else mesh_folder())
+        await log.start()
+        await (await log.subscribe(group, lambda delivery: delivery.ack(), concurrency=1)).close()
+        await log.close()
+
+    asyncio.run(asyncio.wait_for(join_and_leave(), 30))
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = NatsServer(tmp_path_factory.mktemp("nats"))
+    server.start()
+    yield server.url
+    server.kill()
+
+
+def test_forgets_once(broker: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("MESHWIRE_BROKER", broker)
+    subscribe(broker, "default")
+    assert main(["unsubscribe", "--app-id", "orders", "--topic", "A"]) == 0
+    assert capsys.readouterr() == ("✅ orders no longer subscribes to A of pubsub\n", "")
+    assert main(["unsubscribe", "--app-id", "orders", "--topic", "A"]) == 1
+    assert capsys.readouterr().err == (
+        "meshwire unsubscribe: orders does not subscribe to A of pubsub in namespace 'default'; nothing was forgotten\n"
+    )
+
+
+def test_forgets_only_what_is_named(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MESHWIRE_BROKER", broker)
+    monkeypatch.setenv("NAMESPACE", "prod")
+    other = Group("orders", Topic("other", "A/b"))
+    subscribe(broker, "prod")
+    subscribe(broker, "prod", other)
+    for words in (["-t", "A", "-n", "default"], ["-t", "a"], ["-t", "A", "-p", "other"]):
+        assert main(["unsubscribe", "-a", "orders", *words]) == 1
+    assert main(["unsubscribe", "-a", "orders", "-t", "A/b", "-p", "other"]) == 0
+    assert main(["unsubscribe", "-a", "orders", "-t", "A", "--namespace", "prod"]) == 0
+
+
+def test_the_embedded_broker(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held = hold(mesh_folder())
+    try:
+        ensure_keeper(folder)
+        subscribe(None, "default")
+        assert main(["unsubscribe", "-a", "orders", "-t", "A"]) == 0
+        assert main(["unsubscribe", "-a", "orders", "-t", "A"]) == 1
+    finally:
+        held.close()
+    assert "in namespace 'default' of mesh 'default'" in capsys.readouterr().err
+
+
+def test_no_broker(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(unsubscribe, "TIMEOUT", 0.3)
+    monkeypatch.setenv("MESHWIRE_BROKER", f"nats://127.0.0.1:{free_port()}")
+    assert main(["unsubscribe", "-a", "orders", "-t", "A"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("meshwire unsubscribe: the broker did not answer within 0.3 s: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [[], ["-a", "x"], ["-t", "x"], ["-a", "x", "-t", "y", "--no"]])
+def test_wrong_use(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["unsubscribe", *words]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
