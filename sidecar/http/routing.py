@@ -1,0 +1,227 @@
+"""Matching of paths by Dapr's rules.
+
+A path is matched as it was sent, escaped: runs of `/` collapse, `.` and `..` segments resolve, a `/` at the end
+goes; `%2F` does not split a segment. Only then are the parameters decoded, by the rules of a query (`+` is a
+space). An unknown path and a wrong method both go to the fallback (Dapr: its invoke handler; there is no 405).
+
+The hot function is `Router.match`; guarded by `benchmarks/routing.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterable
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mesh.errors import clip
+from sidecar.http.responses import send_text
+
+
+class ApiRule(NamedTuple):
+    """One entry of `api.allowed` or `api.denied` of a Configuration."""
+
+    name: str
+    version: str
+    protocol: str
+
+
+class ApiFilter:
+    """Which endpoints are served at all (Dapr: allowed and denied API lists). Only rules of protocol `http` count.
+
+    A rule matches an endpoint when its `version/name` is the endpoint's group (`v1/state`) or a prefix of the
+    endpoint's template (`v1.0-alpha1/publish/bulk`). Denying wins; an empty list of allowed ones allows all. The
+    health endpoints are always served.
+    """
+
+    def __init__(self, allowed: Iterable[ApiRule] = (), denied: Iterable[ApiRule] = ()) -> None:
+        self._allowed = self._patterns(allowed)
+        self._denied = self._patterns(denied)
+
+    @staticmethod
+    def _patterns(rules: Iterable[ApiRule]) -> tuple[str, ...]:
+        return tuple(f"{rule.version}/{rule.name}" for rule in rules if rule.protocol.lower() == "http")
+
+    def permits(self, group: str, template: str) -> bool:
+        """Whether the endpoint is to be served. `group` is version and name, such as `v1alpha1/lock`."""
+        if group.endswith("/healthz"):
+            return True
+        path = template.lstrip("/")
+        if group in self._denied or path.startswith(self._denied):
+            return False
+        return not self._allowed or group in self._allowed or path.startswith(self._allowed)
+
+
+class Route(NamedTuple):
+    app: ASGIApp
+    parameters: tuple[tuple[str, int], ...]
+    """Name and index of the segment of each parameter."""
+    tail: bool
+    """The last parameter takes all segments from its index on."""
+
+
+class _Node:
+    """What can follow the segments that led here."""
+
+    __slots__ = ("literals", "parameter", "routes", "tails")
+
+    def __init__(self) -> None:
+        self.literals: dict[bytes, _Node] = {}
+        self.parameter: _Node | None = None
+        self.routes: dict[str, Route] = {}
+        """By method; `*` is any."""
+        self.tails: dict[str, Route] = {}
+
+    def find(self, segments: list[bytes], index: int, method: str) -> Route | None:
+        if index == len(segments):
+            return self.routes.get(method) or self.routes.get("*")
+        following = self.literals.get(segments[index])
+        if following is not None:
+            route = following.find(segments, index + 1, method)
+            if route is not None:
+                return route
+        if self.parameter is not None and segments[index]:
+            route = self.parameter.find(segments, index + 1, method)
+            if route is not None:
+                return route
+        if self.tails:
+            return self.tails.get(method) or self.tails.get("*")
+        return None
+
+    def methods(self, segments: list[bytes], index: int) -> set[str]:
+        """The methods that the path is served with."""
+        if index == len(segments):
+            return set(self.routes)
+        found = set(self.tails)
+        for following in (self.literals.get(segments[index]), self.parameter):
+            if following is not None:
+                found |= following.methods(segments, index + 1)
+        return found
+
+
+class BadEscape(ValueError):
+    """A parameter cannot be decoded."""
+
+    def __init__(self, name: str, raw: bytes, reason: str) -> None:
+        shown = clip(raw.decode("utf-8", "backslashreplace"))
+        super().__init__(f'failed to unescape request parameter "{name}" with value "{shown}". Error: {reason}')
+
+
+def clean_path(raw_path: bytes) -> bytes:
+    """The escaped path as it is matched: one `/` for a run of them, `.` and `..` resolved, no `/` at the end."""
+    if b"//" not in raw_path and b"/." not in raw_path and raw_path[-1:] != b"/":
+        return raw_path
+    kept: list[bytes] = []
+    for segment in raw_path.split(b"/"):
+        if segment == b"..":
+            del kept[-1:]
+        elif segment not in (b"", b"."):
+            kept.append(segment)
+    return b"/" + b"/".join(kept)
+
+
+_HEX = frozenset(b"0123456789abcdefABCDEF")
+
+
+def unescape(name: str, raw: bytes) -> str:
+    """The value of the parameter `name`, decoded as in a query. Raises `BadEscape`."""
+    start = raw.find(b"%")
+    while start >= 0:
+        digits = raw[start + 1 : start + 3]
+        if len(digits) < 2 or not _HEX.issuperset(digits):
+            raise BadEscape(name, raw, f'invalid URL escape "%{clip(digits.decode("utf-8", "backslashreplace"))}"')
+        start = raw.find(b"%", start + 3)
+    try:
+        return unquote_to_bytes(raw.replace(b"+", b" ")).decode()
+    except UnicodeDecodeError:
+        raise BadEscape(name, raw, "invalid UTF-8") from None
+
+
+class Router:
+    """An ASGI app that finds the app of a path and method.
+
+    Literal segments beat parameters, segment by segment, among the routes that take the method (Dapr: `POST
+    …/state/s/bulk` is the bulk route, `GET …/state/s/bulk` reads the key `bulk`). Parameters are put into
+    `scope["path_params"]`, decoded; `scope["raw_path"]` stays as it came. The `fallback` gets whatever matches
+    nothing. Without one that is answered as Dapr's public listener does, in plain text: 404, or 405 for a path that
+    is served with other methods.
+    """
+
+    def __init__(self, fallback: ASGIApp | None = None, *, permitted: ApiFilter | None = None) -> None:
+        self._fallback = fallback
+        self._permitted = permitted or ApiFilter()
+        self._root = _Node()
+
+    def add(self, methods: Iterable[str], template: str, app: ASGIApp, *, group: str) -> None:
+        """Serve `template` with `app`, unless the API lists forbid it.
+
+        `template` is such as `/v1.0/publish/{pubsubname}/{topic:path}`: `{name}` is one segment, `{name:path}` (at
+        the end only) the rest of the path, one segment or more. The method `*` is any. `group` is version and name
+        of the API for the allowed and denied lists, such as `v1/publish`. Raises `ValueError` for a template that
+        is none, or is served already.
+        """
+        node = self._root
+        parameters: list[tuple[str, int]] = []
+        tail = False
+        if not template.startswith("/") or clean_path(template.encode()) != template.encode():
+            raise ValueError(f"{template!r} is no path template")
+        segments = template[1:].split("/") if template != "/" else []
+        for index, segment in enumerate(segments):
+            if tail:
+                raise ValueError(f"{template!r}: nothing can follow a :path parameter")
+            if segment[0] != "{":
+                node = node.literals.setdefault(segment.encode(), _Node())
+                continue
+            name = segment[1:-1].removesuffix(":path")
+            tail = segment.endswith(":path}")
+            if segment[-1] != "}" or not name.isidentifier():
+                raise ValueError(f"{template!r}: {segment!r} is no parameter")
+            parameters.append((name, index))
+            if not tail:
+                node.parameter = node.parameter or _Node()
+                node = node.parameter
+        if not self._permitted.permits(group, template):
+            return
+        routes = node.tails if tail else node.routes
+        for method in methods:
+            if method in routes:
+                raise ValueError(f"{method} {template} is served already")
+            routes[method] = Route(app, tuple(parameters), tail)
+
+    def match(self, method: str, raw_path: bytes) -> tuple[ASGIApp, dict[str, str]] | None:
+        """The app and the decoded parameters; `None` when nothing matches. Raises `BadEscape`."""
+        path = clean_path(raw_path)
+        segments = path[1:].split(b"/") if len(path) > 1 else []
+        route = self._root.find(segments, 0, method)
+        if route is None:
+            return None
+        app, parameters, tail = route
+        if not parameters:
+            return app, {}
+        if tail:
+            start = parameters[-1][1]
+            segments[start:] = [b"/".join(segments[start:])]
+        if b"%" in path or b"+" in path:
+            return app, {name: unescape(name, segments[index]) for name, index in parameters}
+        try:
+            return app, {name: segments[index].decode() for name, index in parameters}
+        except UnicodeDecodeError:
+            return app, {name: unescape(name, segments[index]) for name, index in parameters}
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        try:
+            matched = self.match(scope["method"], scope["raw_path"])
+        except BadEscape as error:
+            return send_text(send, 400, str(error))
+        if matched is None:
+            return self._fallback(scope, receive, send) if self._fallback else self._refuse(scope, send)
+        app, scope["path_params"] = matched
+        return app(scope, receive, send)
+
+    def _refuse(self, scope: Scope, send: Send) -> Awaitable[None]:
+        path = clean_path(scope["raw_path"])
+        methods = self._root.methods(path[1:].split(b"/"), 0)
+        if methods:
+            return send_text(send, 405, "", [(b"allow", ", ".join(sorted(methods)).encode())])
+        return send_text(send, 404, "404 page not found\n")
