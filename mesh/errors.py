@@ -140,3 +140,7 @@ class MessageTooLarge(BrokerError):
 
 class AppError(MeshError):
     """The app could not be called, or gave no complete answer."""
+
+
+class AppUnreachable(AppError):
+    """No connection to the app could be made: it has seen nothing of the call."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, NewType, Protocol
 
 import msgspec
 
@@ -176,8 +176,36 @@ class AppResponse(msgspec.Struct, frozen=True, gc=False):
     body: bytes
 
 
+HeaderLines = NewType("HeaderLines", bytes)
+"""Header lines that an `AppChannel` has checked and encoded."""
+
+
+class AppRoute(Protocol):
+    """One method and path of the app, checked and encoded once, for calls that are made often."""
+
+    def send(
+        self, body: bytes = b"", extra_headers: HeaderLines | None = None, *, timeout: float
+    ) -> asyncio.Future[AppResponse]:
+        """Call the app; the future is that of `AppChannel.request`. May be used from a callback; starts no task."""
+        ...
+
+
 class AppChannel(Protocol):
     """The way to the app beside this sidecar."""
+
+    def prepare(self, method: str, path: str, fixed_headers: Sequence[tuple[str, str]] = ()) -> AppRoute:
+        """`fixed_headers` speak for this sidecar: nothing that a message brought belongs here.
+
+        Raises `MeshError` for a path or header that cannot be sent.
+        """
+        ...
+
+    def header_lines(self, headers: Sequence[tuple[str, str]]) -> HeaderLines:
+        """Headers that come from outside, for `AppRoute.send`. Those of the connection and `dapr-*` are left out.
+
+        Raises `MeshError` for one that would break out of its line.
+        """
+        ...
 
     def request(
         self,

@@ -1,0 +1,245 @@
+"""The delivery plan: what happens to a message after it left the broker.
+
+One `Plan` per subscription says when a failed delivery is tried again and where it goes in the end; one
+`Deliverer` carries it out: message to event, event to the app, the app's answer to a verdict. Callbacks all the
+way on the good path; a task only where the broker must be asked. Guarded by `benchmarks/deliver.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+from enum import Enum
+from functools import partial
+
+import msgspec
+
+from mesh import inbound
+from mesh.errors import AppError, AppUnreachable, BrokerError, MeshError, clip
+from mesh.ports import AppChannel, AppResponse, Clock, Delivery, EventLog, Group, HeaderLines, Message, Mode, Topic
+
+logger = logging.getLogger("meshwire.delivery")
+
+FIRST_RETRY = 0.5
+LONGEST_RETRY = 60.0
+"""Seconds between attempts: the first pause, and what doubling it leads to."""
+JITTER = 0.2
+"""Each pause is longer or shorter by up to this part of it, so that retries do not come in waves."""
+HANDLER_TIMEOUT = 600.0
+"""Seconds that the app may take for one event; the broker is kept waiting meanwhile."""
+REDIAL_PAUSE = 0.25
+"""Seconds after which an app that could not be reached is called again."""
+HOLD_LIMIT = 5.0
+"""Seconds for which an event waits for an app that cannot be reached, before another replica may have it."""
+LOG_PAUSE = 1.0
+"""Seconds between two log lines about failures of one subscription: a failing app must not fill a disk."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """How one subscription treats its messages."""
+
+    dead_letter: Topic | None = None
+    """Where a message goes at its first failure (as in Dapr). Without it, a message is tried until it succeeds."""
+    timeout: float = HANDLER_TIMEOUT
+    """Seconds for one attempt."""
+
+    def pause(self, attempt: int) -> float:
+        """Seconds to wait after the failure of the `attempt`th delivery, counted from 1."""
+        doubled = FIRST_RETRY * 2.0 ** min(attempt - 1, 10)
+        return min(LONGEST_RETRY, doubled) * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - not a secret
+
+
+class Verdict(Enum):
+    """What an answer of the app means (Dapr: `SUCCESS`, `RETRY`, `DROP`)."""
+
+    SUCCESS = "success"
+    RETRY = "retry"
+    DROP = "drop"
+
+
+_first_value = json.JSONDecoder().raw_decode
+
+
+def verdict(response: AppResponse) -> tuple[Verdict, str]:
+    """The app's verdict on one event, with the reason in words unless it is success.
+
+    Dapr: any 2xx is success unless its body is an object whose `status` says otherwise; 404 drops.
+    """
+    status = response.status
+    if not 200 <= status < 300:
+        reason = f"the app answered {status}"
+        return (Verdict.DROP if status == 404 else Verdict.RETRY), reason
+    body = response.body
+    if not body or b"status" not in body.lower():
+        return Verdict.SUCCESS, ""
+    try:
+        answer, _ = _first_value(body.decode().lstrip())
+    except (ValueError, RecursionError):
+        return Verdict.SUCCESS, ""
+    if not isinstance(answer, dict):
+        return Verdict.SUCCESS, ""
+    word = next((value for name, value in answer.items() if name.lower() == "status"), None)
+    if not isinstance(word, str) or word in ("", "SUCCESS"):
+        return Verdict.SUCCESS, ""
+    reason = f"the app answered the status '{clip(word)}'"
+    return (Verdict.DROP if word == "DROP" else Verdict.RETRY), reason
+
+
+class Deliverer:
+    """Takes the deliveries of one subscription to the app; `handle` is the subscription's `Handler`."""
+
+    def __init__(
+        self,
+        group: Group,
+        path: str,
+        plan: Plan,
+        *,
+        log: EventLog,
+        channel: AppChannel,
+        clock: Clock,
+        raw_payload: bool = False,
+    ) -> None:
+        """Raises `MeshError` when `path` cannot be called."""
+        self._group = group
+        self._topic = topic = group.topic
+        self._plan = plan
+        self._log = log
+        self._channel = channel
+        self._clock = clock
+        self._raw_from = topic if raw_payload else None
+        self._route = channel.prepare(
+            "POST", path, [("content-type", "application/cloudevents+json"), ("pubsubname", topic.pubsub)]
+        )
+        self._dead_lettering: set[asyncio.Task[None]] = set()
+        self._draining = False
+        self._silent_until = 0.0
+        self._unlogged = 0
+
+    def drain(self) -> None:
+        """From now on a failure is nobody's fault: the message goes back to the group, and to no dead letter topic."""
+        self._draining = True
+
+    async def close(self) -> None:
+        """Returns when every dead letter that is under way is stored or given up."""
+        if self._dead_lettering:
+            await asyncio.gather(*self._dead_lettering)
+
+    def handle(self, delivery: Delivery) -> None:
+        self._deliver(delivery, None)
+
+    def _deliver(self, delivery: Delivery, held_since: float | None) -> None:
+        """`held_since` is when the app could first not be reached with this delivery."""
+        try:
+            event = inbound.read(delivery, self._raw_from)
+            if event.expires is not None and event.expires <= self._clock.now():
+                self._drop(delivery, "it expired before it could be delivered")
+                return
+            extra: HeaderLines | None = None
+            if event.hop:
+                extra = self._channel.header_lines(list(event.hop.items()))
+            call = self._route.send(event.body, extra, timeout=self._plan.timeout)
+        except MeshError as error:
+            self._fail(delivery, str(error))
+        else:
+            call.add_done_callback(partial(self._answered, delivery, held_since))
+
+    def _answered(self, delivery: Delivery, held_since: float | None, call: asyncio.Future[AppResponse]) -> None:
+        if call.cancelled():
+            delivery.retry(0)
+            return
+        error = call.exception()
+        if error is None:
+            judged, reason = verdict(call.result())
+            if judged is Verdict.SUCCESS:
+                delivery.ack()
+            elif judged is Verdict.DROP:
+                self._drop(delivery, reason)
+            else:
+                self._fail(delivery, reason)
+        elif isinstance(error, AppUnreachable):
+            self._hold(delivery, held_since, str(error))
+        elif isinstance(error, AppError):
+            self._fail(delivery, str(error))
+        else:
+            logger.error("event %s of topic %s", delivery.position, self._topic.name, exc_info=error)
+            self._retry(delivery, "an error in the sidecar")
+
+    def _hold(self, delivery: Delivery, held_since: float | None, reason: str) -> None:
+        """The app saw nothing of it: that is no attempt. While events are held here, no more are taken."""
+        now = self._clock.now()
+        if self._draining or (held_since is not None and now - held_since > HOLD_LIMIT):
+            delivery.retry(0)
+        else:
+            self._log_failure(delivery, reason, REDIAL_PAUSE)
+            since = now if held_since is None else held_since
+            self._clock.call_later(REDIAL_PAUSE, partial(self._deliver, delivery, since))
+
+    def _drop(self, delivery: Delivery, reason: str) -> None:
+        if self._plan.dead_letter is None:
+            logger.info("event %s of topic %s dropped: %s", delivery.position, self._topic.name, reason)
+            delivery.ack()
+        else:
+            self._fail(delivery, reason)
+
+    def _fail(self, delivery: Delivery, reason: str) -> None:
+        if self._plan.dead_letter is None or self._draining:
+            self._retry(delivery, reason)
+            return
+        task = asyncio.get_running_loop().create_task(self._dead_letter(delivery, self._plan.dead_letter, reason))
+        self._dead_lettering.add(task)
+        task.add_done_callback(self._dead_lettering.discard)
+
+    def _retry(self, delivery: Delivery, reason: str) -> None:
+        pause = 0.0 if self._draining else self._plan.pause(delivery.attempt)
+        self._log_failure(delivery, reason, pause)
+        delivery.retry(pause)
+
+    def _log_failure(self, delivery: Delivery, reason: str, pause: float) -> None:
+        now = self._clock.now()
+        if now < self._silent_until:
+            self._unlogged += 1
+            return
+        more = f" ({self._unlogged} more failed since the last line)" if self._unlogged else ""
+        logger.warning(
+            "event %s of topic %s failed at attempt %d, again in %.2f s: %s%s",
+            delivery.position,
+            self._topic.name,
+            delivery.attempt,
+            pause,
+            reason,
+            more,
+        )
+        self._silent_until = now + LOG_PAUSE
+        self._unlogged = 0
+
+    async def _dead_letter(self, delivery: Delivery, target: Topic, reason: str) -> None:
+        """Store the message on the dead letter topic as it is; only then is it done with here."""
+        mode = delivery.mode
+        try:
+            attributes = delivery.attributes if mode is Mode.BINARY else {}
+        except MeshError:
+            mode, attributes = Mode.RAW, {}  # what cannot be read is kept as it is
+        letter = Message(
+            mode=mode,
+            payload=delivery.payload,
+            attributes=attributes,
+            content_type=delivery.content_type if mode is Mode.RAW else None,
+            # The same letter again, after a crash between the two steps, is stored once.
+            dedupe_id="\0".join((*self._group.topic, self._group.app_id, delivery.position)),
+            headers=delivery.headers,
+        )
+        try:
+            await self._log.publish(target, letter)
+        except BrokerError as error:
+            self._retry(delivery, f"{reason}; and the dead letter topic {target.name} did not take it: {error}")
+        else:
+            logger.info(
+                "event %s of topic %s went to the dead letter topic %s: %s",
+                delivery.position,
+                self._topic.name,
+                target.name,
+                reason,
+            )
+            delivery.ack()

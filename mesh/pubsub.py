@@ -1,0 +1,147 @@
+"""Publishing: the building block behind every API that takes events in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from mesh import addressing, envelope
+from mesh.envelope import Publication
+from mesh.errors import ApiError, BrokerError, BrokerUnavailable, Code, MessageTooLarge
+from mesh.event import CloudEvent
+from mesh.ports import Clock, EventLog, Message, Mode, Topic
+from mesh.scopes import TopicScopes
+from mesh.trace import TraceContext
+
+DEFAULT_COMPONENT = "pubsub"
+"""The component that is there without any file: the backbone's own, under the name that `dapr init` uses."""
+
+
+class Component(msgspec.Struct, frozen=True, kw_only=True):
+    """A configured pub/sub component."""
+
+    name: str
+    log: EventLog
+    type: str = "pubsub.meshwire"
+    version: str = "v1"
+    scopes: TopicScopes = TopicScopes.from_metadata({})
+    topic_prefix: str = ""
+    """Put before each topic on the broker; the app never sees it (Dapr: `{namespace}` in a component)."""
+
+    def address(self, topic: str) -> Topic:
+        return Topic(self.name, self.topic_prefix + topic)
+
+
+class PubSub:
+    """Publishes for one app, to the pub/sub components of its sidecar."""
+
+    def __init__(self, app_id: str, components: Iterable[Component], clock: Clock) -> None:
+        self.app_id = app_id
+        self.components: Mapping[str, Component] = {component.name: component for component in components}
+        self._clock = clock
+
+    def component(self, name: str, metadata: Mapping[str, str] | None = None) -> Component:
+        """Raises `ApiError` (Dapr's 404) for an unknown name."""
+        component = self.components.get(name)
+        if component is None:
+            raise ApiError(Code.PUBSUB_NOT_FOUND, f"pubsub {name} is not found", metadata=metadata or {})
+        return component
+
+    async def publish(self, publication: Publication) -> None:
+        """Returns when everything is stored. Raises `ApiError` with Dapr's codes.
+
+        Dapr's order of checks: component, topic, `rawPayload`, event, scope, broker.
+        """
+        component = self.component(publication.topic.pubsub, publication.metadata)
+        name = publication.topic.name
+        address = self._address(component, name)
+        messages = envelope.messages(publication, self.app_id, self._clock.now())
+        self._check_scope(component, name)
+        failures = await _store(component.log, address, messages)
+        if failures:
+            index, error = next(iter(failures.items()))
+            cause = (
+                str(error) if len(messages) == 1 else f"{len(failures)} of {len(messages)} events, [{index}]: {error}"
+            )
+            raise ApiError(
+                Code.PUBSUB_PUBLISH,
+                f"error when publishing to topic {name} in pubsub {component.name}: {cause}",
+                resource=("pubsub", component.name),
+                metadata={"topic": name, "error": cause},
+            ) from error
+
+    async def store_events(
+        self,
+        topic: Topic,
+        events: Sequence[CloudEvent],
+        mode: Mode,
+        trace: TraceContext | None,
+        hop: Mapping[str, str],
+    ) -> None:
+        """Store valid events as they are (CloudEvents ingress). Raises `ApiError` with the ingress' own codes."""
+        component = self.component(topic.pubsub)
+        address = self._address(component, topic.name)
+        self._check_scope(component, topic.name)
+        now = self._clock.now()
+        messages = [envelope.event_message(envelope.with_trace(event, trace), mode, hop, now) for event in events]
+        failures = await _store(component.log, address, messages)
+        if failures:
+            raise _not_stored(component.name, topic.name, len(messages), failures)
+
+    def _address(self, component: Component, topic: str) -> Topic:
+        address = component.address(topic)
+        try:
+            addressing.check_topic(address.name)
+        except addressing.InvalidTopic as error:
+            raise ApiError(
+                Code.TOPIC_INVALID,
+                str(error),
+                resource=("pubsub", component.name),
+                metadata={"topic": topic, "error": str(error)},
+            ) from None
+        return address
+
+    def _check_scope(self, component: Component, topic: str) -> None:
+        if not component.scopes.may_publish(self.app_id, topic):
+            message = f"topic {topic} is not allowed for app id {self.app_id}"
+            raise ApiError(
+                Code.PUBSUB_FORBIDDEN,
+                message,
+                resource=("pubsub", component.name),
+                metadata={"appID": self.app_id, "error": message},
+            )
+
+
+async def _store(log: EventLog, topic: Topic, messages: Sequence[Message]) -> dict[int, BrokerError]:
+    """Publish all; returns the failures by index."""
+    if len(messages) == 1:
+        try:
+            await log.publish(topic, messages[0])
+        except BrokerError as error:
+            return {0: error}
+        return {}
+    outcomes = await asyncio.gather(*(log.publish(topic, message) for message in messages), return_exceptions=True)
+    failures: dict[int, BrokerError] = {}
+    for index, outcome in enumerate(outcomes):
+        if isinstance(outcome, BrokerError):
+            failures[index] = outcome
+        elif outcome is not None:
+            raise outcome
+    return failures
+
+
+def _not_stored(pubsub: str, topic: str, total: int, failures: Mapping[int, BrokerError]) -> ApiError:
+    error = next(iter(failures.values()))
+    code = Code.EVENT_TOO_LARGE if isinstance(error, MessageTooLarge) else Code.EVENT_NOT_STORED
+    where = "" if total == 1 else f"{len(failures)} of {total} events: "
+    return ApiError(
+        code,
+        f"topic {topic} in pubsub {pubsub}: {where}{error}",
+        # Refused for good is the server's fault as little as ours: only waiting may help a 503.
+        status=None if isinstance(error, MessageTooLarge | BrokerUnavailable) else 502,
+        resource=("pubsub", pubsub),
+        metadata={"topic": topic},
+        extra={"notStored": sorted(failures)},
+    )
