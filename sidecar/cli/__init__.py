@@ -115,9 +115,9 @@ def main(argv: list[str] | None = None) -> int:
     What fails is told in one line on stderr. Only `meshwire sidecar` may leave by `SystemExit`.
     """
     words = [*(sys.argv[1:] if argv is None else argv)]  # once its command ran, `list` here is a module
-    debug = _truthy(os.environ.get("MESHWIRE_DEBUG"))
+    own = words[: words.index("--")] if "--" in words else words  # what follows is the app's
+    debug = "--debug" in own or _truthy(os.environ.get("MESHWIRE_DEBUG"))
     while words and words[0] == "--debug":
-        debug = True
         del words[0]
     _survive_narrow_encodings()
     try:
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
-        if debug or "--debug" in words[: words.index("--") if "--" in words else None]:
+        if debug:
             import traceback
 
             traceback.print_exc()

@@ -9,10 +9,13 @@ import os
 from pathlib import Path
 
 from brokers.nats.embedded import ensure_keeper, hold, mesh_folder
+from mesh.addressing import DEFAULT_NAMESPACE
 from mesh.errors import BrokerUnavailable, MeshError, clip
 from mesh.ports import Group, Topic
 from sidecar.cli import OK
 
+EMBEDDED = "embedded:"
+"""With the folder of a mesh behind it: the broker that `meshwire run` brings along."""
 TIMEOUT = 30.0
 """Seconds for all of it; an embedded broker may have to be started."""
 
@@ -29,28 +32,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Raises `MeshError` when there is no such subscription, or when the broker refuses or does not answer."""
-    namespace = args.namespace or os.environ.get("NAMESPACE") or "default"
-    broker = os.environ.get("MESHWIRE_BROKER") or None
+    namespace = args.namespace or os.environ.get("NAMESPACE") or DEFAULT_NAMESPACE
+    broker = os.environ.get("MESHWIRE_BROKER") or f"{EMBEDDED}{mesh_folder(args.mesh)}"
     group = Group(args.app_id, Topic(args.pubsub, args.topic))
     with contextlib.ExitStack() as held:
-        folder = None
-        if broker is None:
-            folder = mesh_folder(args.mesh)
+        if broker.startswith(EMBEDDED):
+            folder = Path(broker.removeprefix(EMBEDDED))
             held.callback(hold(folder).close)
             ensure_keeper(folder)
-        forgotten = asyncio.run(_forget(group, broker, namespace, folder))
+        forgotten = asyncio.run(_forget(group, broker, namespace))
     shown = f"{clip(args.app_id)} {{}} to {clip(args.topic)} of {clip(args.pubsub)}"
     if not forgotten:
-        where = f"namespace '{clip(namespace)}'" + (f" of mesh '{args.mesh}'" if folder else "")
+        where = f"namespace '{clip(namespace)}'"
         raise MeshError(f"{shown.format('does not subscribe')} in {where}; nothing was forgotten")
     print(f"✅ {shown.format('no longer subscribes')}")
     return OK
 
 
-async def _forget(group: Group, broker: str | None, namespace: str, folder: Path | None) -> bool:
+async def _forget(group: Group, broker: str, namespace: str) -> bool:
     from sidecar.assembly import open_event_log
 
-    log = await open_event_log(broker, namespace, mesh_folder=folder)
+    log = await open_event_log(broker, namespace)
     try:
         async with asyncio.timeout(TIMEOUT):
             await log.start()

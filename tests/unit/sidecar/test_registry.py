@@ -45,8 +45,10 @@ def test_an_entry_is_listed_from_register_to_close(tmp_path: Path) -> None:
     mine = entry(app_port=6001, cli_pid=7, socket="/run/x.socket")
     registration = register(tmp_path, mine)
     assert entries(tmp_path) == [mine]
-    registration.close()
-    registration.close()
+    with registration.path.open() as seen:
+        registration.close()
+        registration.close()
+        fcntl.flock(seen, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the lock is free, too
     assert entries(tmp_path) == []
     assert list((tmp_path / "run").iterdir()) == []
 
