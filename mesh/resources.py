@@ -1,0 +1,526 @@
+"""The manifests that a user gives: components, subscriptions and the configuration.
+
+Read once, at start. What to load follows Dapr; what Dapr passes over without a word (an unknown field, a key
+given twice) is an error here, with file, line and the nearest known name.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mesh.errors import ConfigurationError, clip
+from mesh.quantities import duration
+
+if TYPE_CHECKING:
+    from mesh.documents import Fields
+
+CATEGORIES = (
+    "state",
+    "pubsub",
+    "bindings",
+    "secretstores",
+    "configuration",
+    "lock",
+    "crypto",
+    "middleware",
+    "conversation",
+)
+DEFAULT_INIT_TIMEOUT = 5.0
+
+_V1, _V2 = "dapr.io/v1alpha1", "dapr.io/v2alpha1"
+# What Kubernetes keeps beside the name, without meaning to us.
+_OBJECT_METADATA = (
+    *("name", "namespace", "labels", "annotations", "creationTimestamp", "deletionGracePeriodSeconds"),
+    *("deletionTimestamp", "finalizers", "generateName", "generation", "managedFields", "ownerReferences"),
+    *("resourceVersion", "selfLink", "uid"),
+)
+
+
+class Metadata(Mapping[str, str]):
+    """A component's settings: found in any letter case, listed as the user wrote them."""
+
+    __slots__ = ("_lines", "_values")
+
+    def __init__(self, values: Mapping[str, str] = {}, lines: Mapping[str, int] = {}) -> None:
+        self._values = {key.lower(): (key, value) for key, value in values.items()}
+        self._lines = {key.lower(): line for key, line in lines.items()}
+
+    def __getitem__(self, key: str) -> str:
+        return self._values[key.lower()][1]
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and key.lower() in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for key, _ in self._values.values())
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"Metadata({', '.join(self)})"  # values may be secret
+
+    def line(self, key: str) -> int | None:
+        return self._lines.get(key.lower())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Component:
+    """A component manifest, templates and environment references resolved."""
+
+    name: str
+    type: str
+    """`<category>.<implementation>`, the implementation in lower case."""
+    version: str = "v1"
+    metadata: Metadata = field(default_factory=Metadata)
+    scopes: tuple[str, ...] = ()
+    namespace: str = ""
+    ignore_errors: bool = False
+    """Whether the start goes on without the component when it cannot be had."""
+    init_timeout: float = DEFAULT_INIT_TIMEOUT
+    """Seconds."""
+    namespace_scoped: bool = False
+    """Pub/sub only: some metadata value had `{namespace}`, so topics are prefixed with the namespace (Dapr)."""
+    origin: str = ""
+    """`file:line`."""
+
+    def where(self, key: str) -> str:
+        """`file:line` of a metadata key."""
+        line = self.metadata.line(key)
+        return f"{self.origin.rpartition(':')[0]}:{line}" if line else self.origin
+
+    def unknown_metadata(self, known: Iterable[str]) -> list[str]:
+        """One line for each metadata key that is not in `known`, with its place and the nearest known key."""
+        from mesh.documents import did_you_mean
+
+        known = tuple(known)
+        lower = {name.lower() for name in known}
+        return [
+            f"{self.where(key)}: metadata.{clip(key)}: component '{self.name}' of type {self.type} has no such setting"
+            f"{did_you_mean(key, known)}"
+            for key in self.metadata
+            if key.lower() not in lower
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SubscriptionManifest:
+    """A subscription manifest of either version as the user wrote it; `mesh.subscriptions` judges it."""
+
+    name: str
+    pubsub: str
+    topic: str
+    rules: tuple[tuple[str, str], ...] = ()
+    """`match` and `path` of each rule, in order."""
+    default: str = ""
+    """`route` of v1alpha1, `routes.default` of v2alpha1."""
+    dead_letter_topic: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    bulk: bool = False
+    scopes: tuple[str, ...] = ()
+    origin: str = ""
+    """`file:line`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    components: tuple[Component, ...] = ()
+    subscriptions: tuple[SubscriptionManifest, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What was passed over and why, one line each, for the log."""
+
+
+def load(
+    paths: Sequence[Path], *, app_id: str, namespace: str, environ: Mapping[str, str], denied: Sequence[str] = ()
+) -> Resources:
+    """What the folders `paths` hold for this app (Dapr: loading components from disk).
+
+    Only the top level of each folder, files ending `.yaml` or `.yml` in any case, sorted by name. `namespace`
+    fills the templates; manifests are filtered by namespace only where `environ` sets `NAMESPACE`. `denied` is
+    `components.deny` of the configuration.
+
+    Raises `ConfigurationError` for a folder that is missing, a component name that is taken, and a manifest of
+    this app's that says something unknown or impossible. A document that is no YAML is passed over with a
+    warning, as is a component with `ignoreErrors` that cannot be had.
+    """
+    loader = _Loader(app_id, namespace, environ, denied)
+    for path in paths:
+        loader.folder(path)
+    return Resources(
+        components=tuple(loader.components.values()),
+        subscriptions=tuple(loader.subscriptions.values()),
+        warnings=tuple(loader.warnings),
+    )
+
+
+class _Refused(Exception):
+    """A component that cannot be had; fatal unless it says `ignoreErrors`."""
+
+
+class _Loader:
+    def __init__(self, app_id: str, namespace: str, environ: Mapping[str, str], denied: Sequence[str]) -> None:
+        self.app_id = app_id
+        self.namespace = namespace
+        self.environ = environ
+        self.denied = denied
+        self.components: dict[str, Component] = {}
+        self.subscriptions: dict[str, SubscriptionManifest] = {}
+        self.warnings: list[str] = []
+
+    def folder(self, path: Path) -> None:
+        try:
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in (".yaml", ".yml"))
+        except OSError as error:
+            raise ConfigurationError(f"--resources-path {path}: cannot be read: {error.strerror}") from error
+        for file in files:
+            if file.is_file():
+                self.file(file)
+
+    def file(self, path: Path) -> None:
+        from mesh.documents import Unreadable, read
+
+        for document in read(path):
+            if isinstance(document, Unreadable):
+                self.warnings.append(f"{document.reason}; this document is skipped")
+            else:
+                self.document(document)
+
+    def document(self, document: Fields) -> None:
+        kind, version = document.get("kind"), document.get("apiVersion")
+        if kind == "Component" and version == _V1:
+            self.component(document)
+        elif kind == "Subscription" and version in (_V1, _V2):
+            self.subscription(document, version)
+        elif isinstance(version, str) and version.startswith("dapr.io/"):
+            self.warnings.append(f"{document.at()}: kind {clip(kind)} of {clip(version)} has no effect yet, skipped")
+
+    def component(self, document: Fields) -> None:
+        # Before the filters: a misspelt `scopes` must not hand the component to everybody.
+        top = document.closed("apiVersion", "kind", "metadata", "spec", "auth", "scopes")
+        about = top.fields("metadata").closed(*_OBJECT_METADATA)
+        own = self.environ.get("NAMESPACE")
+        name, namespace = about.text("name"), about.text("namespace")
+        if own and namespace and namespace != own:
+            return
+        if not name:
+            raise top.fault("metadata", "a component needs a name")
+        if name in (".", "..") or "/" in name or "%" in name:
+            self.warnings.append(
+                f"{about.at('name')}: the component name '{clip(name)}' cannot stand in a URL path, skipped"
+            )
+            return
+        if name in self.components:
+            raise about.fault("name", f"'{clip(name)}' is taken by {self.components[name].origin}")
+        scopes = top.texts("scopes")
+        if scopes and self.app_id not in scopes:
+            return
+        spec = top.fields("spec").closed("type", "version", "ignoreErrors", "initTimeout", "metadata")
+        ignore_errors = spec.flag("ignoreErrors")
+        top.fields("auth").closed("secretStore")
+        try:
+            if self._is_denied(spec, name):
+                return
+            type_ = self._type(spec)
+            values, lines, scoped = self._metadata(spec)
+        except _Refused as refused:
+            if not ignore_errors:
+                raise ConfigurationError(f"{refused}") from None
+            self.warnings.append(f"{refused}; component '{name}' is left out (ignoreErrors)")
+            return
+        self.components[name] = Component(
+            name=name,
+            type=type_,
+            version=spec.text("version", "v1").lower() or "v1",
+            metadata=Metadata(values, lines),
+            scopes=scopes,
+            namespace=namespace,
+            ignore_errors=ignore_errors,
+            init_timeout=self._init_timeout(spec),
+            namespace_scoped=scoped and type_.startswith("pubsub."),
+            origin=document.at(),
+        )
+
+    def _is_denied(self, spec: Fields, name: str) -> bool:
+        """Dapr: compared as written; with any denial, a component without version is not loaded either."""
+        type_, version = spec.text("type"), spec.text("version")
+        if not self.denied or not (not version or type_ in self.denied or f"{type_}/{version}" in self.denied):
+            return False
+        why = "components.deny names its type" if version else "components.deny is set and it gives no version"
+        self.warnings.append(f"{spec.at('type')}: component '{name}' is left out: {why}")
+        return True
+
+    @staticmethod
+    def _type(spec: Fields) -> str:
+        category, dot, implementation = spec.text("type").partition(".")
+        if category not in CATEGORIES or not dot or not implementation:
+            raise _Refused(
+                spec.fault(
+                    "type",
+                    f"incorrect type '{clip(spec.text('type'))}': must be <category>.<implementation>, "
+                    f"the category one of {', '.join(CATEGORIES)}",
+                )
+            )
+        return f"{category}.{implementation.lower()}"
+
+    def _init_timeout(self, spec: Fields) -> float:
+        text = spec.text("initTimeout")
+        try:
+            seconds = duration(text, bare_unit=None) if text else 0.0
+        except ValueError as error:
+            self.warnings.append(f"{spec.at('initTimeout')}: spec.initTimeout: {error}; 5s is used")
+            seconds = 0.0
+        return seconds if seconds > 0 else DEFAULT_INIT_TIMEOUT
+
+    def _metadata(self, spec: Fields) -> tuple[dict[str, str], dict[str, int], bool]:
+        values: dict[str, str] = {}
+        lines: dict[str, int] = {}
+        seen: dict[str, int] = {}
+        scoped = False
+        for item in spec.entries("metadata"):
+            entry = item.closed("name", "value", "secretKeyRef", "envRef")
+            name = entry.text("name")
+            if not name:
+                raise entry.fault("name", "a metadata entry needs a name")
+            if name.lower() in seen:
+                raise entry.fault("name", f"'{clip(name)}' is given twice, first on line {seen[name.lower()]}")
+            value = self._value(entry, name)
+            scoped = scoped or "{namespace}" in value
+            values[name] = self._fill(entry, value)
+            seen[name.lower()] = lines[name] = entry.line
+        return values, lines, scoped
+
+    def _value(self, entry: Fields, name: str) -> str:
+        from mesh.documents import as_text
+
+        if entry.get("secretKeyRef") is not None:
+            raise _Refused(
+                entry.fault(
+                    "secretKeyRef",
+                    f"secret stores are not there yet, so '{clip(name)}' cannot be read from one: "
+                    "use value, or envRef with an environment variable",
+                )
+            )
+        value, reference = as_text(entry.get("value")), entry.text("envRef")
+        if value or not reference:
+            return value
+        allowed = self.environ.get("DAPR_ENV_KEYS")
+        upper = reference.upper()
+        if upper == "APP_API_TOKEN" or upper.startswith("DAPR_") or " " in reference:
+            why = "this variable may not be read"
+        elif allowed and reference not in allowed.split():
+            why = "DAPR_ENV_KEYS does not list it"
+        elif reference not in self.environ:
+            why = "it is not set"
+        else:
+            return self.environ[reference]
+        self.warnings.append(f"{entry.at('envRef')}: envRef {clip(reference)} is left empty: {why}")
+        return ""
+
+    def _fill(self, entry: Fields, value: str) -> str:
+        def template(match: re.Match[str]) -> str:
+            match match[1]:
+                case "uuid":
+                    return str(uuid.uuid4())
+                case "namespace":
+                    return f"{self.namespace}.{self.app_id}"  # Dapr: not the namespace alone
+                case "appID":
+                    return self.app_id
+                case _:
+                    if not (pod := self.environ.get("POD_NAME")):
+                        raise _Refused(entry.fault("value", "{podName} needs the environment variable POD_NAME"))
+                    return pod
+
+        return re.sub(r"\{(uuid|podName|namespace|appID)\}", template, value)
+
+    def subscription(self, document: Fields, version: str) -> None:
+        top = document.closed("apiVersion", "kind", "metadata", "spec", "scopes")
+        scopes = top.texts("scopes")
+        if scopes and self.app_id not in scopes:
+            return
+        name = top.fields("metadata").closed(*_OBJECT_METADATA).text("name")
+        route = "route" if version == _V1 else "routes"
+        spec = top.fields("spec").closed("pubsubname", "topic", route, "deadLetterTopic", "metadata", "bulkSubscribe")
+        for required in ("pubsubname", "topic"):
+            if not spec.text(required):
+                raise spec.fault(required, "a subscription needs it")
+        rules: list[tuple[str, str]] = []
+        if version == _V1:
+            default = spec.text("route")
+        else:
+            routes = spec.fields("routes").closed("rules", "default")
+            default = routes.text("default")
+            for item in routes.entries("rules"):
+                rule = item.closed("match", "path")
+                rules.append((rule.text("match"), rule.text("path")))
+        if not rules and not default:
+            raise spec.fault(route, "a subscription needs a path to deliver to")
+        bulk = spec.fields("bulkSubscribe").closed("enabled", "maxMessagesCount", "maxAwaitDurationMs")
+        metadata = spec.fields("metadata")
+        manifest = SubscriptionManifest(
+            name=name,
+            pubsub=spec.text("pubsubname"),
+            topic=spec.text("topic"),
+            rules=tuple(rules),
+            default=default,
+            dead_letter_topic=spec.text("deadLetterTopic"),
+            metadata={key: metadata.text(key) for key in metadata},
+            bulk=bulk.flag("enabled"),
+            scopes=scopes,
+            origin=document.at(),
+        )
+        key = name or manifest.origin
+        if key in self.subscriptions:
+            self.warnings.append(
+                f"{manifest.origin}: subscription '{clip(name)}' replaces the one of "
+                f"{self.subscriptions.pop(key).origin}"
+            )
+        self.subscriptions[key] = manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ApiRule:
+    """One entry of `api.allowed` or `api.denied`."""
+
+    name: str
+    version: str
+    protocol: str = "http"
+
+    def matches(self, group: str, route: str) -> bool:
+        rule = f"{self.version}/{self.name}"
+        return rule == group or route.startswith(rule)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Configuration:
+    """The Configuration manifest. Without one, everything is allowed."""
+
+    api_allowed: tuple[ApiRule, ...] = ()
+    api_denied: tuple[ApiRule, ...] = ()
+    components_deny: tuple[str, ...] = ()
+    """`type` or `type/version` of components that may not be loaded."""
+    others: Mapping[str, object] = field(default_factory=dict)
+    """The sections without effect yet, as the user wrote them."""
+    warnings: tuple[str, ...] = ()
+
+    def serves(self, group: str, route: str) -> bool:
+        """Whether an HTTP endpoint is on: `group` as `v1/publish`, `route` as `v1.0/publish/{pubsub}/{topic}`.
+
+        Dapr: denials first, then, with any allowance for HTTP, only what is allowed; health is always on.
+        """
+        if group.endswith("/healthz"):
+            return True
+        if any(rule.matches(group, route) for rule in self.api_denied if rule.protocol == "http"):
+            return False
+        allowed = [rule for rule in self.api_allowed if rule.protocol == "http"]
+        return not allowed or any(rule.matches(group, route) for rule in allowed)
+
+
+_SECTIONS = (
+    *("httpPipeline", "appHttpPipeline", "tracing", "metric", "metrics", "mtls", "accessControl", "secrets"),
+    *("nameResolution", "features", "api", "components", "logging", "wasm", "workflow"),
+)
+# To pass over one of these would open what the user closed.
+_GUARDS = ("httpPipeline", "appHttpPipeline", "accessControl")
+
+
+def load_configuration(paths: Sequence[Path], environ: Mapping[str, str]) -> Configuration:
+    """The `--config` files, merged in order: mappings field by field, everything else replaced by the later.
+
+    `$NAME` and `${NAME}` in the text are replaced from `environ` first; a name that is not set is empty (Dapr),
+    with a warning. Raises `ConfigurationError` for a file that cannot be read or is no Configuration, for an
+    unknown field, and for the sections that guard something and are not there yet.
+    """
+    merged: dict[str, object] = {}
+    warnings: list[str] = []
+    denied: tuple[str, ...] = ()
+    rules: dict[str, tuple[ApiRule, ...]] = {}
+    for path in paths:
+        for document in _configuration_documents(path, environ, warnings):
+            top = document.closed("apiVersion", "kind", "metadata", "spec")
+            top.fields("metadata").closed(*_OBJECT_METADATA)
+            spec = top.fields("spec").closed(*_SECTIONS)
+            api = spec.fields("api").closed("allowed", "denied")
+            rules |= {side: tuple(_api_rules(api, side)) for side in api}
+            components = spec.fields("components").closed("deny")
+            denied = components.texts("deny") if "deny" in components else denied
+            for section in spec.keys() - {"api", "components"}:
+                if section in _GUARDS and _says_something(spec[section]):
+                    raise spec.fault(section, "not there yet, and leaving it out would open what it guards")
+                merged[section] = _merge(merged.get(section), spec[section])
+                warnings.append(f"{spec.at(section)}: spec.{section} has no effect yet")
+    return Configuration(
+        api_allowed=rules.get("allowed", ()),
+        api_denied=rules.get("denied", ()),
+        components_deny=denied,
+        others=merged,
+        warnings=tuple(warnings),
+    )
+
+
+def _configuration_documents(path: Path, environ: Mapping[str, str], warnings: list[str]) -> Iterator[Fields]:
+    from mesh.documents import Unreadable, parse
+
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigurationError(f"--config {path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"--config {path}: not UTF-8") from None
+    missing: dict[str, None] = {}
+
+    def expand(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in environ:
+            missing[name] = None
+        return environ.get(name, "")
+
+    text = re.sub(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))", expand, text, flags=re.ASCII)
+    warnings += [f"{path}: the environment variable {name} is not set, so it is empty" for name in missing]
+    for document in parse(text, str(path)):
+        if isinstance(document, Unreadable):
+            raise ConfigurationError(f"--config {document.reason}")
+        if document.get("kind", "Configuration") != "Configuration" or document.get("apiVersion", _V1) != _V1:
+            raise ConfigurationError(f"--config {document.at()}: must be kind Configuration of {_V1}")
+        yield document
+
+
+def _api_rules(api: Fields, side: str) -> Iterator[ApiRule]:
+    for entry in api.entries(side):
+        rule = entry.closed("name", "version", "protocol")
+        protocol = rule.text("protocol", "http").lower()
+        if protocol not in ("http", "grpc"):
+            raise rule.fault("protocol", f"must be http or grpc (got '{clip(protocol)}')")
+        for required in ("name", "version"):
+            if not rule.text(required):
+                raise rule.fault(required, "an API rule needs it")
+        yield ApiRule(name=rule.text("name"), version=rule.text("version"), protocol=protocol)
+
+
+def _says_something(value: object) -> bool:
+    """Whether any leaf is there: `{handlers: []}` says nothing."""
+    if isinstance(value, Mapping):
+        return any(_says_something(member) for member in value.values())
+    return bool(value)
+
+
+def _merge(earlier: object, later: object) -> object:
+    if not isinstance(earlier, Mapping) or not isinstance(later, Mapping):
+        return later
+    return {**earlier, **{key: _merge(earlier.get(key), value) for key, value in later.items()}}
+
+
+__all__ = [
+    "ApiRule",
+    "Component",
+    "Configuration",
+    "Metadata",
+    "Resources",
+    "SubscriptionManifest",
+    "load",
+    "load_configuration",
+]
