@@ -1,0 +1,307 @@
+"""Which topics the app wants, and where on the app each event goes.
+
+Two sources: the app's answer to `GET /dapr/subscribe` (programmatic) and manifests (declarative). Both end as
+`SubscriptionSpec`s that are known to be deliverable.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
+
+from mesh.errors import MeshError, clip
+from mesh.quantities import boolean
+from mesh.resources import SubscriptionManifest
+
+MAX_ANSWER = 1 << 20
+"""Longest answer of the app, in bytes."""
+MAX_SUBSCRIPTIONS = 1000
+MAX_PATH = 2048
+"""Longest path, in bytes."""
+
+
+class Route(NamedTuple):
+    """Where an event goes if `match` is true; an empty `match` always is."""
+
+    match: str
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SubscriptionSpec:
+    """One subscription. Its routes are tried in order; there is at least one."""
+
+    pubsub: str
+    topic: str
+    routes: tuple[Route, ...]
+    dead_letter_topic: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    raw_payload: bool = False
+    """The stored bytes are no event and are wrapped for the app."""
+    type: Literal["PROGRAMMATIC", "DECLARATIVE"]
+    origin: str
+    """For messages: `file:line`, or the entry of the app's answer."""
+
+
+class Parsed(NamedTuple):
+    specs: list[SubscriptionSpec]
+    refused: list[str]
+    """Subscriptions that ask for what is not there or cannot be; one line each, an error for the log."""
+    warnings: list[str]
+    """Entries that Dapr passes over as well; one line each."""
+
+
+class InvalidSubscriptions(MeshError):
+    """The app's answer cannot be used at all: no subscription of it starts (Dapr). Names entry and field."""
+
+
+class Unsupported(MeshError):
+    """One subscription that cannot start; the others can."""
+
+
+def parse_programmatic(status: int, body: bytes, *, default_pubsub: str) -> Parsed:
+    """The app's answer to `GET /dapr/subscribe`.
+
+    Understood are an array of objects, field names in any letter case, and the forms of 2019 and 2020: a topic
+    as a bare text (delivered to `/<topic>`) and an object without `pubsubname` (`default_pubsub`). 404 and an
+    empty body mean no subscriptions, other statuses too, with a warning. Whatever follows the first JSON value
+    is not looked at (Dapr). Raises `InvalidSubscriptions`.
+    """
+    if status != 200:
+        warnings = [] if status == 404 else [f"GET /dapr/subscribe: the app answered {status}, so no subscriptions"]
+        return Parsed([], [], warnings)
+    parsed = Parsed([], [], [])
+    for index, item in enumerate(_entries(body)):
+        origin = f"GET /dapr/subscribe: entry {index}"
+        try:
+            spec = _programmatic(item, origin, default_pubsub, parsed.warnings)
+        except Unsupported as error:
+            parsed.refused.append(f"{error}")
+        else:
+            if spec is not None:
+                parsed.specs.append(spec)
+    return parsed
+
+
+def from_manifest(manifest: SubscriptionManifest) -> SubscriptionSpec:
+    """Raises `Unsupported`, naming the manifest's file and line."""
+    return _spec(
+        "DECLARATIVE",
+        manifest.origin,
+        manifest.pubsub,
+        manifest.topic,
+        [*manifest.rules, *([("", manifest.default)] if manifest.default else [])],
+        manifest.dead_letter_topic,
+        manifest.metadata,
+        manifest.bulk,
+    )
+
+
+def from_manifests(manifests: Iterable[SubscriptionManifest]) -> Parsed:
+    """Each manifest on its own: one that is refused does not stop the others."""
+    parsed = Parsed([], [], [])
+    for manifest in manifests:
+        try:
+            parsed.specs.append(from_manifest(manifest))
+        except Unsupported as error:
+            parsed.refused.append(f"{error}")
+    return parsed
+
+
+def merge(programmatic: Iterable[SubscriptionSpec], declarative: Iterable[SubscriptionSpec]) -> list[SubscriptionSpec]:
+    """One subscription per pub/sub and topic (Dapr): the last programmatic one, else the first declarative one."""
+    merged: dict[tuple[str, str], SubscriptionSpec] = {}
+    for spec in declarative:
+        merged.setdefault((spec.pubsub, spec.topic), spec)
+    for spec in programmatic:
+        merged[spec.pubsub, spec.topic] = spec
+    return list(merged.values())
+
+
+def delivery_path(path: str) -> str:
+    """`path` as it stands in a request line: with a leading `/`, characters beyond ASCII percent-encoded.
+
+    Raises `ValueError` with the rule for a path that could not be sent as it is.
+    """
+    if not path.isprintable() or " " in path or "#" in path:
+        raise ValueError(f"a path has no blanks, control characters or '#' (got '{clip(path)}')")
+    encoded = quote(path, safe="!\"$%&'()*+,/:;<=>?@[\\]^`{|}")
+    encoded = encoded if encoded.startswith("/") else f"/{encoded}"
+    if len(encoded) > MAX_PATH:
+        raise ValueError(f"a path has at most {MAX_PATH} bytes (got {len(encoded)})")
+    return encoded
+
+
+def _entries(body: bytes) -> list[Any]:
+    """The members of the answer; raises `InvalidSubscriptions` when there is no list of them."""
+    if len(body) > MAX_ANSWER:
+        raise InvalidSubscriptions(
+            f"GET /dapr/subscribe: the answer has {len(body)} bytes, at most {MAX_ANSWER} may be"
+        )
+    try:
+        text = body.decode().strip(" \t\r\n")
+        entries = json.JSONDecoder(parse_constant=_no_constant).raw_decode(text)[0] if text else None
+    except RecursionError:
+        raise InvalidSubscriptions("GET /dapr/subscribe: the answer is nested too deeply") from None
+    except ValueError as error:
+        raise InvalidSubscriptions(f"GET /dapr/subscribe: the answer is no JSON: {error}") from None
+    if entries is None:
+        return []
+    if not isinstance(entries, list):
+        raise InvalidSubscriptions(f"GET /dapr/subscribe: the answer must be an array, not {_kind(entries)}")
+    if len(entries) > MAX_SUBSCRIPTIONS:
+        raise InvalidSubscriptions(
+            f"GET /dapr/subscribe: the answer has {len(entries)} entries, at most {MAX_SUBSCRIPTIONS} may be"
+        )
+    return entries
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _programmatic(item: object, origin: str, default_pubsub: str, warnings: list[str]) -> SubscriptionSpec | None:
+    if isinstance(item, str):
+        item = {"topic": item}
+    entry = _Object(item, origin)
+    legacy = "pubsubname" not in entry.members
+    topic, route = entry.text("topic"), entry.text("route")
+    routes = entry.object("routes")
+    rules = [(rule.text("match"), rule.text("path")) for rule in routes.objects("rules")]
+    default = routes.text("default") or route or (topic if legacy and not rules else "")
+    metadata = entry.texts("metadata")
+    bulk = entry.object("bulkSubscribe")
+    bulk.number("maxMessagesCount")
+    bulk.number("maxAwaitDurationMs")
+    pubsub = default_pubsub if legacy else entry.text("pubsubname")
+    arguments = entry.text("deadLetterTopic"), metadata, bulk.flag("enabled")
+    routed = [*rules, *([("", default)] if default else [])]
+    for missing, what in ((not pubsub, "pubsubname"), (not topic, "topic"), (not routed, "route")):
+        if missing:
+            warnings.append(f"{origin} has no {what}, skipped")
+            return None
+    return _spec("PROGRAMMATIC", origin, pubsub, topic, routed, *arguments)
+
+
+def _spec(
+    type_: Literal["PROGRAMMATIC", "DECLARATIVE"],
+    origin: str,
+    pubsub: str,
+    topic: str,
+    rules: Iterable[tuple[str, str]],
+    dead_letter_topic: str,
+    metadata: Mapping[str, str],
+    bulk: bool,
+) -> SubscriptionSpec:
+    """The one place that decides what can be subscribed to, for both sources."""
+    where = f"{origin}: topic '{clip(topic)}' of '{clip(pubsub)}' is not subscribed"
+    for name in (topic, dead_letter_topic):
+        if not {"*", ">"}.isdisjoint(name.split(".")):
+            raise Unsupported(f"{where}: wildcards are not there yet (got '{clip(name)}')")
+    if bulk:
+        raise Unsupported(f"{where}: bulkSubscribe is not there yet: leave it out or set enabled to false")
+    routes: list[Route] = []
+    for match, path in rules:
+        if match.strip():
+            raise Unsupported(
+                f"{where}: routing rules in CEL are not there yet (got '{clip(match)}'): use the default route"
+            )
+        try:
+            routes.append(Route("", delivery_path(path)))
+        except ValueError as error:
+            raise Unsupported(f"{where}: {error}") from None
+    try:
+        raw_payload = boolean(metadata.get("rawPayload") or "false")
+    except ValueError as error:
+        raise Unsupported(f"{where}: metadata.rawPayload: {error}") from None
+    for key in metadata:
+        # Dapr knows this key in one spelling only; silence would hand over events that nobody expects.
+        if key.lower() == "rawpayload" and key != "rawPayload":
+            raise Unsupported(f"{where}: metadata.{clip(key)}: write it 'rawPayload'")
+    return SubscriptionSpec(
+        pubsub=pubsub,
+        topic=topic,
+        routes=tuple(routes),
+        dead_letter_topic=dead_letter_topic or None,
+        metadata=dict(metadata),
+        raw_payload=raw_payload,
+        type=type_,
+        origin=origin,
+    )
+
+
+class _Object:
+    """A JSON object as Go decodes it into a struct: names in any letter case, null is the same as absent."""
+
+    def __init__(self, value: object, where: str) -> None:
+        if value is not None and not isinstance(value, dict):
+            raise InvalidSubscriptions(f"{where} must be an object, not {_kind(value)}")
+        self.where = where
+        self.members = {key.lower(): member for key, member in (value or {}).items()}
+
+    def _fault(self, name: str, rule: str) -> InvalidSubscriptions:
+        return InvalidSubscriptions(f"{self.where}: {name} {rule}")
+
+    def text(self, name: str) -> str:
+        value = self.members.get(name.lower())
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise self._fault(name, f"must be a string, not {_kind(value)}")
+        return _whole(value)
+
+    def flag(self, name: str) -> bool:
+        value = self.members.get(name.lower())
+        if value is None or isinstance(value, bool):
+            return bool(value)
+        raise self._fault(name, f"must be true or false, not {_kind(value)}")
+
+    def number(self, name: str) -> None:
+        value = self.members.get(name.lower())
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise self._fault(name, f"must be a whole number, not {_kind(value)}")
+
+    def object(self, name: str) -> _Object:
+        return _Object(self.members.get(name.lower()), f"{self.where}: {name}")
+
+    def objects(self, name: str) -> Iterator[_Object]:
+        value = self.members.get(name.lower())
+        if value is not None and not isinstance(value, list):
+            raise self._fault(name, f"must be an array, not {_kind(value)}")
+        return (_Object(member, f"{self.where}: {name}[{index}]") for index, member in enumerate(value or []))
+
+    def texts(self, name: str) -> dict[str, str]:
+        """A map from string to string, its keys as they are."""
+        value = self.members.get(name.lower())
+        if value is not None and not isinstance(value, dict):
+            raise self._fault(name, f"must be an object, not {_kind(value)}")
+        texts: dict[str, str] = {}
+        for key, member in (value or {}).items():
+            if member is not None and not isinstance(member, str):
+                raise self._fault(f"{name}.{clip(key)}", f"must be a string, not {_kind(member)}")
+            texts[_whole(key)] = _whole(member or "")
+        return texts
+
+
+def _whole(text: str) -> str:
+    """Without lone surrogates, which Go's decoder replaces too: they could not be sent on."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case str():
+            return "a string"
+        case int() | float():
+            return "a number"
+        case list():
+            return "an array"
+        case _:
+            return "an object"
