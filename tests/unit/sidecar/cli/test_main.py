@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -108,6 +109,16 @@ def test_a_failure_is_one_line_and_exit_code_1(
     monkeypatch.setenv("MESHWIRE_DEBUG", "1")
     assert main(["version"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["--app-id", "x", "--debug", "-unknown", "--", "a b"]])
+def test_the_sidecar_gets_its_words_untouched(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve(given: list[str]) -> int:
+        assert given == words
+        return 7
+
+    monkeypatch.setitem(sys.modules, "sidecar.serve", SimpleNamespace(main=serve))
+    assert main(["sidecar", *words]) == 7
 
 
 def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
