@@ -88,7 +88,7 @@ class MeshClient(Client):
             logger.exception("a message could not be handled")
 
     async def _process_err(self, err_msg: str) -> None:
-        text = err_msg.strip("'\" ")
+        text = err_msg.strip("' ")
         if "permissions violation" in text:
             self._on_denied(text)
             return
