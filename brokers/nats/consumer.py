@@ -7,13 +7,14 @@ consumer that was deleted is made again from where it stood. Guarded by `benchma
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from brokers.nats import codec, jetstream
 from brokers.nats.connection import Connection
-from mesh.errors import BrokerError, BrokerUnavailable
+from mesh.errors import BrokerUnavailable, MeshError
 from mesh.event import Attributes
 from mesh.ports import Mode
 
@@ -33,6 +34,8 @@ TICK = 1.0
 ACK = b"+ACK"
 
 _NANOSECONDS = 1_000_000_000
+
+_numbers = itertools.count(1)
 
 
 class NatsDelivery:
@@ -140,10 +143,11 @@ class Consumer:
         self._limit = limit
         self._loop = asyncio.get_running_loop()
         self._pull_subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{self.name}".encode()
-        self._inbox = f"{connection.inbox}.p.{self.name}"
+        # Two members of a group may share the connection; each has an inbox of its own.
+        self._inbox = f"{connection.inbox}.p.{next(_numbers)}"
         self._requested = 0
         self._held: dict[NatsDelivery, None] = {}
-        self._seen = 0
+        self._seen: int | None = None
         self._unacked: dict[int, None] = {}
         self._heard = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -173,8 +177,10 @@ class Consumer:
             await self._idle
 
     def cut(self) -> None:
-        """Let go at once; the server delivers again what is held."""
+        """Let go at once; what is held goes to other members."""
         self._stop_pulling()
+        for delivery in list(self._held):
+            delivery.retry(0)
         if self._timer is not None:
             self._timer.cancel()
 
@@ -201,9 +207,10 @@ class Consumer:
             self._idle.set_result(None)
 
     def _pull(self) -> None:
-        """Ask for more once half of the room is free: one pull for many messages."""
+        """Ask for more once half of the room is free, one pull for many messages, or when nothing is asked for:
+        slow handlers may hold the other half for long."""
         room = self._limit - self._requested - len(self._held)
-        if room * 2 < self._limit or self._repair is not None:
+        if room <= 0 or (self._requested and room * 2 < self._limit) or self._repair is not None:
             return
         self._requested += room
         self._connection.send(
@@ -233,9 +240,11 @@ class Consumer:
         delivery = NatsDelivery(self, reply, block, payload, self._heard)
         self._held[delivery] = None
         sequence = int(delivery.position)
-        self._seen = max(self._seen, sequence)
+        self._seen = max(self._seen or 0, sequence)
         self._unacked[sequence] = None
         self._offer(delivery)
+        if self._open and not self._requested:
+            self._pull()
 
     def _on_status(self, block: bytes) -> None:
         status = block[9:12]
@@ -276,7 +285,7 @@ class Consumer:
                     return
                 except BrokerUnavailable as error:
                     logger.warning("consumer %s: %s", self.name, error)
-                except BrokerError as error:
+                except MeshError as error:
                     logger.error("consumer %s: %s", self.name, error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 5.0)
@@ -288,8 +297,8 @@ class Consumer:
     async def _create(self) -> None:
         """Make the consumer unless it exists. One that vanished goes on where nothing is missed."""
         config = self._config
-        if self._seen:
+        if self._seen is not None:
             start = min(self._unacked, default=self._seen + 1)
             config = config | {"deliver_policy": "by_start_sequence", "opt_start_seq": start}
         info = await jetstream.ensure_consumer(self._connection, self._stream, config)
-        self._seen = max(self._seen, int(info["delivered"]["stream_seq"]))
+        self._seen = max(self._seen or 0, int(info["delivered"]["stream_seq"]))
