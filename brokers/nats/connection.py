@@ -97,11 +97,14 @@ class Connection:
         self._calls: dict[int, _Call] = {}
         self._call_bytes = 0
         self._sweeper: asyncio.TimerHandle | None = None
+        self.closed = False
         self.inbox = f"_INBOX.{name}.{secrets.token_hex(8)}"
         """Prefix of every subject on which this connection takes replies: an app's replies stay its own."""
         self._reply_to = f"{self.inbox}.r.".encode()
         self.max_payload = 0
         """Most bytes that the server takes in one message, headers included."""
+        self.has_jetstream = False
+        """Whether the server that we are connected to runs JetStream itself."""
 
     @property
     def problem(self) -> str | None:
@@ -121,12 +124,14 @@ class Connection:
             await self._task
 
     async def close(self) -> None:
-        """Calls that wait fail with `Disconnected`."""
+        """Calls that wait fail with `Disconnected`, and so do those who wait for a connection."""
+        self.closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         client = self._client
         self._disconnect("closed")
+        self._connected.set()
         if client is not None:
             client.abandon()
             # The transport is cut already: this only lets nats-py end its own tasks.
@@ -134,13 +139,15 @@ class Connection:
                 await client.close()
 
     async def wait_connected(self, timeout: float) -> None:
-        """Raises `Disconnected` after `timeout` seconds without a connection."""
-        if self._client is None:
-            try:
-                async with asyncio.timeout(timeout):
+        """Raises `Disconnected` after `timeout` seconds without a connection, or when this one is closed."""
+        try:
+            async with asyncio.timeout(timeout):
+                while self._client is None and not self.closed:
                     await self._connected.wait()
-            except TimeoutError:
-                raise Disconnected(f"no connection to NATS: {self._problem}") from None
+        except TimeoutError:
+            pass
+        if self._client is None:
+            raise Disconnected(f"no connection to NATS: {self._problem}")
 
     def on_reconnected(self, callback: Callable[[], None]) -> Callable[[], None]:
         """`callback` runs each time a new connection stands, its subscriptions restored. Returns the way to stop."""
@@ -320,6 +327,7 @@ class Connection:
 
     def _use(self, client: MeshClient) -> None:
         self.max_payload = client._max_payload
+        self.has_jetstream = bool(client._server_info.get("jetstream"))
         self._client = client
         self._problem = None
         self._lost.clear()

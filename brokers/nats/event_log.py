@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +12,11 @@ from brokers.nats import codec, jetstream
 from brokers.nats.connection import Connection, Reply
 from brokers.nats.consumer import ACK_WAIT, MAX_ACK_PENDING, Consumer, NatsDelivery
 from mesh import addressing
-from mesh.errors import BrokerUnavailable
+from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError
 from mesh.ids import random_id
 from mesh.ports import Feature, Group, Handler, Message, Topic
+
+logger = logging.getLogger("meshwire.nats")
 
 PUBLISH_TIMEOUT = 10.0
 """Seconds that a publish may wait for its acknowledgement, reconnects and repeats included: longer than the
@@ -29,9 +32,6 @@ MAX_AGE = 7 * 24 * 3600.0
 """Seconds for which events are kept, unless the stream's operator says otherwise."""
 MAX_CONSUMERS = 100_000
 """Set, since the server's default is a silent 1,000."""
-
-TRANSIENT_ERRORS = frozenset({10008, 10023, 10074, 10077, 10122})
-"""`err_code`s of a server that is short of something right now: JetStream unavailable, resources, replicas."""
 
 UNKEYED_LANE, KEYED_LANE = "u", "k"
 
@@ -77,7 +77,16 @@ class NatsEventLog:
 
     async def start(self) -> None:
         await self._connection.start()
-        await self._ensure_stream()
+        while True:
+            try:
+                await self._ensure_stream()
+            except BrokerUnavailable as error:  # a cluster, for one, that is still electing its leader
+                if isinstance(error, jetstream.NobodyAnswers) and not self._connection.has_jetstream:
+                    raise ConfigurationError(str(error)) from None
+                logger.warning("not ready yet: %s", error)
+                await asyncio.sleep(LAST_PAUSE)
+            else:
+                return
 
     async def close(self) -> None:
         for subscription in list(self._subscriptions):
@@ -103,7 +112,7 @@ class NatsEventLog:
         pause = FIRST_PAUSE
         while True:
             remaining = deadline - loop.time() - pause
-            if remaining <= 0:
+            if remaining <= 0 or self._connection.closed:
                 raise error
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)
@@ -115,6 +124,8 @@ class NatsEventLog:
                 _check(await self._connection.call(subject, headers, payload, timeout))
             except BrokerUnavailable as again:
                 error = again
+            except ConfigurationError as refusal:  # somebody changed the stream under our feet
+                raise BrokerError(str(refusal)) from None
             else:
                 return
 
@@ -191,12 +202,7 @@ def _check(reply: Reply) -> None:
     if reply.headers:
         raise _NoStream("no JetStream stream took the event: it was removed, or it has no leader right now")
     if b'"error"' in reply.payload:
-        try:
-            jetstream.decode_answer(reply.payload)
-        except jetstream.Refused as refusal:
-            if refusal.code in TRANSIENT_ERRORS:
-                raise BrokerUnavailable(str(refusal)) from None
-            raise
+        jetstream.decode_answer(reply.payload)
 
 
 class NatsSubscription:
@@ -246,6 +252,7 @@ class NatsSubscription:
 
     def cut(self) -> None:
         """Let go at once, whatever is in hand."""
+        self._waiting.clear()
         for lane in self._lanes:
             lane.cut()
         self._on_closed(self)

@@ -15,6 +15,10 @@ API_TIMEOUT = 5.0
 STREAM_NOT_FOUND = 10059
 CONSUMER_NOT_FOUND = 10014
 
+TRANSIENT_ERRORS = frozenset({10005, 10008, 10009, 10023, 10077, 10158, 10167})
+"""`err_code`s that may be gone a moment later: no peers yet, no leader, short of resources, the store failed, the
+same message id still under way, too many requests."""
+
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -26,15 +30,22 @@ class Refused(BrokerError):
         self.code = code
 
 
+class NobodyAnswers(BrokerUnavailable):
+    """No server takes calls to JetStream."""
+
+
 def decode_answer(payload: bytes) -> dict[str, Any]:
-    """Raises `Refused` when the answer is an error."""
+    """Raises `Refused` when the answer is an error, `BrokerUnavailable` when it is one that may pass."""
     try:
         answer = _decode(payload)
     except msgspec.DecodeError:
         raise BrokerError("NATS answered something that is not JSON; is another program on its API subjects?") from None
     error = answer.get("error")
     if error:
-        raise Refused(int(error.get("err_code", 0)), str(error.get("description", "no description")))
+        refusal = Refused(int(error.get("err_code", 0)), str(error.get("description", "no description")))
+        if refusal.code in TRANSIENT_ERRORS:
+            raise BrokerUnavailable(str(refusal))
+        raise refusal
     return answer
 
 
@@ -43,7 +54,7 @@ async def call(connection: Connection, subject: str, request: object = None) -> 
     body = b"" if request is None else msgspec.json.encode(request)
     reply = await connection.call(f"$JS.API.{subject}", b"", body, API_TIMEOUT)
     if reply.no_responders:
-        raise BrokerUnavailable(
+        raise NobodyAnswers(
             "JetStream does not answer: it is switched off on this server, or has no leader right now; "
             "start nats-server with -js"
         )
@@ -71,8 +82,8 @@ async def ensure_stream(connection: Connection, config: dict[str, Any]) -> None:
             "remove it, or choose another MESHWIRE_PREFIX or NAMESPACE"
         )
     for flag, harm in (
+        ("allow_msg_schedules", "one message could erase every other"),  # before rollup, which it brings with it
         ("allow_rollup_hdrs", "one message could erase every other"),
-        ("allow_msg_schedules", "one message could erase every other"),
     ):
         if found.get(flag) and not config.get(flag):
             raise ConfigurationError(f"the stream {name} has {flag} switched on, with which {harm}; switch it off")
