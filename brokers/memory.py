@@ -13,7 +13,7 @@ from itertools import count
 
 from mesh.clock import SystemClock
 from mesh.errors import BrokerUnavailable, MessageTooLarge
-from mesh.event import Attributes
+from mesh.event import Attributes, AttributeValue
 from mesh.ports import Clock, Feature, Group, Handler, Message, Mode, Topic
 
 DEDUPE_WINDOW = 120.0
@@ -160,7 +160,7 @@ class MemoryDelivery:
 
     @property
     def attributes(self) -> Attributes:
-        return dict(self._entry.message.attributes)
+        return {name: _text(value) for name, value in self._entry.message.attributes.items()}
 
     @property
     def payload(self) -> bytes | None:
@@ -250,7 +250,14 @@ class _GroupQueue:
             self.dispatch()
 
 
+def _text(value: AttributeValue) -> str:
+    """An attribute as a header carries it (CloudEvents core, "Type System")."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
 def _size(message: Message) -> int:
     size = len(message.payload or b"") + len(message.content_type or "")
-    size += sum(len(name) + len(str(value).encode()) for name, value in message.attributes.items())
+    size += sum(len(name) + len(_text(value).encode()) for name, value in message.attributes.items())
     return size + sum(len(name) + len(value.encode()) for name, value in message.headers.items())

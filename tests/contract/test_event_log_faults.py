@@ -201,7 +201,7 @@ async def test_close_does_not_wait_for_a_frozen_server(server: NatsServer, names
             outcomes = await asyncio.wait_for(asyncio.gather(*publishes, return_exceptions=True), 1)
         finally:
             server.thaw()
-    assert {type(outcome) for outcome in outcomes} <= {BrokerUnavailable, *BrokerUnavailable.__subclasses__()}
+    assert all(isinstance(outcome, BrokerUnavailable) for outcome in outcomes)
 
 
 async def test_start_waits_for_the_first_server(tmp_path: Path, namespace: str) -> None:
@@ -233,8 +233,8 @@ async def test_the_leader_of_a_cluster_may_die(tmp_path: Path, namespace: str, s
         for server in servers:
             server.wait_until_ready()
         log = nats_event_log([server.url for server in servers], namespace, replicas=3)
-        await asyncio.wait_for(log.start(), 20)
         stack.push_async_callback(log.close)
+        await asyncio.wait_for(log.start(), 20)
         arrivals = inbox()
         await asyncio.wait_for(log.subscribe(SHIPPING, arrivals, concurrency=64), 10)
         acknowledged: list[bytes] = []
@@ -424,9 +424,11 @@ async def test_wrong_credentials_end_the_start_promptly(tmp_path: Path, namespac
 async def test_a_server_without_jetstream_is_a_configuration_error(tmp_path: Path, namespace: str) -> None:
     with NatsServer(tmp_path, jetstream=False) as server:
         log = nats_event_log([server.url], namespace)
-        with pytest.raises(ConfigurationError, match="JetStream"):
-            await asyncio.wait_for(log.start(), 10)
-        await log.close()
+        try:
+            with pytest.raises(ConfigurationError, match="JetStream"):
+                await asyncio.wait_for(log.start(), 3)
+        finally:
+            await log.close()
 
 
 async def test_a_missing_permission_is_named(tmp_path: Path, namespace: str) -> None:
