@@ -201,9 +201,10 @@ def json_form(content_type: str | None, data: bytes) -> DataForm:
         except _BAD_JSON:
             return DataForm.BINARY
         return DataForm.JSON
-    if is_text(content_type) and charset(content_type) in (None, "utf-8", "us-ascii"):
+    encoding = charset(content_type) or "utf-8"
+    if is_text(content_type) and encoding in ("utf-8", "us-ascii"):
         try:
-            data.decode()
+            data.decode(encoding)
         except UnicodeDecodeError:
             return DataForm.BINARY
         return DataForm.TEXT
