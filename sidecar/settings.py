@@ -1,0 +1,170 @@
+"""Everything the sidecar was told, in one place: the flags, and the environment, which is read here only.
+
+| Variable | Meaning | Default |
+|---|---|---|
+| `MESHWIRE_BROKER` | `nats://host:4222`, `tls://…`, a comma list of these, `memory`, `embedded:<folder>` | required |
+| `MESHWIRE_PREFIX` | first token of every subject, so that several meshes can share a broker | `mesh` |
+| `MESHWIRE_REPLICAS` | copies of each stream that the broker keeps, 1 to 5 | `1` |
+| `MESHWIRE_ALLOWED_HOSTS` | comma list of further host names under which clients reach the API without a token | none |
+| `NAMESPACE` | namespace of this app (Dapr) | `default` |
+| `DAPR_API_TOKEN` | what clients must send as `dapr-api-token` (Dapr) | no check |
+| `APP_API_TOKEN` | what the app is sent as `dapr-api-token` (Dapr) | not sent |
+
+An empty variable counts as one that is not set. `POD_NAME`, `DAPR_ENV_KEYS` and what manifests refer to are read
+from `Settings.environ` by `mesh.resources`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from mesh.errors import ConfigurationError, clip
+from mesh.quantities import comma_list
+from sidecar.flags import SidecarFlags
+
+BROKER, PREFIX, REPLICAS = "MESHWIRE_BROKER", "MESHWIRE_PREFIX", "MESHWIRE_REPLICAS"
+ALLOWED_HOSTS, REQUESTS = "MESHWIRE_ALLOWED_HOSTS", "MESHWIRE_REQUESTS"
+_KNOWN = (BROKER, PREFIX, REPLICAS, ALLOWED_HOSTS)
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BrokerAddress:
+    """Where the broker is. Printing it never shows credentials."""
+
+    kind: Literal["nats", "memory", "embedded"]
+    servers: tuple[str, ...] = field(default=(), repr=False)
+    """Kind `nats`: URLs, credentials included."""
+    folder: Path | None = None
+    """Kind `embedded`: where its files are."""
+
+    def __str__(self) -> str:
+        if self.kind == "nats":
+            return ",".join(map(redacted, self.servers))
+        return f"embedded:{self.folder}" if self.folder else self.kind
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    flags: SidecarFlags
+    broker: BrokerAddress
+    prefix: str
+    replicas: int
+    namespace: str
+    api_token: str | None = field(repr=False)
+    app_token: str | None = field(repr=False)
+    allowed_hosts: frozenset[str]
+    """In lower case."""
+    environ: Mapping[str, str] = field(repr=False)
+    """A copy of the environment, for what manifests refer to."""
+    warnings: tuple[str, ...] = ()
+    """For the log."""
+
+    @classmethod
+    def from_environment(cls, flags: SidecarFlags, environ: Mapping[str, str]) -> Settings:
+        """Raises `ConfigurationError`, naming variable, value and rule; never with a token or a password in it."""
+        if environ.get(REQUESTS):
+            raise ConfigurationError(f"{REQUESTS}: a second broker for requests is not there yet: unset it")
+        return cls(
+            flags=flags,
+            broker=_broker(environ.get(BROKER, "").strip()),
+            prefix=_name(PREFIX, environ, "mesh"),
+            replicas=_replicas(environ.get(REPLICAS) or "1"),
+            namespace=_name("NAMESPACE", environ, "default"),
+            api_token=_api_token("DAPR_API_TOKEN", environ),
+            app_token=_api_token("APP_API_TOKEN", environ),
+            allowed_hosts=frozenset(map(_host, comma_list(environ.get(ALLOWED_HOSTS, "")))),
+            environ=dict(environ),
+            warnings=tuple(_unknown(environ)),
+        )
+
+
+def redacted(url: str) -> str:
+    """`url` without credentials and query, for messages. Cuts too much rather than too little."""
+    url = re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)?.*@", r"\1***@", url, flags=re.DOTALL)
+    return re.sub(r"[?#].*", "?***", url, flags=re.DOTALL)
+
+
+def _broker(text: str) -> BrokerAddress:
+    if not text:
+        raise ConfigurationError(
+            f"{BROKER} is not set: say where the broker is, as in {BROKER}=nats://localhost:4222 "
+            "(a sidecar of its own never starts one; `meshwire run` does)"
+        )
+    if text in ("memory", "memory:", "memory://"):
+        return BrokerAddress(kind="memory")
+    scheme, colon, rest = text.partition(":")
+    if scheme == "embedded":
+        if not rest:
+            raise ConfigurationError(f"{BROKER}: embedded: needs a folder, as in embedded:/var/lib/meshwire")
+        return BrokerAddress(kind="embedded", folder=Path(rest))
+    if colon and scheme.lower() in ("kafka", "ws", "wss"):
+        raise ConfigurationError(f"{BROKER}: {scheme.lower()}:// is not there yet, nats:// and tls:// are")
+    # a password may contain a comma, so a comma parts servers only where a scheme follows
+    servers = tuple(_server(server.strip()) for server in re.split(r",(?=\s*[A-Za-z][A-Za-z0-9+.-]*://)", text))
+    return BrokerAddress(kind="nats", servers=servers)
+
+
+def _server(url: str) -> str:
+    def fault(rule: str) -> ConfigurationError:
+        return ConfigurationError(f"{BROKER}: {rule} (got '{clip(redacted(url))}')")
+
+    if not url.lower().startswith(("nats://", "tls://")):
+        raise fault("must be nats://host:port, tls://host:port, memory or embedded:<folder>")
+    if not url.isprintable() or " " in url:
+        raise fault("a URL has no blanks and control characters")
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise fault("must have a host and a port after ://, and in a list of servers the scheme before each") from None
+    if not host or "," in host or parts.netloc.count("@") > 1:
+        raise fault("must have one host; percent-encode , / ? # @ in a password, repeat the scheme in a list")
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise fault("must end after host and port; percent-encode '/', '?' and '#' in a password")
+    return url
+
+
+def _name(variable: str, environ: Mapping[str, str], default: str) -> str:
+    value = environ.get(variable) or default
+    if not _TOKEN.fullmatch(value):
+        raise ConfigurationError(f"{variable}: must be 1 to 64 letters, digits, '-' or '_' (got '{clip(value)}')")
+    return value
+
+
+def _replicas(text: str) -> int:
+    if text not in ("1", "2", "3", "4", "5"):
+        raise ConfigurationError(f"{REPLICAS}: must be a number from 1 to 5 (got '{clip(text)}')")
+    return int(text)
+
+
+def _api_token(variable: str, environ: Mapping[str, str]) -> str | None:
+    token = environ.get(variable)
+    if token and not re.fullmatch(r"[!-~](?:[ -~]*[!-~])?", token):
+        raise ConfigurationError(
+            f"{variable}: must be visible ASCII characters, since it travels in a header; blanks may stand only between"
+        )
+    return token or None
+
+
+def _host(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,255}|\[[0-9A-Fa-f:.]+\]", text):
+        raise ConfigurationError(
+            f"{ALLOWED_HOSTS}: must be host names without scheme and port, IPv6 in brackets (got '{clip(text)}')"
+        )
+    return text.lower()
+
+
+def _unknown(environ: Mapping[str, str]) -> list[str]:
+    """A warning only: Kubernetes makes up such names for a Service that is called meshwire."""
+    return [
+        f"{clip(name)} has no meaning here; known are {', '.join(_KNOWN)}"
+        for name in sorted(environ)
+        if name.startswith("MESHWIRE_") and name not in _KNOWN and environ[name]
+    ]
