@@ -2,6 +2,9 @@
 
 No event loop and no heavy import: it is the first thing that runs, and every app waits for it. One thread
 watches, another one only copies the app's output.
+
+Nothing may outlive a supervisor that was killed, and sidecar and app may be killed with it. So the app's process
+group is led by a third child, a shell that does nothing but wait for the supervisor's end: `GUARD`.
 """
 
 from __future__ import annotations
@@ -17,7 +20,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from brokers.nats.keeper import die_with
 from mesh.errors import ConfigurationError, MeshError
 from sidecar import lifeline
 
@@ -31,11 +33,19 @@ GRACE = 5.0 + 5.0
 """Seconds between SIGTERM and SIGKILL: those the sidecar takes to drain, and some to spare."""
 LEFT_BEHIND = 2.0
 """Seconds that processes have to end which an app has started and left behind."""
+KILL_LIMIT = 2.0
+"""Seconds in which a killed process is gone."""
 ANSWER_LIMIT = 0.5
 """Seconds in which the sidecar's API answers one of our calls."""
 LONGEST_LINE = 16 * 1024
 """Bytes of the app's output that are held back while the line does not end."""
 PREFIX = b"== APP == "
+
+ORPHANED = 5
+"""Seconds between SIGTERM and SIGKILL for an app whose supervisor was killed."""
+GUARD = f"trap '' HUP INT QUIT TERM; read -r end; kill -TERM 0; sleep {ORPHANED}; kill -KILL 0"
+"""Its input is the lifeline. It ends the process group that it leads, itself last: whatever the app has started,
+and however early the supervisor died. That the group has a living leader keeps its number from being reused."""
 
 
 class Api(NamedTuple):
@@ -106,6 +116,7 @@ class _Supervisor:
         self.tend = tend
         self.signals: list[int] = []
         self.app: subprocess.Popen[bytes] | None = None
+        self.guard: subprocess.Popen[bytes] | None = None
         self.copying: threading.Thread | None = None
         self.ready = False
         self.failed = False
@@ -117,17 +128,14 @@ class _Supervisor:
         self.started = time.monotonic()
         self.next_tend = self.started + TEND
         self.wake = self._catch_signals()
-        theirs, self.line = os.pipe()
-        try:
-            self.sidecar = subprocess.Popen(  # noqa: S603
-                sidecar_command,
-                stdin=subprocess.DEVNULL,
-                env={**environment, lifeline.DESCRIPTOR: str(theirs)},
-                pass_fds=(theirs,),
-                process_group=0,  # Ctrl-C is ours to pass on: two signals would end a sidecar without a drain
-            )
-        finally:
-            os.close(theirs)
+        self.lifeline, _kept_open = os.pipe()
+        self.sidecar = subprocess.Popen(  # noqa: S603
+            sidecar_command,
+            stdin=subprocess.DEVNULL,
+            env={**environment, lifeline.DESCRIPTOR: str(self.lifeline)},
+            pass_fds=(self.lifeline,),
+            process_group=0,  # Ctrl-C is ours to pass on: two signals would end a sidecar without a drain
+        )
 
     def _catch_signals(self) -> int:
         ours, wake = os.pipe()
@@ -149,8 +157,6 @@ class _Supervisor:
                 self.sleep()
         finally:
             self.kill()
-        if self.copying is not None:
-            self.copying.join(1.0)  # a process that left the app's group may hold the pipe for ever
         return self.result()
 
     def attempt(self, action: Callable[[], None]) -> None:
@@ -206,8 +212,13 @@ class _Supervisor:
     def start_app(self) -> None:
         plan = self.app_plan
         assert plan is not None  # noqa: S101
-        # The copying thread does not run yet: a fork with other threads about is a risk.
-        me = os.getpid()
+        self.guard = subprocess.Popen(  # noqa: S603
+            ["/bin/sh", "-c", GUARD],
+            stdin=self.lifeline,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            process_group=0,
+        )
         try:
             self.app = subprocess.Popen(  # noqa: S603
                 plan.command,
@@ -215,55 +226,54 @@ class _Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                process_group=0,
-                preexec_fn=lambda: die_with(me, signal.SIGTERM),
+                process_group=self.guard.pid,
             )
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"'{plan.command[0]}' cannot be started: {error}") from None
-        self.tell_sidecar(f"app {self.app.pid}\n")
         assert self.app.stdout is not None  # noqa: S101
         sys.stdout.flush()
         streams = self.app.stdout.fileno(), sys.stdout.fileno()
         self.copying = threading.Thread(target=copy_lines, args=streams, name="app-output", daemon=True)
         self.copying.start()
 
-    def tell_sidecar(self, line: str) -> None:
-        try:
-            os.write(self.line, line.encode())
-        except BrokenPipeError:
-            pass  # it has ended; `step` sees that
-
     def stop(self) -> None:
         if self.kill_at is None:
             self.kill_at = time.monotonic() + GRACE
-        if self.app and not lifeline.signal_group(self.app.pid, signal.SIGTERM):
-            self.app.terminate()  # it has left its group
+        self.signal_app(signal.SIGTERM)
         self.sidecar.terminate()
 
     def over(self) -> bool:
-        """Whether all has ended: the app, those that it left behind in its process group, the sidecar."""
+        """Whether all has ended: the app, those that it left behind and that hold its output, the sidecar."""
         if self.kill_at is None or self.killed:
             return self.killed
-        if self.app:
-            if self.app.poll() is None:
-                return False
-            if lifeline.signal_group(self.app.pid, 0):
-                self.kill_at = min(self.kill_at, time.monotonic() + LEFT_BEHIND)
-                return False
-        if not self.dismissed:
-            self.dismissed = True
-            self.tell_sidecar("bye\n")
+        if self.app and self.app.poll() is None:
+            return False
+        if self.copying and self.copying.is_alive():
+            self.kill_at = min(self.kill_at, time.monotonic() + LEFT_BEHIND)
+            return False
         return self.sidecar.poll() is not None
 
     def kill(self) -> None:
         """End what still runs, now."""
         self.killed = True
-        if self.app:
-            lifeline.signal_group(self.app.pid, signal.SIGKILL)
-        for child in (self.app, self.sidecar):
-            if child and child.poll() is None:
-                child.kill()
-                child.wait()
+        self.signal_app(signal.SIGKILL)
+        self.sidecar.kill()
+        for child in filter(None, (self.app, self.guard, self.sidecar)):
+            try:
+                child.wait(KILL_LIMIT)
+            except subprocess.TimeoutExpired:
+                complain(f"Process {child.pid} cannot be ended")
+
+    def signal_app(self, number: int) -> None:
+        """Signal the app and all that is in its process group."""
+        if self.guard is None:
+            return
+        try:
+            os.killpg(self.guard.pid, number)
+            if self.app and self.app.poll() is None and os.getpgid(self.app.pid) != self.guard.pid:
+                self.app.send_signal(number)
+        except (ProcessLookupError, PermissionError):
+            pass  # gone meanwhile, or it runs as somebody else now
 
     def sleep(self) -> None:
         """Until a child ends, a signal comes, or there is something to do."""
@@ -275,7 +285,7 @@ class _Supervisor:
             os.read(self.wake, 4096)
 
     def result(self) -> int:
-        sidecar, app = self.sidecar.returncode, self.app.returncode if self.app else 0
+        sidecar, app = self.sidecar.returncode or 0, self.app.returncode or 0 if self.app else 0
         if app and not (self.signals and app == -signal.SIGTERM):
             complain(f"The app exited with {ending(app)}")
         if sidecar > 0 and not self.failed:
@@ -297,16 +307,16 @@ def ending(status: int) -> str:
 
 
 def copy_lines(source: int, sink: int) -> None:
-    """Copy `source` to `sink` until its end, each line behind `PREFIX`; one that is too long becomes several.
+    """Copy `source` to `sink` until its end, each line behind `PREFIX`; one that does not end becomes several.
 
     Goes on reading when nobody reads `sink` any more, so that the app never hangs in a write.
     """
     rest = b""
     while received := _read(source):
         *lines, rest = (rest + received).split(b"\n")
-        while len(rest) > LONGEST_LINE:
-            lines.append(rest[:LONGEST_LINE])
-            rest = rest[LONGEST_LINE:]
+        if len(rest) > LONGEST_LINE:
+            lines.append(rest)
+            rest = b""
         _write(sink, b"".join(b"%b%b\n" % (PREFIX, line) for line in lines))
     if rest:
         _write(sink, b"%b%b\n" % (PREFIX, rest))

@@ -1,11 +1,8 @@
 import asyncio
 import os
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
+import uvloop
 
 from mesh.errors import ConfigurationError
 from sidecar import lifeline
@@ -20,55 +17,38 @@ def line(monkeypatch):
         yield line
 
 
-@pytest.fixture
-def app(request):
-    """A process group of a shell and its child."""
-    script = getattr(request, "param", "sleep 60 & wait")
-    with subprocess.Popen(["sh", "-c", f"echo ready; {script}"], stdout=subprocess.PIPE, process_group=0) as app:
-        app.stdout.readline()
-        yield app
-        lifeline.signal_group(app.pid, signal.SIGKILL)
-
-
 def watch():
     orphaned = asyncio.Event()
     lifeline.watch(asyncio.get_running_loop(), orphaned.set)
     return orphaned
 
 
-async def test_death_of_the_supervisor_ends_the_group_of_the_app(line, app):
-    orphaned = watch()
-    line.write(b"ap")
-    await asyncio.sleep(0)
-    line.write(b"p %d\n" % app.pid)
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_death_of_the_supervisor_is_told_once(line, factory):
+    async def main():
+        calls = []
+        lifeline.watch(asyncio.get_running_loop(), lambda: calls.append(1))
+        await asyncio.sleep(0.05)
+        assert calls == []
+        line.close()
+        await asyncio.sleep(0.05)
+        assert calls == [1]
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
+
+
+async def test_supervisor_that_is_dead_already(line):
     line.close()
-    await asyncio.wait_for(orphaned.wait(), 2)
-    assert await asyncio.to_thread(app.wait, 2) == -signal.SIGTERM
-    await asyncio.to_thread(app.stdout.read)  # ends when the shell's child is gone too
+    await asyncio.wait_for(watch().wait(), 2)
 
 
-@pytest.mark.parametrize("app", ["trap '' TERM; sleep 60 & wait; sleep 60"], indirect=True)
-async def test_app_that_ignores_the_request_is_killed(line, app, monkeypatch):
-    monkeypatch.setattr(lifeline, "GRACE", 0.2)
+async def test_children_of_the_sidecar_see_nothing_of_the_line(line):
+    descriptor = int(os.environ[lifeline.DESCRIPTOR])
+    os.set_inheritable(descriptor, True)
     orphaned = watch()
-    line.write(b"app %d\n" % app.pid)
-    line.close()
-    await asyncio.wait_for(orphaned.wait(), 2)
-    assert await asyncio.to_thread(app.wait, 2) == -signal.SIGKILL
-
-
-async def test_goodbye_means_that_nothing_is_wrong(line, app):
-    orphaned = watch()
-    line.write(b"app %d\nbye\n" % app.pid)
-    line.close()
-    await asyncio.sleep(0.05)
-    assert not orphaned.is_set()
-    assert app.poll() is None
-
-
-async def test_supervisor_that_dies_before_the_app_starts(line, monkeypatch):
-    monkeypatch.setattr(lifeline, "end_group", pytest.fail)
-    orphaned = watch()
+    assert lifeline.DESCRIPTOR not in os.environ
+    assert not os.get_inheritable(descriptor)
     line.close()
     await asyncio.wait_for(orphaned.wait(), 2)
 
@@ -80,33 +60,15 @@ async def test_sidecar_without_a_supervisor(monkeypatch):
     assert not orphaned.is_set()
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "1000000"])
+@pytest.mark.parametrize("text", ["", "x", "-1", "1000000", "9" * 30])
 async def test_environment_that_names_no_pipe(text, monkeypatch):
     monkeypatch.setenv(lifeline.DESCRIPTOR, text)
-    with pytest.raises(ConfigurationError, match=f"{lifeline.DESCRIPTOR}={text} names no open pipe"):
+    with pytest.raises(ConfigurationError, match=f"{lifeline.DESCRIPTOR}={text} names no pipe"):
         watch()
 
 
-def test_app_is_ended_even_if_the_sidecar_is_done_at_once():
-    script = (
-        "import asyncio, subprocess, sys\n"
-        "from sidecar import lifeline\n"
-        "lifeline.GRACE = 0.3\n"
-        "async def main():\n"
-        "    orphaned = asyncio.Event()\n"
-        "    lifeline.watch(asyncio.get_running_loop(), orphaned.set)\n"
-        "    await orphaned.wait()\n"
-        "asyncio.run(main())\n"
-    )
-    shell = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"]
-    with subprocess.Popen(shell, stdout=subprocess.PIPE, process_group=0) as app:
-        app.stdout.readline()
-        theirs, ours = os.pipe()
-        environment = {**os.environ, lifeline.DESCRIPTOR: str(theirs)}
-        os.write(ours, b"app %d\n" % app.pid)
-        os.close(ours)
-        started = time.monotonic()
-        subprocess.run([sys.executable, "-c", script], env=environment, pass_fds=(theirs,), check=True, timeout=10)
-        os.close(theirs)
-        assert app.wait(1) == -signal.SIGKILL
-        assert time.monotonic() - started >= 0.3
+async def test_descriptor_of_something_else(tmp_path, monkeypatch):
+    with (tmp_path / "file").open("w") as file:
+        monkeypatch.setenv(lifeline.DESCRIPTOR, str(file.fileno()))
+        with pytest.raises(ConfigurationError, match="something else is open there"):
+            watch()
