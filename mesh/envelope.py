@@ -52,15 +52,19 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     baggage: str | None = None
 
     def hop(self) -> dict[str, str]:
-        """The context that travels beside the event to its subscribers."""
-        hop: dict[str, str] = {}
-        if self.trace is not None:
-            hop["traceparent"] = self.trace.traceparent
-            if self.trace.tracestate:
-                hop["tracestate"] = self.trace.tracestate
-        if self.baggage:
-            hop["baggage"] = self.baggage
-        return hop
+        return hop_headers(self.trace, self.baggage)
+
+
+def hop_headers(trace: TraceContext | None, baggage: str | None) -> dict[str, str]:
+    """The context that travels beside an event to its subscribers."""
+    hop: dict[str, str] = {}
+    if trace is not None:
+        hop["traceparent"] = trace.traceparent
+        if trace.tracestate:
+            hop["tracestate"] = trace.tracestate
+    if baggage:
+        hop["baggage"] = baggage
+    return hop
 
 
 class Options(msgspec.Struct, frozen=True, gc=False):

@@ -30,6 +30,7 @@ from sidecar.flags import SidecarFlags
 BROKER, PREFIX, REPLICAS = "MESHWIRE_BROKER", "MESHWIRE_PREFIX", "MESHWIRE_REPLICAS"
 ALLOWED_HOSTS, REQUESTS = "MESHWIRE_ALLOWED_HOSTS", "MESHWIRE_REQUESTS"
 _KNOWN = (BROKER, PREFIX, REPLICAS, ALLOWED_HOSTS)
+_OF_THE_COMMAND_LINE = ("MESHWIRE_HOME", "MESHWIRE_DEBUG", "MESHWIRE_LIFELINE_FD")
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -73,7 +74,7 @@ class Settings:
             raise ConfigurationError(f"{REQUESTS}: a second broker for requests is not there yet: unset it")
         return cls(
             flags=flags,
-            broker=_broker(environ.get(BROKER, "").strip()),
+            broker=parse_broker(environ.get(BROKER, "").strip()),
             prefix=_name(PREFIX, environ, "mesh"),
             replicas=_replicas(environ.get(REPLICAS) or "1"),
             namespace=_name("NAMESPACE", environ, "default"),
@@ -91,7 +92,8 @@ def redacted(url: str) -> str:
     return re.sub(r"[?#].*", "?***", url, flags=re.DOTALL)
 
 
-def _broker(text: str) -> BrokerAddress:
+def parse_broker(text: str) -> BrokerAddress:
+    """Raises `ConfigurationError`."""
     if not text:
         raise ConfigurationError(
             f"{BROKER} is not set: say where the broker is, as in {BROKER}=nats://localhost:4222 "
@@ -166,5 +168,5 @@ def _unknown(environ: Mapping[str, str]) -> list[str]:
     return [
         f"{clip(name)} has no meaning here; known are {', '.join(_KNOWN)}"
         for name in sorted(environ)
-        if name.startswith("MESHWIRE_") and name not in _KNOWN and environ[name]
+        if name.startswith("MESHWIRE_") and name not in (*_KNOWN, *_OF_THE_COMMAND_LINE) and environ[name]
     ]

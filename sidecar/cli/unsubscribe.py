@@ -6,16 +6,14 @@ import argparse
 import asyncio
 import contextlib
 import os
-from pathlib import Path
 
 from brokers.nats.embedded import ensure_keeper, hold, mesh_folder
-from mesh.addressing import DEFAULT_NAMESPACE
+from mesh.addressing import DEFAULT_NAMESPACE, DEFAULT_PREFIX
 from mesh.errors import BrokerUnavailable, MeshError, clip
 from mesh.ports import Group, Topic
 from sidecar.cli import OK
+from sidecar.settings import BrokerAddress, parse_broker
 
-EMBEDDED = "embedded:"
-"""With the folder of a mesh behind it: the broker that `meshwire run` brings along."""
 TIMEOUT = 30.0
 """Seconds for all of it; an embedded broker may have to be started."""
 
@@ -33,13 +31,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Raises `MeshError` when there is no such subscription, or when the broker refuses or does not answer."""
     namespace = args.namespace or os.environ.get("NAMESPACE") or DEFAULT_NAMESPACE
-    broker = os.environ.get("MESHWIRE_BROKER") or f"{EMBEDDED}{mesh_folder(args.mesh)}"
+    broker = parse_broker(os.environ.get("MESHWIRE_BROKER") or f"embedded:{mesh_folder(args.mesh)}")
     group = Group(args.app_id, Topic(args.pubsub, args.topic))
     with contextlib.ExitStack() as held:
-        if broker.startswith(EMBEDDED):
-            folder = Path(broker.removeprefix(EMBEDDED))
-            held.callback(hold(folder).close)
-            ensure_keeper(folder)
+        if broker.folder is not None:
+            held.callback(hold(broker.folder).close)
+            ensure_keeper(broker.folder)
         forgotten = asyncio.run(_forget(group, broker, namespace))
     shown = f"{clip(args.app_id)} {{}} to {clip(args.topic)} of {clip(args.pubsub)}"
     if not forgotten:
@@ -49,10 +46,11 @@ def execute(args: argparse.Namespace) -> int:
     return OK
 
 
-async def _forget(group: Group, broker: str, namespace: str) -> bool:
+async def _forget(group: Group, broker: BrokerAddress, namespace: str) -> bool:
     from sidecar.assembly import open_event_log
 
-    log = await open_event_log(broker, namespace)
+    prefix = os.environ.get("MESHWIRE_PREFIX") or DEFAULT_PREFIX
+    log = open_event_log(broker, name="unsubscribe", namespace=namespace, prefix=prefix)
     try:
         async with asyncio.timeout(TIMEOUT):
             await log.start()

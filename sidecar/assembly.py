@@ -1,0 +1,282 @@
+"""The composition root: the only place where adapters are constructed and joined to the core."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from mesh import __version__, resources, subscriptions
+from mesh.clock import SystemClock
+from mesh.errors import ConfigurationError
+from mesh.ports import AppChannel, Clock, EventLog
+from mesh.pubsub import DEFAULT_COMPONENT, Component, PubSub
+from mesh.scopes import TopicScopes
+from mesh.subscriptions import SubscriptionSpec
+from sidecar.api.events import EventsApi
+from sidecar.api.operations import HealthApi, MetadataApi, ShutdownApi, no_such_route
+from sidecar.api.publish import PublishApi
+from sidecar.app_health import AppHealth
+from sidecar.channel import HttpAppChannel
+from sidecar.flags import SidecarFlags
+from sidecar.health import Health
+from sidecar.http.guard import Guard
+from sidecar.http.protocol import Limits
+from sidecar.http.responses import CatchErrors
+from sidecar.http.routing import Router
+from sidecar.http.server import HttpServer, socket_path
+from sidecar.runtime import App, Runtime
+from sidecar.settings import BrokerAddress, Settings
+
+logger = logging.getLogger("meshwire.runtime")
+
+COMPONENT_TYPES = ("pubsub.meshwire", "pubsub.in-memory")
+HEADER_SLACK = 4096
+"""Bytes of header beyond `--read-buffer-size` that are still taken, as Dapr's server does."""
+PUBSUB_METADATA = ("publishingScopes", "subscriptionScopes", "allowedTopics", "protectedTopics")
+"""What every pub/sub component understands."""
+
+
+def open_event_log(broker: BrokerAddress, *, name: str, namespace: str, prefix: str, replicas: int = 1) -> EventLog:
+    """The event log of the backbone, not started. `name` is what the broker shows for this client."""
+    if broker.kind == "memory":
+        from brokers.memory import MemoryEventLog
+
+        return MemoryEventLog()
+    from brokers.nats.connection import Connection, Lookup, Servers
+    from brokers.nats.event_log import NatsEventLog
+
+    if broker.folder is None:
+        servers = Servers(broker.servers)
+        lookup = Lookup(lambda: servers)
+    else:
+        from brokers.nats import embedded
+
+        folder = broker.folder
+
+        def find() -> Servers | None:
+            endpoint = embedded.endpoint(folder)
+            return None if endpoint is None else Servers([endpoint.url], endpoint.token)
+
+        lookup = Lookup(find, lambda: embedded.failure(folder))
+    return NatsEventLog(Connection(lookup, name=name), namespace=namespace, prefix=prefix, replicas=replicas)
+
+
+def assemble(settings: Settings, exit_now: Callable[[], None]) -> Runtime:
+    """A sidecar, not started. `exit_now` ends the process on the spot. Raises `ConfigurationError`.
+
+    To be called inside the event loop.
+    """
+    flags = settings.flags
+    clock = SystemClock()
+    configuration = resources.load_configuration(flags.config, settings.environ)
+    manifests = resources.load(
+        flags.resources_path,
+        app_id=flags.app_id,
+        namespace=settings.environ.get("NAMESPACE", ""),
+        environ=settings.environ,
+        denied=configuration.components_deny,
+    )
+    backbone = open_event_log(
+        settings.broker,
+        name=flags.app_id,
+        namespace=settings.namespace,
+        prefix=settings.prefix,
+        replicas=settings.replicas,
+    )
+    logs = [backbone]
+    components = _pubsub_components(manifests.components, backbone, logs, settings.namespace)
+    declared = subscriptions.from_manifests(manifests.subscriptions)
+    health = Health(lambda: next((log.problem for log in logs if log.problem), None))
+    warnings = [*settings.warnings, *configuration.warnings, *manifests.warnings, *declared.warnings]
+    for warning in warnings:
+        logger.warning("%s", warning)
+    for refusal in declared.refused:
+        logger.error("%s", refusal)
+
+    app = None
+    if flags.app_port is not None:
+        channel = HttpAppChannel(
+            flags.app_channel_address,
+            flags.app_port,
+            token=settings.app_token,
+            max_concurrency=flags.app_max_concurrency,
+        )
+        app = App(
+            channel=channel,
+            port=flags.app_port,
+            health=_app_health(channel, flags, clock),
+            ask_config="config" not in flags.disable_init_endpoints,
+            ask_subscriptions="subscribe" not in flags.disable_init_endpoints,
+        )
+
+    # The API describes the runtime and can stop it, and the runtime serves the API: the one knot to tie here.
+    runtime: Runtime
+    router = Router(no_such_route, permits=configuration.serves)
+    body_limit = flags.max_body_size or 0
+    pubsub = PubSub(flags.app_id, components.values(), clock)
+    health_api = HealthApi(flags.app_id, health)
+    metadata_api = MetadataApi(lambda: _describe(flags, components, runtime.subscriptions), __version__)
+    for api in (
+        PublishApi(pubsub, body_limit),
+        EventsApi(pubsub, body_limit),
+        health_api,
+        metadata_api,
+        ShutdownApi(lambda: runtime.stop(), exit_now),
+    ):
+        api.add_to(router)
+    guarded = Guard(
+        router,
+        token=settings.api_token,
+        allowed_origins=flags.allowed_origins,
+        allowed_hosts=settings.allowed_hosts,
+    )
+    limits = Limits(head=flags.read_buffer_size + HEADER_SLACK)
+    socket = flags.unix_domain_socket
+    servers = [
+        HttpServer(
+            CatchErrors(guarded),
+            addresses=flags.listen_addresses,
+            port=flags.http_port,
+            unix_socket=None if socket is None else socket_path(socket, flags.app_id),
+            limits=limits,
+        )
+    ]
+    if flags.public_port is not None:
+        public = Router()
+        health_api.add_to(public)
+        metadata_api.add_to(public)
+        servers.append(
+            HttpServer(
+                CatchErrors(public),
+                addresses=(flags.public_listen_address,),
+                port=flags.public_port,
+                flag="--dapr-public-port",
+                limits=limits,
+            )
+        )
+    runtime = Runtime(
+        app_id=flags.app_id,
+        logs=logs,
+        components=components,
+        declared=declared.specs,
+        health=health,
+        servers=servers,
+        app=app,
+        clock=clock,
+        grace=flags.graceful_shutdown,
+        block_shutdown=flags.block_shutdown,
+    )
+    return runtime
+
+
+def _pubsub_components(
+    manifests: Iterable[resources.Component], backbone: EventLog, logs: list[EventLog], namespace: str
+) -> dict[str, Component]:
+    """The components that the manifests name, and the backbone's own where none takes its name.
+
+    Every log that is opened on the way joins `logs`. Raises `ConfigurationError`.
+    """
+    components = {DEFAULT_COMPONENT: Component(name=DEFAULT_COMPONENT, log=backbone)}
+    for manifest in manifests:
+        try:
+            components[manifest.name] = _pubsub_component(manifest, backbone, logs, namespace)
+        except ConfigurationError as error:
+            message = (
+                f"[INIT_COMPONENT_FAILURE]: initialization error occurred for {manifest.name} "
+                f"({manifest.type}/{manifest.version}): {error}"
+            )
+            if not manifest.ignore_errors:
+                raise ConfigurationError(message) from error
+            logger.error("%s; the component is left out (ignoreErrors)", message)
+        else:
+            logger.info("Component loaded: %s (%s/%s)", manifest.name, manifest.type, manifest.version)
+    return components
+
+
+def _pubsub_component(
+    manifest: resources.Component, backbone: EventLog, logs: list[EventLog], namespace: str
+) -> Component:
+    unknown = manifest.unknown_metadata(PUBSUB_METADATA)
+    if unknown:
+        raise ConfigurationError("; ".join(unknown))
+    if manifest.type == "pubsub.meshwire":
+        log = backbone
+    elif manifest.type == "pubsub.in-memory":
+        from brokers.memory import MemoryEventLog
+
+        log = MemoryEventLog()
+        logs.append(log)
+    else:
+        raise ConfigurationError(
+            f"{manifest.origin}: components of type {manifest.type} are not there yet (there are: "
+            f"{', '.join(COMPONENT_TYPES)}); remove the file, or set spec.ignoreErrors"
+        )
+    return Component(
+        name=manifest.name,
+        log=log,
+        type=manifest.type,
+        version=manifest.version,
+        scopes=TopicScopes.from_metadata(manifest.metadata),
+        topic_prefix=namespace if manifest.namespace_scoped else "",
+    )
+
+
+def _app_health(channel: AppChannel, flags: SidecarFlags, clock: Clock) -> AppHealth:
+    return AppHealth(
+        channel,
+        clock,
+        enabled=flags.enable_app_health_check,
+        path=flags.app_health_check_path,
+        interval=flags.app_health_probe_interval,
+        timeout=flags.app_health_probe_timeout,
+        threshold=flags.app_health_threshold,
+    )
+
+
+def _describe(
+    flags: SidecarFlags, components: Mapping[str, Component], specs: Sequence[SubscriptionSpec]
+) -> dict[str, Any]:
+    """The metadata object (Dapr), without what would be empty."""
+    described: dict[str, Any] = {
+        "id": flags.app_id,
+        "runtimeVersion": __version__,
+        "components": [
+            {
+                "name": component.name,
+                "type": component.type,
+                "version": component.version,
+                "capabilities": ["MESSAGE_TTL"],
+            }
+            for component in components.values()
+        ],
+    }
+    if specs:
+        described["subscriptions"] = [
+            {
+                "pubsubname": spec.pubsub,
+                "topic": spec.topic,
+                **({"metadata": dict(spec.metadata)} if spec.metadata else {}),
+                "rules": [{"path": route.path} for route in spec.routes],
+                "deadLetterTopic": spec.dead_letter_topic or "",
+                "type": spec.type,
+            }
+            for spec in specs
+        ]
+    if flags.app_port is not None:
+        connection: dict[str, Any] = {
+            "port": flags.app_port,
+            "protocol": "http",
+            "channelAddress": flags.app_channel_address,
+        }
+        if flags.app_max_concurrency is not None:
+            connection["maxConcurrency"] = flags.app_max_concurrency
+        if flags.enable_app_health_check:
+            connection["health"] = {
+                "healthCheckPath": flags.app_health_check_path,
+                "healthProbeInterval": f"{flags.app_health_probe_interval:g}s",
+                "healthProbeTimeout": f"{1000 * flags.app_health_probe_timeout:g}ms",
+                "healthThreshold": flags.app_health_threshold,
+            }
+        described["appConnectionProperties"] = connection
+    return described

@@ -1,0 +1,64 @@
+"""The log, in the form that Dapr's tools read: one line per event, as text or as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mesh import __version__
+
+LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "error": logging.ERROR,
+    "fatal": logging.CRITICAL,
+}
+_WORDS = {10: "debug", 20: "info", 30: "warning", 40: "error", 50: "fatal"}
+
+
+def configure(app_id: str, level: str, *, as_json: bool, file: Path | None) -> None:
+    """Send everything that is logged to standard output, or to `file`. Raises `OSError` for a file that cannot be."""
+    handler = logging.StreamHandler(sys.stdout) if file is None else logging.FileHandler(file)
+    handler.setFormatter(_Formatter(app_id, as_json))
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+        old.close()
+    root.addHandler(handler)
+    root.setLevel(LEVELS[level])
+    # nats-py logs each failed attempt with a traceback; brokers.nats.connection says it in one line.
+    logging.getLogger("nats").setLevel(logging.CRITICAL)
+
+
+class _Formatter(logging.Formatter):
+    def __init__(self, app_id: str, as_json: bool) -> None:
+        super().__init__()
+        self._as_json = as_json
+        self._fixed = {"app_id": app_id, "instance": socket.gethostname()}
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        if record.exc_info:
+            message += "\n" + self.formatException(record.exc_info)
+        moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        fields = {
+            "time": moment,
+            "level": _WORDS.get(record.levelno, "info"),
+            "msg": message,
+            **self._fixed,
+            "scope": record.name,
+            "type": "log",
+            "ver": __version__,
+        }
+        if self._as_json:
+            return json.dumps(fields, ensure_ascii=False)
+        quoted = {"time", "msg"}
+        return " ".join(
+            f"{name}={json.dumps(value, ensure_ascii=False) if name in quoted else value}"
+            for name, value in fields.items()
+        )

@@ -1,0 +1,225 @@
+"""The life of one sidecar: start in Dapr's order, run until told to stop, stop in the reverse order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from mesh import subscriptions
+from mesh.errors import AppError
+from mesh.ports import AppChannel, Clock, EventLog
+from mesh.pubsub import DEFAULT_COMPONENT, Component
+from mesh.subscriber import Subscriber
+from mesh.subscriptions import SubscriptionSpec
+from sidecar.app_health import AppHealth
+from sidecar.health import Health
+from sidecar.http.server import HttpServer
+
+logger = logging.getLogger("meshwire.runtime")
+
+INIT_TIMEOUT = 10.0
+"""Seconds in which the app must answer `GET /dapr/config` and `GET /dapr/subscribe`."""
+INIT_PAUSES = (0.5, 1.0, 1.0)
+"""Seconds before each repeat of such a call when the app cannot be reached (Dapr: its built-in retries)."""
+DRAIN_LIMIT = 30.0
+"""Seconds that events in the hands of the app get to be settled when no other limit is set."""
+DRAIN_SHARE = 0.7
+"""The part of the whole grace that they get."""
+REQUEST_GRACE = 10.0
+"""Seconds that open API requests get to be answered."""
+
+
+class End(Enum):
+    """Why a run ended."""
+
+    STOPPED = "stopped"
+    RELOAD = "reload"
+    """SIGHUP: start again, with the files read anew."""
+    OVERDUE = "overdue"
+    """The shutdown took longer than its grace."""
+
+
+class App(msgspec.Struct, frozen=True, kw_only=True):
+    """The app beside this sidecar, and what to ask it."""
+
+    channel: AppChannel
+    port: int
+    health: AppHealth
+    ask_config: bool
+    ask_subscriptions: bool
+
+
+class Runtime:
+    """One start and stop of a sidecar. `sidecar.assembly` puts it together."""
+
+    def __init__(
+        self,
+        *,
+        app_id: str,
+        logs: Sequence[EventLog],
+        components: Mapping[str, Component],
+        declared: Sequence[SubscriptionSpec],
+        health: Health,
+        servers: Sequence[HttpServer],
+        app: App | None,
+        clock: Clock,
+        grace: float,
+        block_shutdown: float | None,
+    ) -> None:
+        self._app_id = app_id
+        self._logs = logs
+        self._components = components
+        self._declared = declared
+        self._health = health
+        self._servers = servers
+        self._app = app
+        self._grace = grace
+        self._block_shutdown = block_shutdown
+        self._subscriber = Subscriber(app_id, components, app.channel, clock) if app else None
+        self._specs: list[SubscriptionSpec] | None = None
+        self._end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
+        self._unhealthy = asyncio.Event()
+        self.on_ready: Callable[[], None] = lambda: None
+        """Called once the API listens."""
+
+    @property
+    def subscriptions(self) -> Sequence[SubscriptionSpec]:
+        """What the app asked for and the manifests declare, once the app was asked."""
+        return self._specs or ()
+
+    def stop(self, end: End = End.STOPPED) -> None:
+        """Begin to stop. A second call does nothing."""
+        if not self._end.done():
+            self._end.set_result(end)
+
+    async def run(self) -> End:
+        """Returns when the sidecar has stopped. Raises `ConfigurationError` when it cannot start."""
+        started = time.monotonic()
+        work = asyncio.get_running_loop().create_task(self._start(started), name="start")
+        try:
+            await asyncio.wait({work, self._end}, return_when=asyncio.FIRST_COMPLETED)
+            if not self._end.done():
+                await work  # raises what went wrong; otherwise the start is over, and the app is being served
+                await self._end
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            end = self._end.result() if self._end.done() else End.STOPPED
+            in_time = await self._shut_down()
+        return end if in_time else End.OVERDUE
+
+    async def _start(self, started: float) -> None:
+        for server in self._servers:
+            await server.start()
+        self.on_ready()
+        for log in self._logs:
+            await log.start()
+        self._health.reached("runtime")
+        if self._app is not None:
+            await self._app.channel.wait_until_listening()
+            await self._app.health.start(self._app_is_healthy, self._app_is_unhealthy)
+        self._health.reached("app")
+        logger.info("dapr initialized. Status: Running. Init Elapsed %.0fms", 1000 * (time.monotonic() - started))
+
+    async def _app_is_healthy(self) -> None:
+        """Ask the app what it wants, at the first time; then subscribe."""
+        self._unhealthy.clear()
+        if self._app is None or self._subscriber is None:
+            return
+        if self._specs is None:
+            if self._app.ask_config:
+                await self._ask_config(self._app.channel)
+            asked: list[SubscriptionSpec] = []
+            if self._app.ask_subscriptions and self._components:
+                asked = await self._ask_subscriptions(self._app.channel)
+            self._specs = subscriptions.merge(asked, self._declared)
+        self._subscriber.start(self._specs)
+
+    async def _app_is_unhealthy(self) -> None:
+        self._unhealthy.set()
+        if self._subscriber is not None:
+            await self._subscriber.stop(self._grace or DRAIN_LIMIT)
+
+    async def _ask(self, channel: AppChannel, path: str) -> tuple[int, bytes] | None:
+        """Status and body of a `GET` to the app; `None` when it cannot be reached."""
+        for pause in (*INIT_PAUSES, None):
+            try:
+                response = await channel.request("GET", path, [("dapr-app-id", self._app_id)], timeout=INIT_TIMEOUT)
+                return response.status, response.body
+            except AppError as error:
+                logger.warning("GET %s: %s", path, error)
+            if pause is not None:
+                await asyncio.sleep(pause)
+        return None
+
+    async def _ask_config(self, channel: AppChannel) -> None:
+        """`GET /dapr/config`: all it can ask for is actors, which are not there yet."""
+        answer = await self._ask(channel, "/dapr/config")
+        if answer is None or answer[0] != 200:
+            return
+        try:
+            wanted = msgspec.json.decode(answer[1], type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            logger.error("GET /dapr/config: the answer is not a JSON object: %s", error)
+            return
+        if wanted.get("entities"):
+            logger.error("the app hosts actors, which Meshwire does not do yet: they cannot be called")
+
+    async def _ask_subscriptions(self, channel: AppChannel) -> list[SubscriptionSpec]:
+        """`GET /dapr/subscribe`. What is wrong with the answer is logged; the declared subscriptions start anyway."""
+        answer = await self._ask(channel, "/dapr/subscribe")
+        if answer is None:
+            logger.error("the app's subscriptions are not known: it does not answer GET /dapr/subscribe")
+            return []
+        try:
+            parsed = subscriptions.parse_programmatic(*answer, default_pubsub=DEFAULT_COMPONENT)
+        except subscriptions.InvalidSubscriptions as error:
+            logger.error("GET /dapr/subscribe: %s; the app gets none of its subscriptions", error)
+            return []
+        for problem in parsed.refused:
+            logger.error("GET /dapr/subscribe: %s", problem)
+        for warning in parsed.warnings:
+            logger.warning("GET /dapr/subscribe: %s", warning)
+        return parsed.specs
+
+    async def _shut_down(self) -> bool:
+        """False when the grace was not enough."""
+        logger.info("dapr shutting down")
+        grace = self._grace if self._grace > 0 else None
+        if self._block_shutdown is not None and self._app is not None:
+            await self._block(self._block_shutdown, self._app)
+        try:
+            async with asyncio.timeout(grace):
+                await self._stop_subscriptions(grace)
+                for server in self._servers:
+                    await server.stop(REQUEST_GRACE)
+                if self._app is not None:
+                    await self._app.channel.close()
+                for log in self._logs:
+                    await log.close()
+        except TimeoutError:
+            logger.error("shutting down took longer than %.0f s; giving up", self._grace)
+            return False
+        return True
+
+    async def _block(self, seconds: float, app: App) -> None:
+        """Dapr: take no more events, but serve the API until the time is over or the app is unhealthy."""
+        logger.info("blocking the shutdown for %.0f s, or until the app is unhealthy", seconds)
+        if self._subscriber is not None:
+            await self._subscriber.stop(seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._unhealthy.wait()
+        except TimeoutError:
+            pass
+
+    async def _stop_subscriptions(self, limit: float | None) -> None:
+        if self._app is not None and self._subscriber is not None:
+            await self._app.health.stop()
+            await self._subscriber.stop(DRAIN_LIMIT if limit is None else DRAIN_SHARE * limit)
