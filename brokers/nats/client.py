@@ -15,6 +15,9 @@ from nats.aio.client import Client
 
 logger = logging.getLogger("meshwire.nats")
 
+UNDER_WAY = 2.0
+"""Seconds in which whatever the server sent before it read an `UNSUB` has come."""
+
 DirectCallback = Callable[[bytes, bytes, bytes, bytes], None]
 """Called with subject, reply subject, header block and payload; the last three may be empty."""
 
@@ -42,8 +45,9 @@ class MeshClient(Client):
         return self._sid
 
     def unsubscribe_direct(self, sid: int) -> None:
-        if self._direct.pop(sid, None) is not None:
-            self.send(b"UNSUB %d\r\n" % sid)
+        """Unsubscribe; `callback` still gets what is under way."""
+        self.send(b"UNSUB %d\r\n" % sid)
+        self._loop.call_later(UNDER_WAY, self._direct.pop, sid, None)
 
     def send(self, command: bytes) -> None:
         """Write `command`, a whole protocol line with its payload, at the end of this turn of the loop.

@@ -23,6 +23,7 @@ logger = logging.getLogger("meshwire.nats")
 
 CONNECT_TIMEOUT = 2.0
 """Seconds for one attempt to connect to one server."""
+ROUND_TRIP_TIMEOUT = 1.0
 RETRY_PAUSES = (0.02, 0.05, 0.1, 0.2, 0.5)
 """Seconds between attempts to connect; the last one is repeated."""
 PING_INTERVAL = 2.0
@@ -167,6 +168,20 @@ class Connection:
                 self._client.unsubscribe_direct(listener.sid)
 
         return stop
+
+    async def round_trip(self) -> None:
+        """Returns when the server has read all that was sent, and all that it sent before has come.
+
+        Without a connection at once, and after `ROUND_TRIP_TIMEOUT` when the server is silent.
+        """
+        client = self._client
+        if client is not None:
+            await asyncio.sleep(0)  # what this turn of the loop sends goes first
+            try:
+                async with asyncio.timeout(ROUND_TRIP_TIMEOUT):
+                    await client.flush()
+            except (OSError, TimeoutError, nats.errors.Error) as error:
+                logger.debug("no round trip: %s", _reason(error))
 
     def send(self, subject: bytes, payload: bytes, reply: bytes = b"") -> None:
         """Publish without any acknowledgement; lost when there is no connection."""

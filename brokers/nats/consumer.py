@@ -31,7 +31,7 @@ MAX_ACK_PENDING = 10_000
 TICK = 1.0
 """Seconds between looks at heartbeats and at messages held for long."""
 
-ACK = b"+ACK"
+ACK, NAK = b"+ACK", b"-NAK"
 
 _NANOSECONDS = 1_000_000_000
 
@@ -172,6 +172,7 @@ class Consumer:
         self._stop_pulling()
         if self._repair is not None:
             await asyncio.gather(self._repair, return_exceptions=True)
+        await self._connection.round_trip()  # what was under way is given back before the connection may end
         if self._held:
             self._idle = self._loop.create_future()
             await self._idle
@@ -235,6 +236,9 @@ class Consumer:
         self._heard = self._loop.time()
         if not reply.startswith(b"$JS.ACK."):
             self._on_status(block)
+            return
+        if not self._open:
+            self._connection.send(reply, NAK)
             return
         self._requested -= 1
         delivery = NatsDelivery(self, reply, block, payload, self._heard)

@@ -89,8 +89,10 @@ class NatsEventLog:
                 return
 
     async def close(self) -> None:
-        for subscription in list(self._subscriptions):
-            subscription.cut()
+        if self._subscriptions:
+            for subscription in list(self._subscriptions):
+                subscription.cut()
+            await self._connection.round_trip()
         await self._connection.close()
 
     async def publish(self, topic: Topic, message: Message) -> None:

@@ -127,6 +127,14 @@ async def test_a_thousand_concurrent_publishes_all_arrive(log: EventLog, inbox: 
     assert len({delivery.position for delivery in arrivals.deliveries}) == 1000
 
 
+async def test_many_large_events_arrive(log: EventLog, inbox: MakeInbox) -> None:
+    arrivals = inbox()
+    await log.subscribe(SHIPPING, arrivals, concurrency=64)
+    await asyncio.gather(*(log.publish(ORDERS, raw(b"%03d" % number + b"x" * 1_000_000)) for number in range(40)))
+    await arrivals.reaches(40)
+    assert {(payload or b"")[:3] for payload in arrivals.payloads} == {b"%03d" % number for number in range(40)}
+
+
 ODD_NAMES = [
     "orders", "Orders", "orders.eu", "orders.eu.north", "orders eu", " orders", "orders/eu", "orders*", "**", ">>",
     "orders.>eu", ".", "..", "orders.", ".orders", "a%2Eb", "a%b", "%", "%%", "a=b", "a_b", "a-b", "a~b", "a:b", "a\\b",
@@ -371,6 +379,28 @@ async def test_what_a_member_leaves_unsettled_goes_to_another(log: EventLog, inb
     assert (delivery.position, delivery.payload) == (abandoned.position, b"one")
     assert delivery.attempt == 2
     assert len(leaving.deliveries) == 1
+
+
+async def test_members_may_come_and_go_under_load(log: EventLog, inbox: MakeInbox) -> None:
+    arrivals = inbox()
+    await log.subscribe(SHIPPING, arrivals, concurrency=8)
+    publishes = [asyncio.create_task(log.publish(ORDERS, raw(f"{number}"))) for number in range(3000)]
+    while len(arrivals.deliveries) < 2000:
+        member = await log.subscribe(SHIPPING, arrivals, concurrency=8)
+        await arrivals.reaches(len(arrivals.deliveries) + 20)
+        await asyncio.wait_for(member.close(), 5)
+    await asyncio.gather(*publishes)
+    await arrivals.reaches(3000)
+    assert len(set(arrivals.payloads)) == 3000
+
+
+async def test_members_may_found_a_group_together(log: EventLog, inbox: MakeInbox) -> None:
+    arrivals = inbox()
+    await asyncio.gather(*(log.subscribe(SHIPPING, arrivals, concurrency=8) for _ in range(10)))
+    for number in range(100):
+        await log.publish(ORDERS, raw(f"{number}"))
+    await arrivals.reaches(100)
+    assert len(set(arrivals.payloads)) == len(arrivals.payloads)
 
 
 async def test_unsubscribe_forgets_the_group(log: EventLog, inbox: MakeInbox) -> None:

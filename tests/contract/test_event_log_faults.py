@@ -16,6 +16,7 @@ import pytest
 from nats.js import JetStreamContext
 
 from brokers.nats import consumer, event_log
+from brokers.nats.connection import Connection, Lookup, Servers
 from brokers.nats.event_log import NatsEventLog
 from mesh import addressing
 from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError, InvalidEvent, MessageTooLarge
@@ -281,15 +282,39 @@ async def test_what_a_dead_process_held_goes_to_another(
     log: EventLog, server: NatsServer, namespace: str, short_ack_wait: float
 ) -> None:
     dying, living = inbox(keep), inbox()
-    async with connected(server, namespace) as other:
-        await other.subscribe(SHIPPING, dying, concurrency=8)
-        for number in range(5):
-            await log.publish(ORDERS, raw(f"{number}"))
-        await dying.reaches(5)
-        await log.subscribe(SHIPPING, living, concurrency=8)
+    connection = Connection(Lookup(lambda: Servers([server.url])), name="dying")
+    other = NatsEventLog(connection, namespace=namespace)
+    await other.start()
+    await other.subscribe(SHIPPING, dying, concurrency=8)
+    for number in range(5):
+        await log.publish(ORDERS, raw(f"{number}"))
+    await dying.reaches(5)
+    await connection.close()  # without a word about what it holds
+    await log.subscribe(SHIPPING, living, concurrency=8)
+    died = time.monotonic()
     await living.reaches(5)
     assert set(living.payloads) == set(dying.payloads)
     assert {delivery.attempt for delivery in living.deliveries} == {2}
+    assert time.monotonic() - died > short_ack_wait / 2
+    await other.close()
+
+
+@pytest.mark.parametrize("politely", [True, False], ids=["unsubscribed", "closed"])
+async def test_processes_may_come_and_go_under_load(
+    log: EventLog, server: NatsServer, namespace: str, politely: bool
+) -> None:
+    """What is on its way to a process that leaves comes to the others at once, not after the ack wait."""
+    arrivals = inbox()
+    await log.subscribe(SHIPPING, arrivals, concurrency=8)
+    publishes = [asyncio.create_task(log.publish(ORDERS, raw(f"{number}"))) for number in range(3000)]
+    while len(arrivals.deliveries) < 2000:
+        async with connected(server, namespace) as other:
+            member = await other.subscribe(SHIPPING, arrivals, concurrency=64)
+            await arrivals.reaches(len(arrivals.deliveries) + 20)
+            if politely:
+                await asyncio.wait_for(member.close(), 5)
+    await asyncio.gather(*publishes)
+    await until(lambda: len(set(arrivals.payloads)) == 3000, within=10)
 
 
 # What others do to our streams and consumers
