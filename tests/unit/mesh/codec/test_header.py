@@ -15,7 +15,16 @@ def test_check_value_of_the_specification() -> None:
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(True, "true"), (False, "false"), (-7, "-7"), ("", ""), ("a=b;c,d", "a=b;c,d"), ('a "%', "a%20%22%25")],
+    [
+        (True, "true"),
+        (False, "false"),
+        (-7, "-7"),
+        ("", ""),
+        ("a=b;c,d", "a=b;c,d"),
+        ('"', "%22"),
+        ("%41", "%2541"),
+        (" ", "%20"),
+    ],
 )
 def test_encode(value: str | int | bool, expected: str) -> None:
     assert header.encode(value) == expected
