@@ -1,0 +1,321 @@
+"""The delivery plan over the reference log, with an app made of answers, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from brokers.memory import MemoryEventLog
+from mesh.delivery import FIRST_RETRY, HOLD_LIMIT, JITTER, LONGEST_RETRY, Deliverer, Plan, Verdict, verdict
+from mesh.errors import AppError, AppUnreachable, BrokerError
+from mesh.ports import AppResponse, AppRoute, Group, HeaderLines, Message, Mode, Subscription, Topic
+from tests.virtual_clock import VirtualClock
+
+TOPIC = Topic("pubsub", "A")
+DEAD = Topic("pubsub", "dead")
+Answer = AppResponse | Exception | None
+
+EVENT = b'{"specversion":"1.0","id":"1","source":"/a","type":"t","data":1}'
+
+
+def answer(status: int, body: bytes = b"") -> AppResponse:
+    return AppResponse(status, [], body)
+
+
+class App:
+    """An app whose answers the test queues; `None` never answers. Out of answers it answers 200."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        self.calls: list[tuple[float, bytes, bytes]] = []
+        self.answers: list[Answer] = []
+        self.open: list[asyncio.Future[AppResponse]] = []
+        self.path = ""
+        self._clock = clock
+
+    def prepare(self, _method: str, path: str, _fixed_headers: Sequence[tuple[str, str]] = ()) -> AppRoute:
+        self.path = path
+        return self
+
+    def header_lines(self, headers: Sequence[tuple[str, str]]) -> HeaderLines:
+        return HeaderLines("".join(f"{name}: {value}\r\n" for name, value in headers).encode())
+
+    def send(
+        self, body: bytes = b"", extra_headers: HeaderLines | None = None, *, timeout: float
+    ) -> asyncio.Future[AppResponse]:
+        self.calls.append((self._clock.now(), body, extra_headers or b""))
+        call: asyncio.Future[AppResponse] = asyncio.get_running_loop().create_future()
+        planned = self.answers.pop(0) if self.answers else answer(200)
+        if planned is None:
+            self.open.append(call)
+        elif isinstance(planned, Exception):
+            call.set_exception(planned)
+        else:
+            call.set_result(planned)
+        return call
+
+    @property
+    def times(self) -> list[float]:
+        return [round(moment - self.calls[0][0], 3) for moment, _, _ in self.calls]
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.clock = VirtualClock()
+        self.log = MemoryEventLog(self.clock)
+        self.app = App(self.clock)
+        self.dead: list[Message] = []
+        self.deliverer: Deliverer
+        self.subscription: Subscription
+
+    async def subscribe(self, plan: Plan, *, raw: bool = False) -> None:
+        await self.log.start()
+        group = Group("app", TOPIC)
+        self.deliverer = Deliverer(
+            group,
+            "/A",
+            plan,
+            log=self.log,
+            channel=self.app,
+            clock=self.clock,
+            raw_payload=raw,  # type: ignore[arg-type]
+        )
+        self.subscription = await self.log.subscribe(group, self.deliverer.handle, concurrency=8)
+        store = self.log.publish
+
+        async def publish(topic: Topic, message: Message) -> None:
+            if topic == DEAD:
+                self.dead.append(message)
+            await store(topic, message)
+
+        self.log.publish = publish  # type: ignore[method-assign]
+
+    async def publish(self, payload: bytes = EVENT, **more: object) -> None:
+        await self.log.publish(TOPIC, Message(mode=Mode.STRUCTURED, payload=payload, **more))  # type: ignore[arg-type]
+        await self.clock.settle()
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    for call in bench.app.open:
+        call.cancel()
+    await bench.log.close()
+
+
+@pytest.fixture(autouse=True)
+def no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("random.uniform", lambda _low, _high: 1.0)
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        (answer(200), Verdict.SUCCESS),
+        (answer(204), Verdict.SUCCESS),
+        (answer(200, b"ok, status unknown"), Verdict.SUCCESS),
+        (answer(200, b'{"status":"SUCCESS"}'), Verdict.SUCCESS),
+        (answer(200, b'{"status":""}'), Verdict.SUCCESS),
+        (answer(200, b'{"status":5}'), Verdict.SUCCESS),
+        (answer(200, b'[{"status":"RETRY"}]'), Verdict.SUCCESS),
+        (answer(200, b'\xff{"status":"RETRY"}'), Verdict.SUCCESS),
+        (answer(200, b'{"status":"RETRY"}'), Verdict.RETRY),
+        (answer(201, b' {"Status":"RETRY"} trailing'), Verdict.RETRY),
+        (answer(200, b'{"status":"success"}'), Verdict.RETRY),
+        (answer(200, b'{"status":"DROP"}'), Verdict.DROP),
+        (answer(404), Verdict.DROP),
+        (answer(404, b'{"status":"SUCCESS"}'), Verdict.DROP),
+        (answer(302), Verdict.RETRY),
+        (answer(400), Verdict.RETRY),
+        (answer(503), Verdict.RETRY),
+    ],
+)
+def test_what_an_answer_means(response: AppResponse, expected: Verdict) -> None:
+    judged, reason = verdict(response)
+    assert judged is expected
+    assert bool(reason) == (expected is not Verdict.SUCCESS)
+
+
+def test_pauses_double_up_to_a_minute() -> None:
+    pauses = [Plan().pause(attempt) for attempt in range(1, 12)]
+    assert pauses[:3] == [FIRST_RETRY, 2 * FIRST_RETRY, 4 * FIRST_RETRY]
+    assert pauses[-1] == LONGEST_RETRY
+    assert Plan().pause(10_000) == LONGEST_RETRY
+
+
+def test_pauses_are_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    pauses = {Plan().pause(1) for _ in range(50)}
+    assert len(pauses) > 40
+    assert all(FIRST_RETRY * (1 - JITTER) <= pause <= FIRST_RETRY * (1 + JITTER) for pause in pauses)
+
+
+async def test_the_stored_bytes_arrive(bench: Bench) -> None:
+    await bench.subscribe(Plan())
+    odd = b'{ "specversion":"1.0", "id":"1", "source":"/a","type":"t","n":1e400,"data":{"k": 0.10}}'
+    await bench.publish(odd, headers={"traceparent": "00-" + "1" * 32 + "-" + "2" * 16 + "-01", "baggage": "a=1"})
+    ((_, body, headers),) = bench.app.calls
+    assert body == odd
+    assert headers == b"traceparent: 00-" + b"1" * 32 + b"-" + b"2" * 16 + b"-01\r\nbaggage: a=1\r\n"
+    await bench.clock.advance(3600)
+    assert len(bench.app.calls) == 1
+
+
+async def test_failures_are_tried_again_at_growing_pauses_until_success(bench: Bench) -> None:
+    await bench.subscribe(Plan())
+    bench.app.answers = [answer(500), answer(200, b'{"status":"RETRY"}'), AppError("broke off"), answer(500)]
+    await bench.publish()
+    await bench.clock.advance(3600)
+    assert bench.app.times == [0.0, 0.5, 1.5, 3.5, 7.5]
+
+
+@pytest.mark.parametrize("dropped", [answer(404), answer(200, b'{"status":"DROP"}')])
+async def test_dropped_without_dead_letter_topic_is_gone(bench: Bench, dropped: AppResponse) -> None:
+    await bench.subscribe(Plan())
+    bench.app.answers = [dropped]
+    await bench.publish()
+    await bench.clock.advance(3600)
+    assert len(bench.app.calls) == 1
+
+
+@pytest.mark.parametrize("failure", [answer(500), answer(404), AppError("no answer in time")])
+async def test_one_failure_dead_letters_the_message_unchanged(bench: Bench, failure: Answer) -> None:
+    await bench.subscribe(Plan(dead_letter=DEAD))
+    bench.app.answers = [failure]
+    await bench.publish()
+    await bench.clock.advance(3600)
+    assert len(bench.app.calls) == 1
+    (letter,) = bench.dead
+    assert (letter.mode, letter.payload) == (Mode.STRUCTURED, EVENT)
+    assert letter.dedupe_id is not None
+
+
+async def test_a_dead_letter_that_cannot_be_stored_stays(bench: Bench) -> None:
+    await bench.subscribe(Plan(dead_letter=DEAD))
+    bench.app.answers = [answer(500), answer(500)]
+    store = bench.log.publish
+    full = True
+
+    async def publish(topic: Topic, message: Message) -> None:
+        if topic == DEAD and full:
+            raise BrokerError("the disk is full")
+        await store(topic, message)
+
+    bench.log.publish = publish  # type: ignore[method-assign]
+    await bench.publish()
+    full = False
+    await bench.clock.advance(60)
+    assert bench.app.times == [0.0, 0.5]
+    assert len(bench.dead) == 1
+
+
+async def test_an_unreachable_app_costs_no_attempt(bench: Bench) -> None:
+    await bench.subscribe(Plan(dead_letter=DEAD))
+    bench.app.answers = [AppUnreachable("refused")] * 5
+    await bench.publish()
+    await bench.clock.advance(60)
+    assert bench.app.times == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25]
+    assert bench.dead == []
+
+
+async def test_an_event_is_not_held_for_ever(bench: Bench) -> None:
+    """Another replica may reach its app."""
+    await bench.subscribe(Plan())
+    bench.app.answers = [AppUnreachable("refused")] * 10_000
+    await bench.publish()
+    await bench.clock.advance(HOLD_LIMIT + 1)
+    other = App(bench.clock)
+    deliverer = Deliverer(
+        Group("app", TOPIC),
+        "/A",
+        Plan(),
+        log=bench.log,
+        channel=other,
+        clock=bench.clock,  # type: ignore[arg-type]
+    )
+    await bench.log.subscribe(Group("app", TOPIC), deliverer.handle, concurrency=8)
+    await bench.clock.advance(2 * HOLD_LIMIT)
+    assert len(other.calls) == 1
+
+
+@pytest.mark.parametrize("payload", [b"", b"plain", b"[1]", b'{"a":}', b'{"a":"\xff"}', b"{" * 5000])
+async def test_what_is_no_event_never_reaches_the_app(bench: Bench, payload: bytes) -> None:
+    await bench.subscribe(Plan(dead_letter=DEAD))
+    await bench.publish(payload)
+    assert bench.app.calls == []
+    assert [letter.payload for letter in bench.dead] == [payload]
+
+
+@pytest.mark.parametrize("name", ["expiration", "expirytime"])
+async def test_expired_events_are_dropped(bench: Bench, name: str) -> None:
+    await bench.subscribe(Plan())
+    await bench.publish(b'{"id":"1","%b":"2023-11-14T22:13:20Z"}' % name.encode())
+    await bench.publish(b'{"id":"2","%b":"2023-11-14T22:13:21Z"}' % name.encode())
+    assert [json.loads(body)["id"] for _, body, _ in bench.app.calls] == ["2"]
+
+
+async def test_expired_events_go_to_the_dead_letter_topic_if_there_is_one(bench: Bench) -> None:
+    await bench.subscribe(Plan(dead_letter=DEAD))
+    await bench.publish(b'{"id":"1","expiration":"2023-11-14T22:13:20Z"}')
+    assert bench.app.calls == []
+    assert len(bench.dead) == 1
+
+
+async def test_binary_events_arrive_whole(bench: Bench) -> None:
+    await bench.subscribe(Plan())
+    attributes = {"specversion": "1.0", "id": "1", "source": "/a", "type": "t", "datacontenttype": "image/png"}
+    await bench.log.publish(TOPIC, Message(mode=Mode.BINARY, payload=b"\x89PNG", attributes=dict(attributes)))
+    await bench.clock.settle()
+    ((_, body, _),) = bench.app.calls
+    assert json.loads(body) == {**attributes, "data_base64": "iVBORw=="}
+
+
+async def test_raw_subscriptions_wrap_whatever_comes(bench: Bench) -> None:
+    await bench.subscribe(Plan(), raw=True)
+    await bench.publish(EVENT)
+    ((_, body, _),) = bench.app.calls
+    made = json.loads(body)
+    assert made.pop("id")
+    assert made == {
+        "specversion": "1.0",
+        "datacontenttype": "application/octet-stream",
+        "source": "Dapr",
+        "type": "com.dapr.event.sent",
+        "topic": "A",
+        "pubsubname": "pubsub",
+        "data_base64": "eyJzcGVjdmVyc2lvbiI6IjEuMCIsImlkIjoiMSIsInNvdXJjZSI6Ii9hIiwidHlwZSI6InQiLCJkYXRhIjoxfQ==",
+    }
+
+
+async def test_the_events_own_trace_is_used_when_the_message_brings_none(bench: Bench) -> None:
+    await bench.subscribe(Plan())
+    trace = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
+    await bench.publish(b'{"id":"1","traceid": "%b","tracestate":"v=1"}' % trace.encode())
+    assert bench.app.calls[0][2] == f"traceparent: {trace}\r\ntracestate: v=1\r\n".encode()
+
+
+async def test_draining_gives_failures_back_at_once(bench: Bench) -> None:
+    await bench.subscribe(Plan(dead_letter=DEAD))
+    bench.app.answers = [None]
+    await bench.publish()
+    bench.deliverer.drain()
+    bench.app.open[0].set_exception(AppError("broke off"))
+    await bench.clock.settle()
+    assert bench.dead == []
+    assert bench.app.times == [0.0, 0.0]
+
+
+async def test_a_flood_of_failures_is_logged_once_a_second(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    await bench.subscribe(Plan())
+    bench.app.answers = [answer(500)] * 8
+    for _ in range(8):
+        await bench.publish()
+    await bench.clock.advance(0.9)
+    assert len([record for record in caplog.records if "failed at attempt" in record.message]) == 1
+    bench.app.answers = [answer(500)]
+    await bench.clock.advance(0.2)
+    await bench.publish()
+    assert "7 more failed" in caplog.text
