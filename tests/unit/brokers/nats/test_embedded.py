@@ -240,6 +240,34 @@ def test_user_waits_until_the_keeper_has_stopped(folder):
     stopped.join()
 
 
+def test_no_user_gets_hold_of_a_server_that_is_being_stopped(folder):
+    user = embedded.hold(folder)
+    embedded.ensure_keeper(folder)
+    wait_for(lambda: embedded.endpoint(folder))
+    pid = server_pid(folder)
+    os.kill(pid, signal.SIGSTOP)  # so that its end takes a while
+    user.close()
+    lock = embedded._open_lock(folder / keeper.USERS_LOCK)
+
+    def stopping():
+        if embedded._try_lock(lock, embedded.fcntl.LOCK_SH):
+            embedded.fcntl.flock(lock, embedded.fcntl.LOCK_UN)
+            return False
+        return True
+
+    try:
+        wait_for(stopping, limit=3)
+        time.sleep(0.1)
+        assert stopping()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        os.close(lock)
+    user = embedded.hold(folder)
+    assert lock_is_free(folder)
+    assert not runs(pid)
+    user.close()
+
+
 def test_users_who_come_at_once_share_one_keeper(folder):
     users = []
 
