@@ -107,7 +107,7 @@ KEY_256 = "k" * 256
         ([",".join(f"k{n}=1" for n in range(32))], ",".join(f"k{n}=1" for n in range(32))),
         ([",".join(f"k{n}=1" for n in range(33))], ""),
         ([",".join(["a=1"] * 33)], ""),
-        ([",".join(members(*[127] * 4)), "z=12"], ",".join([*members(*[127] * 4)])),  # 511, then 516
+        ([",".join(members(127, 127, 127, 128)), "z=12"], ",".join(members(127, 127, 127, 128))),  # 517, then 512
         ([",".join(members(127, 127, 127, 128))], ",".join(members(127, 127, 127, 128))),  # 512
         (
             [",".join(members(100, 129, 128, 150, 128))],
