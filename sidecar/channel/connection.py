@@ -1,0 +1,324 @@
+"""One call at a time over one socket: HTTP/1.1 as the client speaks it (RFC 9112)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol, cast
+
+import httptools
+import msgspec
+
+from mesh.errors import AppError
+from mesh.ports import AppResponse
+
+_WRITTEN_AT_ONCE = 64 * 1024
+"""Bodies up to this size, in bytes, are copied behind their head, so that both leave in one packet."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the channel grants its callers and accepts from the app. Sizes in bytes, times in seconds."""
+
+    connections: int = 256
+    """Calls under way at once, over as many connections."""
+    waiting: int = 4096
+    """Calls that wait for one of them; further ones fail at once."""
+    header_bytes: int = 64 * 1024
+    header_count: int = 256
+    body_bytes: int = 16 * 1024 * 1024
+    idle: float = 60.0
+    """How long an unused connection is kept."""
+
+
+class Call(asyncio.Future[AppResponse]):
+    """A call is the future of its answer, so that a small one costs no second object.
+
+    `name` ("POST /orders") begins its error messages, without the query, which may hold secrets.
+    """
+
+    __slots__ = ("body", "connection", "deadline", "head", "is_probe", "name", "owner", "replay", "without_body")
+
+    owner: CallOwner
+    name: str
+    head: bytes
+    body: bytes
+    deadline: float
+    """By the clock of the loop."""
+    replay: bool
+    without_body: bool
+    """The answer has none, whatever its headers say (HEAD)."""
+    is_probe: bool
+    """Takes no slot."""
+    connection: Connection | None
+    """`None` while the call waits for a slot, and once it is done."""
+
+    def cancel(self, msg: object = None) -> bool:
+        if not super().cancel(msg):
+            return False
+        self.owner.call_off(self)
+        return True
+
+    def fail(self, what: str) -> None:
+        if not self.done():
+            self.set_exception(AppError(f"{self.name}: {what}"))
+
+
+class CallOwner(Protocol):
+    """Who hands out connections: `HttpAppChannel`."""
+
+    @property
+    def app(self) -> str:
+        """The app as error messages name it."""
+        ...
+
+    def call_off(self, call: Call) -> None:
+        """The call was cancelled."""
+        ...
+
+    def settled(self, connection: Connection, call: Call, *, reusable: bool) -> None:
+        """The call has its outcome. Unless `reusable`, the connection is finished too."""
+        ...
+
+    def try_again(self, call: Call) -> None:
+        """A kept connection was dead: send the call on a fresh one."""
+        ...
+
+    def finished(self, connection: Connection) -> None:
+        """The connection must not be used any more. Called once or more, in any state."""
+        ...
+
+    def gone(self, connection: Connection) -> None:
+        """The socket is closed, or was never opened."""
+        ...
+
+
+class _Refused(Exception):
+    """Raised through the parser, to stop it."""
+
+
+class Connection(asyncio.Protocol):
+    """A connection to the app: made for one call, then kept for others.
+
+    It must cope with any app: one that breaks off, answers early, never, twice, without end, or no HTTP at all.
+    Guarded by benchmarks/app_channel.py.
+    """
+
+    # Set for each call.
+    _received: int
+    """Bytes of the answer so far."""
+    _stray_bytes: int
+    """Bytes that came in pieces without a byte of the body."""
+    _body_size: int
+    _status: int
+    """0 until the headers of the final answer are there."""
+    _fields: list[tuple[bytes, bytes]]
+    """The header section, or trailers, being read."""
+    _headers: list[tuple[bytes, bytes]]
+    _body: bytes | bytearray
+    _complete: bool
+    _keep_alive: bool
+    _without_body: bool
+
+    # Set when the socket is open.
+    _transport: asyncio.Transport
+    _parser: httptools.HttpResponseParser
+
+    def __init__(self, owner: CallOwner, limits: Limits, call: Call) -> None:
+        self.call: Call | None = call
+        self.dialling: asyncio.Task[None] | None = None
+        self.is_open = False
+        self.idle_since = 0.0
+        self._owner = owner
+        self._limits = limits
+        self._reused = False
+        call.connection = self
+
+    # What the owner does with it.
+
+    def carry(self, call: Call) -> None:
+        """Send another call. The connection is idle."""
+        self.call = call
+        call.connection = self
+        self._reused = True
+        self._send(call)
+
+    def give_up(self) -> Call | None:
+        """Close the socket at once. Returns the call that was under way, which is the caller's to settle."""
+        call, self.call = self.call, None
+        if call is not None:
+            call.connection = None
+        if self.is_open:
+            self._transport.abort()
+        elif self.dialling is not None:
+            self.dialling.cancel()
+        return call
+
+    def fail(self, what: str) -> None:
+        """End the call under way with an error, and the connection with it."""
+        call = self.give_up()
+        if call is None:
+            self._owner.finished(self)
+            return
+        call.fail(what)
+        self._owner.settled(self, call, reusable=False)
+
+    def describe(self) -> str:
+        """How far the call has come, for the error of one that took too long."""
+        if not self.is_open:
+            return f"no connection to {self._owner.app} could be made"
+        if self._received:
+            return f"{self._owner.app} began its answer but did not end it"
+        return f"{self._owner.app} did not answer"
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Both event loops set TCP_NODELAY themselves.
+        self._transport = cast(asyncio.Transport, transport)
+        self._parser = httptools.HttpResponseParser(self)
+        self.is_open = True
+        if self.call is None:
+            self._transport.abort()
+        else:
+            self._send(self.call)
+
+    def data_received(self, data: bytes) -> None:
+        if self.call is None:
+            # Said without being asked: the next call must not take it for its answer.
+            self.give_up()
+            self._owner.finished(self)
+            return
+        self._received += len(data)
+        body_size = self._body_size
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
+            self._keep_alive = False
+            if not self._complete:
+                self.fail(self._no_answer(exc))
+                return
+        if self._complete:
+            self._succeed(self.call)
+        elif self._body_size == body_size:
+            # Headers, trailers, chunk extensions, 1xx answers: none of them may go on for ever.
+            self._stray_bytes += len(data)
+            if self._stray_bytes > self._limits.header_bytes:
+                self.fail(self._too_many_headers())
+
+    def eof_received(self) -> None:
+        self._ended(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended(exc)
+        self.is_open = False
+        del self._parser  # it holds the connection: a cycle
+        self._owner.gone(self)
+
+    # Callbacks of the parser
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise _Refused  # a second answer
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        fields, self._fields = self._fields, []  # what follows are trailers, or the answer after a 1xx
+        status = self._parser.get_status_code()
+        if status < 200:
+            return
+        limits = self._limits
+        if len(fields) > limits.header_count or (
+            self._received > limits.header_bytes
+            and sum(len(name) + len(value) + 4 for name, value in fields) > limits.header_bytes
+        ):
+            raise _Refused(self._too_many_headers())
+        self._status = status
+        self._headers = fields
+        if self._without_body:
+            # The parser cannot be told; it would wait for the body that Content-Length announces.
+            self._complete = True
+            raise _Refused
+
+    def on_body(self, data: bytes) -> None:
+        self._body_size += len(data)
+        if self._body_size > self._limits.body_bytes:
+            raise _Refused(
+                f"{self._owner.app} sent an answer of more than {self._limits.body_bytes} bytes, "
+                "which is the limit; let the app answer in smaller pieces"
+            )
+        if not self._body:
+            self._body = data
+        elif isinstance(self._body, bytes):
+            self._body = bytearray(self._body + data)
+        else:
+            self._body += data
+
+    def on_message_complete(self) -> None:
+        if self._status:
+            self._complete = True
+            self._keep_alive = self._parser.should_keep_alive()
+
+    # The rest
+
+    def _send(self, call: Call) -> None:
+        self._received = self._stray_bytes = self._body_size = self._status = 0
+        self._fields = []
+        self._headers = []
+        self._body = b""
+        self._complete = self._keep_alive = False
+        self._without_body = call.without_body
+        if len(call.body) <= _WRITTEN_AT_ONCE:
+            self._transport.write(call.head + call.body)
+        else:
+            self._transport.write(call.head)
+            self._transport.write(call.body)
+
+    def _succeed(self, call: Call) -> None:
+        transport = self._transport
+        self.call = call.connection = None
+        # An app may answer before it has read the request; what is left of that would be the next request.
+        reusable = self._keep_alive and transport.get_write_buffer_size() == 0 and not transport.is_closing()
+        if not reusable:
+            transport.abort()
+        call.set_result(AppResponse(self._status, self._headers, bytes(self._body)))
+        self._owner.settled(self, call, reusable=reusable)
+
+    def _ended(self, exc: Exception | None) -> None:
+        """The app has closed its side, or the connection broke."""
+        call = self.call
+        if call is None:
+            self._owner.finished(self)
+        elif exc is None and self._status and not self._is_framed():
+            self._succeed(call)
+        elif self._reused and not self._received and call.replay:
+            self.give_up()
+            self._owner.finished(self)
+            self._owner.try_again(call)
+        else:
+            how = f"broke the connection ({exc})" if exc else "closed the connection"
+            when = "in the middle of its answer" if self._received else "without an answer"
+            self.fail(f"{self._owner.app} {how} {when}; see the app's own log")
+
+    def _is_framed(self) -> bool:
+        """Whether the answer says where it ends; otherwise the end of the connection is its end."""
+        for name, value in self._headers:
+            if name == b"content-length" or (name == b"transfer-encoding" and b"chunked" in value.lower()):
+                return True
+        return False
+
+    def _no_answer(self, exc: Exception) -> str:
+        if isinstance(exc.__context__, _Refused):
+            return str(exc.__context__)
+        if isinstance(exc, httptools.HttpParserUpgrade):
+            return f"{self._owner.app} switched to another protocol without being asked to"
+        return (
+            f"{self._owner.app} answered with something that is no HTTP/1.1 ({exc}); "
+            "does another program, or another protocol (TLS, gRPC), use this port?"
+        )
+
+    def _too_many_headers(self) -> str:
+        return (
+            f"{self._owner.app} sent more than {self._limits.header_bytes} bytes or "
+            f"{self._limits.header_count} lines of headers, which are the limits"
+        )
