@@ -55,10 +55,15 @@ class TraceContext(NamedTuple):
 
 def extract(headers: Sequence[tuple[bytes, bytes]]) -> TraceContext | None:
     """The trace context of a request; `None` when there is none, or none that is valid: start a new trace then."""
-    found = [value for name, value in headers if name == b"traceparent"]
-    if len(found) != 1:
+    found: bytes | None = None
+    for name, value in headers:
+        if name == b"traceparent":
+            if found is not None:
+                return None
+            found = value
+    if found is None:
         return None
-    traceparent = parse_traceparent(found[0].decode("latin-1").strip(" \t"))
+    traceparent = parse_traceparent(found.decode("latin-1").strip(" \t"))
     if traceparent is None:
         return None
     states = [value.decode("latin-1") for name, value in headers if name == b"tracestate"]
@@ -111,10 +116,12 @@ def baggage(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
     """The `baggage` headers of a request, joined with commas, otherwise untouched; `None` when there are none. Raises
     `InvalidBaggage` when they are not valid, or beyond the limits of W3C Baggage 3.3.
     """
-    found = [value for name, value in headers if name == b"baggage"]
-    if not found:
+    for name, _ in headers:
+        if name == b"baggage":
+            break
+    else:
         return None
-    joined = b",".join(found).decode("latin-1")
+    joined = b",".join([value for name, value in headers if name == b"baggage"]).decode("latin-1")
     if not joined:
         return None
     if len(joined) > MAX_BAGGAGE_BYTES:
