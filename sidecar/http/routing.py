@@ -10,6 +10,7 @@ The hot function is `Router.match`; guarded by `benchmarks/routing.py`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -53,12 +54,13 @@ class ApiFilter:
         return not self._allowed or group in self._allowed or path.startswith(self._allowed)
 
 
-class Route(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Route:
     app: ASGIApp
     parameters: tuple[tuple[str, int], ...]
     """Name and index of the segment of each parameter."""
-    tail: bool
-    """The last parameter takes all segments from its index on."""
+    tail: int
+    """Index of the template's last segment: a `:path` parameter takes all from there."""
 
 
 class _Node:
@@ -81,7 +83,7 @@ class _Node:
             route = following.find(segments, index + 1, method)
             if route is not None:
                 return route
-        if self.parameter is not None and segments[index]:
+        if self.parameter is not None:
             route = self.parameter.find(segments, index + 1, method)
             if route is not None:
                 return route
@@ -110,8 +112,6 @@ class BadEscape(ValueError):
 
 def clean_path(raw_path: bytes) -> bytes:
     """The escaped path as it is matched: one `/` for a run of them, `.` and `..` resolved, no `/` at the end."""
-    if b"//" not in raw_path and b"/." not in raw_path and raw_path[-1:] != b"/":
-        return raw_path
     kept: list[bytes] = []
     for segment in raw_path.split(b"/"):
         if segment == b"..":
@@ -121,6 +121,8 @@ def clean_path(raw_path: bytes) -> bytes:
     return b"/" + b"/".join(kept)
 
 
+_UNCLEAN = frozenset((b"", b".", b".."))
+_PERCENT, _PLUS = b"%+"
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 
 
@@ -166,11 +168,10 @@ class Router:
         tail = False
         if not template.startswith("/") or clean_path(template.encode()) != template.encode():
             raise ValueError(f"{template!r} is no path template")
-        segments = template[1:].split("/") if template != "/" else []
-        for index, segment in enumerate(segments):
+        for index, segment in enumerate(template.rstrip("/").split("/")):
             if tail:
                 raise ValueError(f"{template!r}: nothing can follow a :path parameter")
-            if segment[0] != "{":
+            if not segment.startswith("{"):
                 node = node.literals.setdefault(segment.encode(), _Node())
                 continue
             name = segment[1:-1].removesuffix(":path")
@@ -187,27 +188,38 @@ class Router:
         for method in methods:
             if method in routes:
                 raise ValueError(f"{method} {template} is served already")
-            routes[method] = Route(app, tuple(parameters), tail)
+            routes[method] = Route(app, tuple(parameters), index)
 
     def match(self, method: str, raw_path: bytes) -> tuple[ASGIApp, dict[str, str]] | None:
         """The app and the decoded parameters; `None` when nothing matches. Raises `BadEscape`."""
-        path = clean_path(raw_path)
-        segments = path[1:].split(b"/") if len(path) > 1 else []
-        route = self._root.find(segments, 0, method)
-        if route is None:
-            return None
-        app, parameters, tail = route
-        if not parameters:
-            return app, {}
-        if tail:
-            start = parameters[-1][1]
-            segments[start:] = [b"/".join(segments[start:])]
-        if b"%" in path or b"+" in path:
-            return app, {name: unescape(name, segments[index]) for name, index in parameters}
-        try:
-            return app, {name: segments[index].decode() for name, index in parameters}
-        except UnicodeDecodeError:
-            return app, {name: unescape(name, segments[index]) for name, index in parameters}
+        # The straight way: tests are ordered and written for what they cost (`b"//" in path` is 0.2 µs alone).
+        segments = raw_path.split(b"/")
+        if not _UNCLEAN.isdisjoint(segments[1:]):
+            segments = clean_path(raw_path).rstrip(b"/").split(b"/")
+        node = self._root
+        for segment in segments:
+            following = node.literals.get(segment) or node.parameter
+            if following is None:
+                route = node.tails.get(method)
+                break
+            node = following
+        else:
+            route = node.routes.get(method)
+        if route is None:  # the straight way down ends nowhere: search
+            route = self._root.find(segments, 0, method)
+            if route is None:
+                return None
+        parameters = route.parameters
+        if route.tail < len(segments) - 1:
+            segments[route.tail :] = [b"/".join(segments[route.tail :])]
+        values = {}
+        if _PERCENT in raw_path or _PLUS in raw_path or not raw_path.isascii():
+            for name, index in parameters:
+                values[name] = unescape(name, segments[index])
+        else:
+            for name, index in parameters:
+                values[name] = segments[index].decode()
+        return route.app, values
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         try:
@@ -220,8 +232,7 @@ class Router:
         return app(scope, receive, send)
 
     def _refuse(self, scope: Scope, send: Send) -> Awaitable[None]:
-        path = clean_path(scope["raw_path"])
-        methods = self._root.methods(path[1:].split(b"/"), 0)
+        methods = self._root.methods(clean_path(scope["raw_path"]).rstrip(b"/").split(b"/"), 0)
         if methods:
             return send_text(send, 405, "", [(b"allow", ", ".join(sorted(methods)).encode())])
         return send_text(send, 404, "404 page not found\n")
