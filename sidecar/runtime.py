@@ -102,17 +102,21 @@ class Runtime:
         """Returns when the sidecar has stopped. Raises `ConfigurationError` when it cannot start."""
         started = time.monotonic()
         work = asyncio.get_running_loop().create_task(self._start(started), name="start")
+        work.add_done_callback(self._note)
         try:
-            await asyncio.wait({work, self._end}, return_when=asyncio.FIRST_COMPLETED)
-            if not self._end.done():
-                await work  # raises what went wrong; otherwise the start is over, and the app is being served
-                await self._end
+            await self._end
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
-            end = self._end.result() if self._end.done() else End.STOPPED
             in_time = await self._shut_down()
+        end = self._end.result()
         return end if in_time else End.OVERDUE
+
+    def _note(self, start: asyncio.Task[None]) -> None:
+        """A start that failed ends the run, with what went wrong."""
+        error = None if start.cancelled() else start.exception()
+        if error is not None and not self._end.done():
+            self._end.set_exception(error)
 
     async def _start(self, started: float) -> None:
         for server in self._servers:
