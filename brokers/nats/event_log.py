@@ -18,11 +18,12 @@ from mesh.ports import Feature, Group, Handler, Message, Topic
 
 logger = logging.getLogger("meshwire.nats")
 
-PUBLISH_TIMEOUT = 10.0
+PUBLISH_TIMEOUT = 15.0
 """Seconds that a publish may wait for its acknowledgement, reconnects and repeats included: longer than the
-restart of a server and than the election of a stream's leader (4.6 s)."""
-ATTEMPT_TIMEOUT = 4.0
-"""Seconds after which a publish without an answer is sent once more."""
+restart of a server and than the election of a stream's leader (4 to 10 s)."""
+ATTEMPT_TIMEOUT = 2.0
+"""Seconds after which a publish without an answer is sent once more. What reaches a stream without a leader is lost
+in silence, so this is also how late an election's end may be noticed."""
 FIRST_PAUSE, LAST_PAUSE = 0.02, 0.5
 """Seconds between repeats of a publish."""
 

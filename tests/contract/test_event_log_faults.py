@@ -225,7 +225,9 @@ async def test_the_log_moves_to_a_server_that_is_alive(server: NatsServer, tmp_p
     await asyncio.wait_for(log.close(), 5)
 
 
-async def test_the_leader_of_a_cluster_may_die(tmp_path: Path, namespace: str, stream: str) -> None:
+async def test_the_leader_of_a_cluster_may_die(
+    tmp_path: Path, namespace: str, stream: str, short_ack_wait: float
+) -> None:
     servers = cluster(tmp_path)
     async with AsyncExitStack() as stack:
         for server in servers:
@@ -235,7 +237,7 @@ async def test_the_leader_of_a_cluster_may_die(tmp_path: Path, namespace: str, s
             server.wait_until_ready()
         log = nats_event_log([server.url for server in servers], namespace, replicas=3)
         stack.push_async_callback(log.close)
-        await asyncio.wait_for(log.start(), 20)
+        await asyncio.wait_for(log.start(), 20)  # it waits for the cluster to elect its first leader
         arrivals = inbox()
         await asyncio.wait_for(log.subscribe(SHIPPING, arrivals, concurrency=64), 10)
         acknowledged: list[bytes] = []
@@ -244,7 +246,7 @@ async def test_the_leader_of_a_cluster_may_die(tmp_path: Path, namespace: str, s
         async with administrator(servers[0]) as admin:
             leader = (await admin.stream_info(stream)).cluster.leader
         await asyncio.to_thread(next(server for server in servers if server.name == leader).kill)
-        await more(acknowledged, 200, within=15)
+        await more(acknowledged, 200, within=20)
         assert not any(publisher.done() for publisher in publishers)
         for publisher in publishers:
             publisher.cancel()
