@@ -244,13 +244,18 @@ async def test_the_first_settlement_counts(log: EventLog, inbox: MakeInbox, impl
             delivery.retry(0.0)
         delivery.ack()
 
-    acked, retried = inbox(ack_then_retry), inbox(retry_then_ack)
+    def retry_later_then_now(delivery: Delivery) -> None:
+        delivery.retry(60.0)
+        delivery.retry(0.0)
+
+    acked, retried, delayed = inbox(ack_then_retry), inbox(retry_then_ack), inbox(retry_later_then_now)
     await log.subscribe(SHIPPING, acked, concurrency=8)
     await log.subscribe(BILLING, retried, concurrency=8)
+    await log.subscribe(Group("archive", ORDERS), delayed, concurrency=8)
     await log.publish(ORDERS, raw("one"))
     await retried.reaches(2)
-    await implementation.quiet()
-    assert (len(acked.deliveries), len(retried.deliveries)) == (1, 2)
+    await implementation.elapse(0.3)
+    assert (len(acked.deliveries), len(retried.deliveries), len(delayed.deliveries)) == (1, 2, 1)
 
 
 async def test_an_unsettled_event_is_kept_from_the_other_members(

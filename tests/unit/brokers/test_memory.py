@@ -156,6 +156,19 @@ async def test_a_cancelled_close_hands_over_what_is_not_settled() -> None:
     assert [delivery.attempt for delivery in staying] == [2]
 
 
+async def test_a_forgotten_group_gets_nothing_more() -> None:
+    log, clock = await started()
+    arrivals: list[Delivery] = []
+    await log.subscribe(SHIPPING, arrivals.append, concurrency=1)
+    await log.publish(ORDERS, raw(b"1"))
+    await log.publish(ORDERS, raw(b"2"))
+    await clock.settle()
+    await log.unsubscribe(SHIPPING)
+    arrivals[0].ack()
+    await clock.settle()
+    assert [delivery.payload for delivery in arrivals] == [b"1"]
+
+
 async def test_close_leaves_nothing_behind() -> None:
     log, clock = await started()
     arrivals: list[Delivery] = []
