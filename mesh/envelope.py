@@ -345,5 +345,5 @@ def expiry(text: object) -> float | None:
         return None
     try:
         return timestamp(text)
-    except InvalidEvent:
+    except ValueError:
         return None

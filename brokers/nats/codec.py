@@ -82,10 +82,7 @@ def mode(headers: Mapping[str, str], payload: bytes) -> Mode:
 
 def decode_attributes(headers: Mapping[str, str]) -> Attributes:
     """The attributes of a binary-mode event. Raises `InvalidEvent`."""
-    found: Attributes = {}
-    for name, value in headers.items():
-        if name.startswith(_CE):
-            found[name[3:]] = header.decode(value.encode(), name[3:])
+    found = header.decode_all({name[3:]: value.encode() for name, value in headers.items() if name.startswith(_CE)})
     content_type = headers.get("content-type")
     if "datacontenttype" not in found and content_type is not None:
         found["datacontenttype"] = content_type

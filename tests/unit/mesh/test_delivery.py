@@ -257,6 +257,13 @@ async def test_expired_events_are_dropped(bench: Bench, name: str) -> None:
     assert [json.loads(body)["id"] for _, body, _ in bench.app.calls] == ["2"]
 
 
+@pytest.mark.parametrize("expiry", ["soon", "", "2023-13-45T00:00:00Z"])
+async def test_an_expiry_that_is_no_time_is_none(bench: Bench, expiry: str) -> None:
+    await bench.subscribe(Plan())
+    await bench.publish(b'{"id":"1","expiration":"%b"}' % expiry.encode())
+    assert len(bench.app.calls) == 1
+
+
 async def test_expired_events_go_to_the_dead_letter_topic_if_there_is_one(bench: Bench) -> None:
     await bench.subscribe(Plan(dead_letter=DEAD))
     await bench.publish(b'{"id":"1","expiration":"2023-11-14T22:13:20Z"}')
