@@ -1,22 +1,34 @@
-# Everything a newcomer needs: `make demo` shows it, `make test` checks it.
+# Everything a newcomer needs: `make demo` shows it, `make test` checks it. Needs Python 3.11 or later, and make.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+PYTEST := $(BIN)/python -P -m pytest
 
-.PHONY: install demo test test-servers lint bench clean
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-servers lint coverage bench clean
+
+help:
+	@echo 'make demo          two apps, one event after another, a killed broker: 15 seconds'
+	@echo 'make test          lint, types, and every suite that wheels can bring'
+	@echo 'make test-servers  the suites that need Debian packages, Java or a container engine'
+	@echo 'make coverage      the unit and contract suites, with what they do not reach'
+	@echo 'make bench         throughput and latency, beside the bare client in the same run'
+	@echo 'make lint          style, types and the direction of imports'
+	@echo 'make clean         forget the virtual environment and all caches'
 
 install: $(READY)
 
 $(READY): pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit("Meshwire needs Python 3.11 or later, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("Meshwire needs Python 3.11 or later, this is " + sys.version.split()[0] + "; say PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo 'this Python cannot make a virtual environment; on Debian: apt-get install python3-venv'; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable ".[faststream]" --group test --group lint
-	touch $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[faststream]" --group test --group lint
+	@touch $@
 
 demo: install
-	$(BIN)/python -P examples/demo.py
+	@$(BIN)/python -P examples/demo.py
 
 lint: install
 	$(BIN)/ruff check .
@@ -25,13 +37,20 @@ lint: install
 	$(BIN)/lint-imports --no-cache
 
 test: install lint
-	$(BIN)/python -P -m pytest -m "not servers"
+	$(PYTEST) -m "not servers"
+	@echo 'left out: the tests marked "servers", which need more than wheels bring (make test-servers)'
 
 test-servers: install
-	$(BIN)/python -P -m pytest -m servers
+	$(PYTEST) -m servers
+
+coverage: install
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m "not servers" tests/unit tests/contract tests/api
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 bench: install
 	$(BIN)/python -P -m benchmarks
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* build dist
