@@ -138,8 +138,7 @@ class Exchange:
             if self._expects_continue:
                 self._expects_continue = False
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            if not self.protocol.waiting:
-                self.flow.resume_reading()
+            self.flow.resume_reading()
             self._waiter = self.protocol.loop.create_future()
             await self._waiter
         return {"type": "http.disconnect"}

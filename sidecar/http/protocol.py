@@ -153,6 +153,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def close(self) -> None:
         """Close when everything written is sent, or the client takes no more of it."""
+        if self.closing:
+            return
         self.closing = True
         self.deadline = self.loop.time() + self.limits.linger
         self.transport.close()
@@ -396,5 +398,5 @@ class BoundedProtocol(HttpToolsProtocol):
             self._start(self.waiting.popleft())
         else:
             self.flow.resume_reading()
-            if not exchange.more_body:
+            if not (self._in_head or self._in_body):
                 self.deadline = self.loop.time() + self.limits.keep_alive
