@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from mesh.errors import ConfigurationError, MeshError
 from sidecar import lifeline
@@ -44,7 +44,7 @@ PREFIX = b"== APP == "
 ORPHANED = 5
 """Seconds between SIGTERM and SIGKILL for an app whose supervisor was killed."""
 GUARD = f"trap '' HUP INT QUIT TERM; read -r end; kill -TERM 0; sleep {ORPHANED}; kill -KILL 0"
-"""Its input is the lifeline. It ends the process group that it leads, itself last: whatever the app has started,
+"""Its input is a lifeline. It ends the process group that it leads, itself last: whatever the app has started,
 and however early the supervisor died. That the group has a living leader keeps its number from being reused."""
 
 
@@ -128,14 +128,14 @@ class _Supervisor:
         self.started = time.monotonic()
         self.next_tend = self.started + TEND
         self.wake = self._catch_signals()
-        self.lifeline, _kept_open = os.pipe()
-        self.sidecar = subprocess.Popen(  # noqa: S603
-            sidecar_command,
-            stdin=subprocess.DEVNULL,
-            env={**environment, lifeline.DESCRIPTOR: str(self.lifeline)},
-            pass_fds=(self.lifeline,),
-            process_group=0,  # Ctrl-C is ours to pass on: two signals would end a sidecar without a drain
-        )
+        with new_lifeline() as end:
+            self.sidecar = subprocess.Popen(  # noqa: S603
+                sidecar_command,
+                stdin=subprocess.DEVNULL,
+                env={**environment, lifeline.DESCRIPTOR: str(end.fileno())},
+                pass_fds=(end.fileno(),),
+                process_group=0,  # Ctrl-C is ours to pass on: two signals would end a sidecar without a drain
+            )
 
     def _catch_signals(self) -> int:
         ours, wake = os.pipe()
@@ -212,13 +212,14 @@ class _Supervisor:
     def start_app(self) -> None:
         plan = self.app_plan
         assert plan is not None  # noqa: S101
-        self.guard = subprocess.Popen(  # noqa: S603
-            ["/bin/sh", "-c", GUARD],
-            stdin=self.lifeline,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            process_group=0,
-        )
+        with new_lifeline() as end:
+            self.guard = subprocess.Popen(  # noqa: S603
+                ["/bin/sh", "-c", GUARD],
+                stdin=end,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                process_group=0,
+            )
         try:
             self.app = subprocess.Popen(  # noqa: S603
                 plan.command,
@@ -295,6 +296,15 @@ class _Supervisor:
         if self.app_plan and not self.app and self.signals:
             return 128 + self.signals[0]
         return exit_code(app) or int(sidecar > 0)
+
+
+def new_lifeline() -> BinaryIO:
+    """The end of a new pipe that is for a child. Ours stays open for as long as this process lives.
+
+    Each child has one of its own: an event loop makes its end non-blocking, for everybody who shares it.
+    """
+    theirs, _ours = os.pipe()
+    return os.fdopen(theirs, "rb", buffering=0)
 
 
 def exit_code(status: int) -> int:

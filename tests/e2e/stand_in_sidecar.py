@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 
+import uvloop
+
 from sidecar import lifeline
 
 
@@ -30,7 +32,7 @@ async def main(port, behaviour=""):
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         length = int(head.lower().partition("content-length: ")[2].split("\r\n")[0])
         body = (await reader.readexactly(length)).decode()
-        print("asked:", head.partition(" HTTP")[0], body, flush=True)
+        print(f"asked: {head.partition(' HTTP')[0]} {body}", flush=True)
         writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
         await writer.drain()
         writer.close()
@@ -41,7 +43,8 @@ async def main(port, behaviour=""):
         await asyncio.start_server(answer, "127.0.0.1", int(port))
     print("sidecar runs", os.getpid(), flush=True)
     await stop.wait()
-    print("sidecar stops after signals:", len(signals), flush=True)
+    print(f"sidecar stops after signals: {len(signals)}", flush=True)
 
 
-asyncio.run(main(*sys.argv[1:]))
+with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    runner.run(main(*sys.argv[1:]))

@@ -18,7 +18,7 @@ import os, sys
 from mesh.errors import ConfigurationError
 from sidecar import supervisor
 from sidecar.supervisor import Api, App, supervise
-supervisor.GRACE, supervisor.START_LIMIT, supervisor.LEFT_BEHIND = 1.0, 0.5, 0.3
+supervisor.GRACE, supervisor.START_LIMIT, supervisor.LEFT_BEHIND = {grace!r}, 0.5, 0.3
 supervisor.GUARD = supervisor.GUARD.replace("sleep 5", "sleep 0.5")
 def tend():
     if os.path.exists({trouble!r}):
@@ -35,18 +35,26 @@ def free_port():
 
 
 class Run:
-    def __init__(self, tmp_path, app, behaviour="", waits=False):
+    def __init__(self, tmp_path, app, behaviour="", waits=False, grace=1.0):
         self.port = free_port()
         self.trouble = tmp_path / "trouble"
         sidecar = [sys.executable, "-P", str(STAND_IN), str(self.port), behaviour]
-        driver = DRIVER.format(trouble=str(self.trouble), app=app, sidecar=sidecar, waits=waits, port=self.port)
+        driver = DRIVER.format(
+            trouble=str(self.trouble), app=app, sidecar=sidecar, waits=waits, port=self.port, grace=grace
+        )
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", driver], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [sys.executable, "-P", "-c", driver],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            process_group=0,
         )
         self.lines = []
 
     def until(self, pattern):
-        """Read until a line matches; return the match."""
+        """Read until a line matches, unless one did already; return the match."""
+        if match := re.search(pattern, "".join(self.lines)):
+            return match
         for line in self.process.stdout:
             self.lines.append(line)
             if match := re.search(pattern, line):
@@ -132,8 +140,9 @@ def test_sidecar_learns_who_runs(start):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_stops_app_and_sidecar_once_each(start, number):
     run = start("trap 'echo told; exit 5' TERM; echo ready; while :; do sleep 0.01; done")
+    run.until("== APP == ready")
     run.until("up and running")
-    run.process.send_signal(number)
+    os.killpg(run.process.pid, number)  # as a terminal does
     code, output = run.end()
     assert code == 5
     assert output.count("== APP == told") == 1
@@ -193,22 +202,29 @@ def test_broker_in_trouble_ends_the_run(start):
 
 
 def test_what_an_app_leaves_behind_is_ended(start):
-    run = start("(trap '' TERM; echo pid $(exec sh -c 'echo $PPID'); while :; do sleep 0.1; done) & sleep 0.2; exit 4")
+    run = start(
+        "(trap '' TERM; echo pid $(exec sh -c 'echo $PPID'); while :; do sleep 0.1; done) & sleep 0.2; exit 4",
+        grace=9.0,
+    )
     left = int(run.until(r"== APP == pid (\d+)")[1])
+    started = time.monotonic()
     assert run.end()[0] == 4
+    assert time.monotonic() - started < 5
     wait_until_gone(left)
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_nothing_survives_the_kill_of_the_supervisor(start, waits):
-    run = start("echo pid $$; sleep 60 & echo child $!; wait", waits=waits)
+def test_nothing_survives_the_kill_of_the_supervisor(start, waits, tmp_path):
+    asked = tmp_path / "asked"
+    run = start("trap 'touch $1; exit' TERM; echo pid $$; sleep 60 & echo child $!; wait", str(asked), waits=waits)
     app = int(run.until(r"== APP == pid (\d+)")[1])
     child = int(run.until(r"== APP == child (\d+)")[1])
     run.until("up and running")
-    sidecar = int(re.search(r"sidecar runs (\d+)", "".join(run.lines))[1])
+    sidecar = int(run.until(r"sidecar runs (\d+)")[1])
     run.process.kill()
     wait_until_gone(app, child, sidecar)
     assert "sidecar stops after signals: 0" in run.end()[1]
+    assert asked.exists()
 
 
 def test_nothing_survives_the_kill_of_the_sidecar(start):
@@ -216,7 +232,7 @@ def test_nothing_survives_the_kill_of_the_sidecar(start):
     app = int(run.until(r"== APP == pid (\d+)")[1])
     child = int(run.until(r"== APP == child (\d+)")[1])
     run.until("up and running")
-    os.kill(int(re.search(r"sidecar runs (\d+)", "".join(run.lines))[1]), signal.SIGKILL)
+    os.kill(int(run.until(r"sidecar runs (\d+)")[1]), signal.SIGKILL)
     code, output = run.end()
     assert code == 1
     assert "The sidecar exited with signal SIGKILL" in output
@@ -230,7 +246,7 @@ def test_nothing_survives_the_kill_of_both(start, first):
     child = int(run.until(r"== APP == child (\d+)")[1])
     group = os.getpgid(app)
     run.until("up and running")
-    both = [int(re.search(r"sidecar runs (\d+)", "".join(run.lines))[1]), run.process.pid]
+    both = [int(run.until(r"sidecar runs (\d+)")[1]), run.process.pid]
     for pid in both if first == "sidecar" else reversed(both):
         os.kill(pid, signal.SIGKILL)
     run.process.wait()
@@ -265,9 +281,11 @@ def test_output_is_copied_line_by_line_and_what_does_not_end_in_pieces(start):
 
 
 def test_app_goes_on_when_nobody_reads_its_output(start, tmp_path):
-    done = tmp_path / "done"
-    run = start(f"sleep 0.3; i=0; while [ $i -lt 20000 ]; do echo line; i=$((i+1)); done; touch {done}; exit 6")
+    go, done = tmp_path / "go", tmp_path / "done"
+    lines = "i=0; while [ $i -lt 20000 ]; do echo line; i=$((i+1)); done"
+    run = start(f"until [ -e {go} ]; do sleep 0.01; done; {lines}; touch {done}; exit 6")
     run.until("up and running")
     run.process.stdout.close()
+    go.touch()
     assert run.process.wait(10) == 6
     assert done.exists()
