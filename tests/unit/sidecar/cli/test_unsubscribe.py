@@ -1,46 +1,27 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from brokers.nats.connection import Connection, Lookup, Servers
-from brokers.nats.embedded import endpoint, ensure_keeper, failure, hold, mesh_folder
-from brokers.nats.event_log import NatsEventLog
+from brokers.nats.embedded import ensure_keeper, hold, mesh_folder
+from mesh.addressing import DEFAULT_PREFIX
 from mesh.ports import Group, Topic
+from sidecar.assembly import open_event_log
 from sidecar.cli import main, unsubscribe
+from sidecar.settings import parse_broker
 from tests.contract.nats_server import NatsServer, free_port
 
 GROUP = Group("orders", Topic("pubsub", "A"))
-
-
-async def open_event_log(broker: str, namespace: str) -> NatsEventLog:
-    """A log at `nats://…` or `embedded:FOLDER`, not started."""
-    folder = Path(broker.removeprefix("embedded:"))
-
-    def servers() -> Servers | None:
-        if broker.startswith("nats:"):
-            return Servers([broker])
-        known = endpoint(folder)
-        return known and Servers([known.url], known.token)
-
-    return NatsEventLog(Connection(Lookup(servers, lambda: failure(folder)), name="test"), namespace=namespace)
-
-
-@pytest.fixture(autouse=True)
-def assembly(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sidecar.assembly", SimpleNamespace(open_event_log=open_event_log))
 
 
 def subscribe(broker: str, namespace: str, group: Group = GROUP) -> None:
     """Have a durable subscription of an app that is gone."""
 
     async def join_and_leave() -> None:
-        log = await open_event_log(broker, namespace)
+        log = open_event_log(parse_broker(broker), name="test", namespace=namespace, prefix=DEFAULT_PREFIX)
         await log.start()
         await (await log.subscribe(group, lambda delivery: delivery.ack(), concurrency=1)).close()
         await log.close()
