@@ -27,8 +27,7 @@ class Inventory(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         event = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if hmac.compare_digest(self.headers.get("dapr-api-token", ""), TOKEN):
-            reserve(event)
-            self.answer(200, {"status": "SUCCESS"})
+            self.answer(200, {"status": reserve(event)})
         else:
             self.answer(401, {"error": "only our sidecar may deliver events"})
 
@@ -41,13 +40,19 @@ class Inventory(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def reserve(event: dict[str, Any]) -> None:
-    order = event["data"]
-    with lock:
-        if (event["source"], event["id"]) not in seen:
-            seen.add((event["source"], event["id"]))
-            reserved[order["item"]] += order["quantity"]
-            print("reserved", order["quantity"], order["item"], flush=True)
+def reserve(event: dict[str, Any]) -> str:
+    """SUCCESS: handled. RETRY would bring the event again later; what can never be handled is to be dropped."""
+    match event.get("data"):
+        case {"item": str(item), "quantity": int(quantity)}:
+            with lock:
+                if (event["source"], event["id"]) not in seen:
+                    seen.add((event["source"], event["id"]))
+                    reserved[item] += quantity
+                    print("reserved", quantity, item, flush=True)
+            return "SUCCESS"
+        case _:
+            print("no order:", event.get("data"), flush=True)
+            return "DROP"
 
 
 address = os.environ.get("APP_HOST", "127.0.0.1"), int(os.environ.get("APP_PORT", 8082))
