@@ -218,7 +218,7 @@ class Demo:
 
         wait_until(lambda: accepted <= received().keys(), "all events that were accepted")
         repeats = sum(received().values()) - len(received())
-        done(f"{len(accepted)} accepted, {len(accepted & received().keys())} received, {repeats} of them twice")
+        done(f"{len(accepted)} accepted, {len(accepted & received().keys())} received, {repeats} repeats")
 
     def server(self) -> dict[str, Any]:
         description = Path(self.home, "mesh", "default", "server.json").read_text()
