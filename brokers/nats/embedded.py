@@ -123,7 +123,7 @@ def failure(folder: Path) -> str | None:
         pass
     # A keeper that cannot even write this down (disk full) ends with the errno.
     status = _keepers[-1].poll() if _keepers else None
-    return os.strerror(status) if status is not None and status > 0 else None
+    return f"{os.strerror(status)}: {folder}" if status is not None and status > 0 else None
 
 
 def wipe(folder: Path) -> None:

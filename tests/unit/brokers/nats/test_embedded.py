@@ -321,7 +321,7 @@ def test_keeper_that_can_write_nothing_down_still_tells_why(folder):
     (folder / f"{keeper.CONFIG}.new").mkdir()
     (folder / f"{keeper.FAILURE}.new").mkdir()
     with embedded_user(folder):
-        assert wait_for(lambda: embedded.failure(folder)) == "Is a directory"
+        assert wait_for(lambda: embedded.failure(folder)) == f"Is a directory: {folder}"
 
 
 def test_server_left_over_by_a_killed_keeper_is_ended(folder):
