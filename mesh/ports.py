@@ -6,12 +6,13 @@ Each docstring is a contract; `tests/contract/` holds one suite per port, run ov
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple, NewType, Protocol
 
 import msgspec
 
+from mesh.errors import MeshError
 from mesh.event import Attributes
 
 
@@ -174,6 +175,85 @@ class AppResponse(msgspec.Struct, frozen=True, gc=False):
     status: int
     headers: Sequence[tuple[bytes, bytes]]
     body: bytes
+
+
+class Peer(NamedTuple):
+    """An app that is called, or that calls."""
+
+    namespace: str
+    app_id: str
+
+
+HeaderList = Sequence[tuple[bytes, bytes]]
+"""Headers in their order, repeated names kept, names as they were sent."""
+
+Body = bytes | AsyncIterator[bytes]
+"""A whole body, or its pieces as they come. An iterator that raises means that the body is cut short: whoever
+forwards it must not let it end as if it were whole."""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What one app asks of another."""
+
+    method: str
+    path: str
+    """In origin form, percent-encoded, with its query."""
+    headers: HeaderList = ()
+    body: Body = b""
+    caller: Peer | None = None
+    """At the callee: who calls, as the broker's address says."""
+
+
+class Response(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    status: int
+    headers: HeaderList = ()
+    body: Body = b""
+    trailers: HeaderList = ()
+    """Of a whole body. Those of a streamed one are not carried."""
+
+
+class NoResponder(MeshError):
+    """No instance of the app serves calls right now. Nothing was handed over: trying again is safe."""
+
+
+class PeerLost(MeshError):
+    """The instance that took the call, or the connection to it, is gone. It may have done its work."""
+
+
+RequestHandler = Callable[[Request], Awaitable[Response]]
+"""Answers one call, in a task of its own. It is cancelled when the caller has gone away, and when its server
+closes. What it raises becomes `PeerLost` at the caller, with the error's text for a `MeshError`."""
+
+
+class Server(Protocol):
+    async def close(self) -> None:
+        """Take no more calls; return when those under way are answered. Cancelling `close` cancels them."""
+        ...
+
+
+class Requests(Protocol):
+    """Request and reply between apps, on an address named after the app id. Backbones only.
+
+    Bodies of up to one chunk (128 KiB) travel with the message; longer or unknown ones are streamed, in order,
+    with a window of credits, so that a slow reader slows the writer and nothing piles up. While a callee works it
+    sends a beat every 2 s; two missed ones end the call with `PeerLost`.
+    """
+
+    async def serve(self, app_id: str, handler: RequestHandler, *, concurrency: int) -> Server:
+        """Answer calls to `app_id`, side by side with its other instances: each call goes to one of them. At most
+        `concurrency` handlers run at once; further calls wait.
+        """
+        ...
+
+    async def request(self, target: Peer, request: Request) -> Response:
+        """Call `target`. Returns once status and headers are there; a streamed body goes on after that.
+
+        Raises `NoResponder` at once when nobody serves the app, `PeerLost`, `MessageTooLarge` for headers beyond
+        the broker's limit, `BrokerUnavailable`. There is no time limit here: cancel the task, which cancels the
+        handler at the far end within a second. Not reading a streamed response to its end, close it
+        (`aclose`), which does the same.
+        """
+        ...
 
 
 HeaderLines = NewType("HeaderLines", bytes)

@@ -392,7 +392,7 @@ class ApiRule:
 
     def matches(self, group: str, route: str) -> bool:
         rule = f"{self.version}/{self.name}"
-        return rule == group or route.startswith(rule)
+        return rule == group or route.lstrip("/").startswith(rule)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -408,7 +408,7 @@ class Configuration:
     warnings: tuple[str, ...] = ()
 
     def serves(self, group: str, route: str) -> bool:
-        """Whether an HTTP endpoint is on: `group` as `v1/publish`, `route` as `v1.0/publish/{pubsub}/{topic}`.
+        """Whether an HTTP endpoint is on: `group` as `v1/publish`, `route` as `/v1.0/publish/{pubsub}/{topic}`.
 
         Dapr: denials first, then, with any allowance for HTTP, only what is allowed; health is always on.
         """

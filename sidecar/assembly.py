@@ -112,7 +112,7 @@ def assemble(settings: Settings, exit_now: Callable[[], None]) -> Runtime:
 
     # The API describes the runtime and can stop it, and the runtime serves the API: the one knot to tie here.
     runtime: Runtime
-    router = Router(no_such_route)
+    router = Router(no_such_route, permits=configuration.serves)
     body_limit = flags.max_body_size or 0
     pubsub = PubSub(flags.app_id, components.values(), clock)
     health_api = HealthApi(flags.app_id, health)

@@ -7,6 +7,7 @@ import gc
 import http.client
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -27,6 +28,7 @@ OK, FAILED = 0, 1
 WAIT_LIMIT = 60.0
 """Seconds that `--wait` waits for a sidecar (Dapr)."""
 WAIT_PAUSE = 0.1
+OPEN_FILES = 16_384
 FORCED_EXIT_DELAY = 0.1
 """Seconds for the answer to a forced shutdown to leave."""
 
@@ -57,10 +59,19 @@ def _run(argv: Sequence[str]) -> int:
         raise ConfigurationError(f"--log-file {flags.log_file}: {error.strerror}") from error
     for line in command_line.ignored(flags):
         logger.warning("%s", line)
+    _raise_open_files()
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings))
+
+
+def _raise_open_files() -> None:
+    """A connection is an open file, and many systems allow 1,024 unless asked."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _wait(port: int) -> int:

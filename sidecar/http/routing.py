@@ -9,49 +9,14 @@ The hot function is `Router.match`: about 1.3 µs.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mesh.errors import clip
 from sidecar.http.responses import send_text
-
-
-class ApiRule(NamedTuple):
-    """One entry of `api.allowed` or `api.denied` of a Configuration."""
-
-    name: str
-    version: str
-    protocol: str
-
-
-class ApiFilter:
-    """Which endpoints are served at all (Dapr: allowed and denied API lists). Only rules of protocol `http` count.
-
-    A rule matches an endpoint when its `version/name` is the endpoint's group (`v1/state`) or a prefix of the
-    endpoint's template (`v1.0-alpha1/publish/bulk`). Denying wins; an empty list of allowed ones allows all. The
-    health endpoints are always served.
-    """
-
-    def __init__(self, allowed: Iterable[ApiRule] = (), denied: Iterable[ApiRule] = ()) -> None:
-        self._allowed = self._patterns(allowed)
-        self._denied = self._patterns(denied)
-
-    @staticmethod
-    def _patterns(rules: Iterable[ApiRule]) -> tuple[str, ...]:
-        return tuple(f"{rule.version}/{rule.name}" for rule in rules if rule.protocol.lower() == "http")
-
-    def permits(self, group: str, template: str) -> bool:
-        """Whether the endpoint is to be served. `group` is version and name, such as `v1alpha1/lock`."""
-        if group.endswith("/healthz"):
-            return True
-        path = template.lstrip("/")
-        if group in self._denied or path.startswith(self._denied):
-            return False
-        return not self._allowed or group in self._allowed or path.startswith(self._allowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +115,12 @@ class Router:
     is served with other methods.
     """
 
-    def __init__(self, fallback: ASGIApp | None = None, *, permitted: ApiFilter | None = None) -> None:
+    def __init__(
+        self, fallback: ASGIApp | None = None, *, permits: Callable[[str, str], bool] = lambda _group, _template: True
+    ) -> None:
+        """`permits` says by group and template whether an endpoint is served at all (Dapr: API lists)."""
         self._fallback = fallback
-        self._permitted = permitted or ApiFilter()
+        self._permits = permits
         self._root = _Node()
 
     def add(self, methods: Iterable[str], template: str, app: ASGIApp, *, group: str) -> None:
@@ -182,7 +150,7 @@ class Router:
             if not tail:
                 node.parameter = node.parameter or _Node()
                 node = node.parameter
-        if not self._permitted.permits(group, template):
+        if not self._permits(group, template):
             return
         routes = node.tails if tail else node.routes
         for method in methods:

@@ -502,7 +502,7 @@ def test_api_rules_and_merging(configured: Configured) -> None:
     assert all("spec.tracing has no effect yet" in warning for warning in configuration.warnings)
 
 
-PUBLISH, INVOKE = ("v1/publish", "v1.0/publish/{pubsub}/{topic}"), ("v1/invoke", "v1.0/invoke/{id}/method/{path}")
+PUBLISH, INVOKE = ("v1/publish", "/v1.0/publish/{pubsub}/{topic}"), ("v1/invoke", "/v1.0/invoke/{id}/method/{path}")
 
 
 @pytest.mark.parametrize(
@@ -524,7 +524,7 @@ def test_which_apis_are_served(allowed: list[Any], denied: list[Any], served: li
 
     configuration = Configuration(api_allowed=rules(allowed), api_denied=rules(denied))
     assert [endpoint for endpoint in (PUBLISH, INVOKE) if configuration.serves(*endpoint)] == served
-    assert configuration.serves("v1/healthz", "v1.0/healthz")
+    assert configuration.serves("v1/healthz", "/v1.0/healthz")
 
 
 def test_environment_expansion(configured: Configured) -> None:
