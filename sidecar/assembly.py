@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from starlette.types import ASGIApp
+
 from mesh import __version__, resources, subscriptions
 from mesh.clock import SystemClock
 from mesh.errors import ConfigurationError
@@ -20,6 +22,7 @@ from sidecar.app_health import AppHealth
 from sidecar.channel import HttpAppChannel
 from sidecar.flags import SidecarFlags
 from sidecar.health import Health
+from sidecar.http.api_log import ApiLog
 from sidecar.http.guard import Guard
 from sidecar.http.protocol import Limits
 from sidecar.http.responses import CatchErrors
@@ -117,25 +120,28 @@ def assemble(settings: Settings, exit_now: Callable[[], None]) -> Runtime:
     pubsub = PubSub(flags.app_id, components.values(), clock)
     health_api = HealthApi(flags.app_id, health)
     metadata_api = MetadataApi(lambda: _describe(flags, components, runtime.subscriptions), __version__)
-    for api in (
+    for block in (
         PublishApi(pubsub, body_limit),
         EventsApi(pubsub, body_limit),
         health_api,
         metadata_api,
         ShutdownApi(lambda: runtime.stop(), exit_now),
     ):
-        api.add_to(router)
+        block.add_to(router)
     guarded = Guard(
         router,
         token=settings.api_token,
         allowed_origins=flags.allowed_origins,
         allowed_hosts=settings.allowed_hosts,
     )
+    api: ASGIApp = CatchErrors(guarded)
+    if flags.enable_api_logging:
+        api = ApiLog(api)
     limits = Limits(head=flags.read_buffer_size + HEADER_SLACK)
     socket = flags.unix_domain_socket
     servers = [
         HttpServer(
-            CatchErrors(guarded),
+            api,
             addresses=flags.listen_addresses,
             port=flags.http_port,
             unix_socket=None if socket is None else socket_path(socket, flags.app_id),

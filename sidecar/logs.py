@@ -54,11 +54,16 @@ class _Formatter(logging.Formatter):
             "scope": record.name,
             "type": "log",
             "ver": __version__,
+            **getattr(record, "fields", {}),
         }
         if self._as_json:
             return json.dumps(fields, ensure_ascii=False)
-        quoted = {"time", "msg"}
-        return " ".join(
-            f"{name}={json.dumps(value, ensure_ascii=False) if name in quoted else value}"
-            for name, value in fields.items()
-        )
+        return " ".join(f"{name}={_quoted(name, value)}" for name, value in fields.items())
+
+
+def _quoted(name: str, value: object) -> str:
+    """Quoted as logrus does: the two fields that always are, and texts that would not stay one word."""
+    text = str(value)
+    if name in ("time", "msg") or not text or not text.isprintable() or set(text) & set(' "='):
+        return json.dumps(text, ensure_ascii=False)
+    return text

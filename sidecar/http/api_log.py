@@ -1,0 +1,42 @@
+"""One log line per API call, where `--enable-api-logging` asks for it (Dapr: API logging)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger("dapr.runtime.http-info")
+
+
+class ApiLog:
+    """ASGI wrapper. Paths are logged without their query, which may hold what is nobody's business."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.monotonic()
+        code = size = 0
+
+        def watched(message: Message) -> Awaitable[None]:
+            nonlocal code, size
+            if message["type"] == "http.response.start":
+                code = message["status"]
+            else:
+                size += len(message.get("body", b""))
+            return send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            fields = {
+                "method": f"{scope['method']} {scope['raw_path'].decode('ascii', 'replace')}",
+                "useragent": dict(scope["headers"]).get(b"user-agent", b"").decode("latin-1"),
+                "duration": round(1000 * (time.monotonic() - started)),
+                "code": code,
+                "size": size,
+            }
+            logger.info("HTTP API Called", extra={"fields": fields})
