@@ -7,6 +7,7 @@ import logging
 import re
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from functools import lru_cache
 from math import inf
 
 from mesh.errors import AppError, ConfigurationError, clip
@@ -22,6 +23,9 @@ _DIALS_PER_LOG_LINE = 100
 
 _SWEEP_PAUSE = 0.01
 """Least time between two sweeps, in seconds: how late a call may time out."""
+
+_ROUTES_KEPT = 256
+"""How many methods and paths `request` remembers in their encoded form."""
 
 _NO_LENGTH_WHEN_EMPTY = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "TRACE"})  # RFC 9110, 8.6
 
@@ -65,6 +69,7 @@ class HttpAppChannel:
         self._host = f"[{host}]" if ":" in host else host
         self._fixed_lines = b"host: %b:%d\r\n" % (self._host.encode(), port)
         self._token_line = token_line(token) if token else b""
+        self._route_to = lru_cache(_ROUTES_KEPT)(self.prepare)
         self._slots = self.limits.connections
         if max_concurrency is not None and max_concurrency > 0:
             self._slots = min(self._slots, max_concurrency)
@@ -96,7 +101,7 @@ class HttpAppChannel:
         """As `AppChannel.request`; `replay` as in `HttpRoute.send`. `headers` come from outside: those of the
         connection and `dapr-*` are left out. Raises `UnsafeRequest` before anything is sent.
         """
-        return self.prepare(method, path).send(body, header_lines(headers), timeout=timeout, replay=replay)
+        return self._route_to(method, path).send(body, header_lines(headers), timeout=timeout, replay=replay)
 
     def prepare(self, method: str, path: str, fixed_headers: Sequence[tuple[Text, Text]] = ()) -> HttpRoute:
         """As `AppChannel.prepare`. `fixed_headers` may be `dapr-*`, but for the token. Raises `UnsafeRequest`."""
