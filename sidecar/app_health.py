@@ -97,7 +97,7 @@ class AppHealth:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            while told != self.healthy:
+            if told != self.healthy:
                 told = self.healthy
                 try:
                     await (on_healthy if told else on_unhealthy)()
