@@ -29,8 +29,8 @@ class Membership(ConsumerConfig):
         self.plan = plan
         self.concurrency = concurrency
 
-    def as_dict(self) -> dict[str, object]:
-        """What nats-py asks for before it makes a consumer: not one that would compete with the group's own."""
+    def evolve(self, **_: object) -> Membership:
+        """Called by nats-py to make a consumer of its own, as on a stock broker."""
         raise ConfigurationError(f"topic {self.group.topic.name} can only be subscribed to on a MeshBroker")
 
 
@@ -63,10 +63,13 @@ class _Member:
         self._subscription: Subscription | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._unsettled: set[Received] = set()
+        self._started = asyncio.Event()
         self._stopping = False
 
     async def start(self) -> None:
         self._subscription = await self._log.subscribe(self._group, self._take, concurrency=self._concurrency)
+        # FastStream takes messages from the moment this returns, and ignores those that come before.
+        self._started.set()
 
     async def unsubscribe(self) -> None:
         """Called by FastStream when its handlers have ended, or have had their time to."""
@@ -91,6 +94,7 @@ class _Member:
         task.add_done_callback(self._tasks.discard)
 
     async def _handle(self, received: Received) -> None:
+        await self._started.wait()
         try:
             async with asyncio.timeout(self._plan.timeout):
                 # Returns without a verdict when FastStream is stopping: `unsubscribe` gives those back.
