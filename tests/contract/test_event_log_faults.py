@@ -98,6 +98,15 @@ def stream(namespace: str) -> str:
     return addressing.event_stream(addressing.DEFAULT_PREFIX, namespace)
 
 
+@pytest.fixture
+def short_ack_wait(monkeypatch: pytest.MonkeyPatch) -> float:
+    """For tests in which the server may lose what is on its way to us, and has to send it again."""
+    monkeypatch.setattr(consumer, "ACK_WAIT", 1.0)
+    monkeypatch.setattr(event_log, "ACK_WAIT", 1.0)
+    monkeypatch.setattr(consumer, "TICK", 0.1)
+    return 1.0
+
+
 # The server goes away, and comes back
 
 
@@ -116,7 +125,11 @@ async def publish_for_ever(log: EventLog, worker: int, acknowledged: list[bytes]
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
 async def test_nothing_acknowledged_is_lost_when_the_server_restarts_under_load(
-    log: EventLog, server: NatsServer, end: str, record_property: Callable[[str, object], None]
+    log: EventLog,
+    server: NatsServer,
+    end: str,
+    short_ack_wait: float,
+    record_property: Callable[[str, object], None],
 ) -> None:
     arrivals = inbox()
     await log.subscribe(SHIPPING, arrivals, concurrency=64)
@@ -181,6 +194,7 @@ async def test_a_frozen_server_is_noticed_and_survived(log: EventLog, server: Na
     arrivals = inbox()
     await log.subscribe(SHIPPING, arrivals, concurrency=8)
     await log.publish(ORDERS, raw("before"))
+    await arrivals.reaches(1)
     server.freeze()
     try:
         await until(lambda: log.problem, within=10)
@@ -255,14 +269,6 @@ async def test_the_leader_of_a_cluster_may_die(
 
 
 # Members that die or dawdle
-
-
-@pytest.fixture
-def short_ack_wait(monkeypatch: pytest.MonkeyPatch) -> float:
-    monkeypatch.setattr(consumer, "ACK_WAIT", 1.0)
-    monkeypatch.setattr(event_log, "ACK_WAIT", 1.0)
-    monkeypatch.setattr(consumer, "TICK", 0.1)
-    return 1.0
 
 
 async def test_a_slow_handler_keeps_its_event(log: EventLog, server: NatsServer, short_ack_wait: float) -> None:
