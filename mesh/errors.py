@@ -143,4 +143,4 @@ class AppError(MeshError):
 
 
 class AppUnreachable(AppError):
-    """No connection to the app could be made: it has seen nothing of the call."""
+    """No connection to the app could be made, or none was free in time: it has seen nothing of the call."""

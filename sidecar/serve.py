@@ -118,7 +118,7 @@ async def _serve(settings: Settings) -> int:
     for number, react in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, reload)):
         loop.add_signal_handler(number, react)
     supervised = lifeline.DESCRIPTOR in os.environ
-    lifeline.watch(loop, stop)
+    lifeline.watch(loop, lambda: None if runtime is None else runtime.stop())
     with ExitStack() as held:
         if settings.broker.folder is not None:
             from brokers.nats import embedded

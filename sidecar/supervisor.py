@@ -287,7 +287,9 @@ class _Supervisor:
 
     def result(self) -> int:
         sidecar, app = self.sidecar.returncode or 0, self.app.returncode or 0 if self.app else 0
-        if app and not (self.signals and app == -signal.SIGTERM):
+        if self.signals and app == -signal.SIGTERM:
+            app = 0  # the user asked for it, and so did we
+        if app:
             complain(f"The app exited with {ending(app)}")
         if sidecar > 0 and not self.failed:
             complain(f"The sidecar exited with {ending(sidecar)}")

@@ -94,6 +94,9 @@ def ensure_keeper(folder: Path) -> None:
     Cheap enough to be called twice a second, which is how a killed keeper comes back. Raises
     `ConfigurationError` when no keeper can be started.
     """
+    sync = os.environ.get(keeper.SYNC)
+    if sync not in (None, "", "always"):
+        raise ConfigurationError(f"{keeper.SYNC} must be 'always' or not set (got '{clip(sync)}')")
     lock = _open_lock(folder / keeper.KEEPER_LOCK)
     try:
         if _try_lock(lock, fcntl.LOCK_EX):

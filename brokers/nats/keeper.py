@@ -55,9 +55,15 @@ server_name: {name}
 listen: {listen}
 max_payload: {max_payload}
 authorization {{ token: {token} }}
-jetstream {{ store_dir: {folder} }}
+jetstream {{ store_dir: {folder}, sync_interval: {sync} }}
 pid_file: {pid}
 """
+
+
+SYNC = "MESHWIRE_SYNC"
+"""The environment variable that, as `always`, has the server sync each event to disk before it acknowledges it.
+Otherwise it has written the event, and syncs every two minutes: a crash of the process loses nothing, one of the
+machine may."""
 
 
 class Address(NamedTuple):
@@ -142,6 +148,7 @@ class Keeper:
             "token": address.token,
             "folder": str(self.folder),  # nats-server adds the name of STORE
             "pid": str(self.folder / PID),
+            "sync": "always" if os.environ.get(SYNC) == "always" else "2m",
         }
         return CONFIGURATION.format(max_payload=MAX_PAYLOAD, **{name: quote(text) for name, text in quoted.items()})
 

@@ -57,9 +57,10 @@ class Call(asyncio.Future[AppResponse]):
         self.owner.call_off(self)
         return True
 
-    def fail(self, what: str) -> None:
+    def fail(self, what: str, error: type[AppError] = AppError) -> None:
+        """`AppUnreachable` says that the app has seen nothing of the call."""
         if not self.done():
-            self.set_exception(AppError(f"{self.name}: {what}"))
+            self.set_exception(error(f"{self.name}: {what}"))
 
 
 class CallOwner(Protocol):
@@ -152,13 +153,13 @@ class Connection(asyncio.Protocol):
             self.dialling.cancel()
         return call
 
-    def fail(self, what: str) -> None:
+    def fail(self, what: str, error: type[AppError] = AppError) -> None:
         """End the call under way with an error, and the connection with it."""
         call = self.give_up()
         if call is None:
             self._owner.finished(self)
             return
-        call.fail(what)
+        call.fail(what, error)
         self._owner.settled(self, call, reusable=False)
 
     def describe(self) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from math import inf
 
-from mesh.errors import AppError, ConfigurationError, clip
+from mesh.errors import AppError, AppUnreachable, ConfigurationError, clip
 from mesh.ports import AppResponse, HeaderLines
 from sidecar.channel.connection import Call, Connection, Limits
 from sidecar.channel.guard import Text, header_lines, request_line, token_line
@@ -158,7 +158,8 @@ class HttpAppChannel:
         else:
             call.fail(
                 f"{self.app} works on {self._taken} calls and {len(self._waiting)} are waiting, which is the limit; "
-                "make the app faster, or run more of it"
+                "make the app faster, or run more of it",
+                AppUnreachable,
             )
             return
         if call.deadline < self._sweep_at:
@@ -219,7 +220,8 @@ class HttpAppChannel:
         except OSError as exc:
             connection.dialling = None
             connection.fail(
-                f"cannot connect to {self.app} ({exc.strerror or exc}); is it running, and listening on this port?"
+                f"cannot connect to {self.app} ({exc.strerror or exc}); is it running, and listening on this port?",
+                AppUnreachable,
             )
 
     def _dialled(self, connection: Connection) -> None:
@@ -246,7 +248,8 @@ class HttpAppChannel:
             del self._waiting[call]
             call.fail(
                 f"{self.app} still worked on {self._taken} other calls when the time for this one was over; "
-                "make the app faster, raise --app-max-concurrency, or allow the call more time"
+                "make the app faster, raise --app-max-concurrency, or allow the call more time",
+                AppUnreachable,
             )
         for connection in tuple(self._connections):
             if connection.call is not None and connection.call.deadline <= now:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from mesh.errors import AppError
+from mesh.errors import AppError, AppUnreachable
 from sidecar.channel import Limits
 from tests.contract.app_channel.apps import OK, free_port, running, says, says_and_closes
 
@@ -80,7 +80,7 @@ async def test_a_reset(open_channel):
 async def test_no_app(open_channel):
     port = free_port()
     with pytest.raises(
-        AppError, match=rf"^GET /: cannot connect to the app at http://127.0.0.1:{port} .*is it running"
+        AppUnreachable, match=rf"^GET /: cannot connect to the app at http://127.0.0.1:{port} .*is it running"
     ):
         await open_channel(port, max_concurrency=1).request("GET", "/", timeout=5)
 

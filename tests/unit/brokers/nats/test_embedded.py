@@ -1,5 +1,6 @@
 """The keeper and its server are real processes here: every promise of theirs is about processes."""
 
+import contextlib
 import json
 import os
 import re
@@ -116,6 +117,22 @@ def test_server_listens_on_one_loopback_port(used):
     ]
     port = int(embedded.endpoint(used).url.rpartition(":")[2])
     assert listening == [f"0100007F:{port:04X}"]
+
+
+@pytest.mark.parametrize(("sync", "expected"), [(None, "2m"), ("always", "always")])
+def test_server_syncs_before_it_acknowledges_when_it_is_told_to(folder, monkeypatch, sync, expected):
+    if sync:
+        monkeypatch.setenv("MESHWIRE_SYNC", sync)
+    with contextlib.closing(embedded.hold(folder)):
+        embedded.ensure_keeper(folder)
+        wait_for(lambda: embedded.endpoint(folder))
+        assert f'sync_interval: "{expected}"' in (folder / "server.conf").read_text()
+
+
+def test_unknown_word_for_syncing_is_refused(folder, monkeypatch):
+    monkeypatch.setenv("MESHWIRE_SYNC", "sometimes")
+    with pytest.raises(ConfigurationError, match="MESHWIRE_SYNC must be 'always'"):
+        embedded.ensure_keeper(folder)
 
 
 def test_killed_server_comes_back_where_it_was(used):
