@@ -67,7 +67,10 @@ class Delivery(Protocol):
 
     @property
     def attributes(self) -> Attributes:
-        """Binary mode: the event's attributes. Raises `InvalidEvent` when the stored headers are no event."""
+        """Binary mode: the event's attributes, all of them text, as headers carry them.
+
+        Raises `InvalidEvent` when the stored headers are no event.
+        """
         ...
 
     @property

@@ -154,7 +154,8 @@ class Runtime:
         """Status and body of a `GET` to the app; `None` when it cannot be reached."""
         for pause in (*INIT_PAUSES, None):
             try:
-                response = await channel.prepare("GET", path, [("dapr-app-id", self._app_id)]).send(timeout=INIT_TIMEOUT)
+                route = channel.prepare("GET", path, [("dapr-app-id", self._app_id)])
+                response = await route.send(timeout=INIT_TIMEOUT)
                 return response.status, response.body
             except AppError as error:
                 logger.warning("GET %s: %s", path, error)
