@@ -1,0 +1,15 @@
+"""Ships what is paid."""
+
+from typing import Any
+
+from app import publish, serve
+
+
+def ship(event: Any) -> int:
+    order = event["data"]
+    print(f"packing  {order['item']}")
+    publish("shipments", "order.shipped", order)
+    return 200
+
+
+serve({"/ship": ship}, [{"pubsubname": "pubsub", "topic": "payments", "route": "/ship"}])
