@@ -1,0 +1,157 @@
+"""What the documents say about the project is true: links, commands, flags, variables, error codes, examples."""
+
+import re
+import shlex
+import unicodedata
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mesh import resources, subscriptions
+from mesh.errors import Code
+from sidecar import cli, flags
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
+OURS = ("mesh", "brokers", "bindings", "sidecar", "tests", "examples", "benchmarks", "docs", ".ci")
+EACH = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def text_of(document):
+    return document.read_text(encoding="utf-8")
+
+
+def blocks(document, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", text_of(document), re.MULTILINE | re.DOTALL)
+
+
+def prose(document):
+    return re.sub(r"^```.*?^```", "", text_of(document), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(document):
+    """The anchors of a document's headings, as GitHub makes them."""
+    for heading in re.findall(r"^#+ (.*)$", prose(document), re.MULTILINE):
+        kept = (
+            char for char in heading.lower() if char in " -_" or not unicodedata.category(char).startswith(("P", "S"))
+        )
+        yield "".join(kept).replace(" ", "-")
+
+
+@EACH
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (document.parent / path).resolve() if path else document
+        assert found.exists(), f"{document.name} links to {target}"
+        assert not anchor or anchor in anchors(found), f"{document.name} links to {target}"
+
+
+def test_every_page_is_in_the_index():
+    listed = set(re.findall(r"\]\(([^)#\s]+)\)", text_of(ROOT / "docs" / "index.md")))
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").glob("**/*.md")}
+    assert pages - listed == {"index.md"}
+
+
+def commands(document):
+    """The words of each command in the document's console blocks, variables in front left out."""
+    for block in [*blocks(document, "console"), *blocks(document, "sh")]:
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("$ ") or not block.startswith("$ "):
+                words = shlex.split(line.removeprefix("$ "), comments=True)
+                while words and re.match(r"[A-Z_]+=", words[0]):
+                    del words[0]
+                if words:
+                    yield words
+
+
+@EACH
+def test_commands_are_there(document, capsys):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for program, *words in commands(document):
+        if program == "make":
+            assert set(words) <= targets
+        elif program == "meshwire":
+            name, *given = words[: words.index("--")] if "--" in words else words
+            assert name in cli.COMMANDS
+            assert cli.main([name, "--help"]) == 0
+            known = capsys.readouterr().out
+            for flag in given:
+                assert not flag.startswith("-") or re.search(rf"{flag}\b", known), f"meshwire {name} has no {flag}"
+
+
+@EACH
+def test_yaml_can_be_used(document, tmp_path):
+    """Each manifest that a document shows is loaded as an app's own, without an error or a warning."""
+    for number, block in enumerate(blocks(document, "yaml")):
+        kind = yaml.safe_load(block).get("kind")
+        (folder := tmp_path / str(number)).mkdir()
+        (folder / "shown.yaml").write_text(block)
+        if kind == "Configuration":
+            found = resources.load_configuration([folder / "shown.yaml"], {})
+        else:
+            found = resources.load([folder], app_id="warehouse", namespace="", environ={})
+            assert found.components or found.subscriptions
+            assert subscriptions.from_manifests(found.subscriptions).refused == []
+        assert found.warnings == ()
+
+
+def test_json_can_be_used():
+    shown = blocks(ROOT / "docs" / "pubsub.md", "json")
+    assert len(shown) == 1
+    parsed = subscriptions.parse_programmatic(200, shown[0].encode(), default_pubsub="pubsub")
+    assert (len(parsed.specs), parsed.refused, parsed.warnings) == (2, [], [])
+
+
+def test_flags_that_have_an_effect_are_documented():
+    page = text_of(ROOT / "docs" / "configuration.md")
+    table = page[page.index("## Flags") : page.index("## Environment")]
+    documented = set(re.findall(r"`--([a-z-]+)`", table))
+    told = re.findall(r"^  --(\S+) +(.*)$", flags.usage(), re.MULTILINE)
+    effective = {name for name, help_ in told if not help_.startswith(("without effect", "deprecated"))}
+    only_one_value = {"app-protocol", "mode"}
+    assert documented == effective - only_one_value - {"dapr-grpc-port"}
+
+
+def test_variables_are_documented():
+    """Those that any module reads, by our names."""
+    page = text_of(ROOT / "docs" / "configuration.md")
+    documented = set(re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE))
+    read = set()
+    for package in ("mesh", "brokers", "bindings", "sidecar"):
+        for module in (ROOT / package).rglob("*.py"):
+            read |= set(re.findall(r'"(MESHWIRE_[A-Z_]+)"', module.read_text()))
+    not_for_users = {"MESHWIRE_LIFELINE_FD", "MESHWIRE_REQUESTS"}
+    reasons = {code.reason for code in Code}
+    assert {name for name in documented if name.startswith("MESHWIRE_")} == read - not_for_users - reasons
+
+
+def test_error_codes_are_those_of_the_catalogue():
+    catalogue = {(code.error_code, code.status) for code in Code} | {("ERR_EVENT_NOT_STORED", 502)}
+    rows = re.findall(r"^\| (\d+) \| `(ERR_\w+)` \|", text_of(ROOT / "docs" / "pubsub.md"), re.MULTILINE)
+    assert len(rows) >= 10
+    assert {(name, int(status)) for status, name in rows} <= catalogue
+
+
+def files():
+    for folder in OURS:
+        yield from (path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    yield from (path for path in ROOT.iterdir() if path.is_file() and not path.name.startswith(".coverage"))
+
+
+def test_nothing_of_one_machine_is_in_the_tree():
+    """No path of a developer's machine, no registry of packages other than the usual one, no merge left undone."""
+    forbidden = re.compile(
+        "|".join(["/" + r"root/\.", "/" + "work/", "/" + r"home/(?!nonroot)\w", "index" + "-url", "^<" + "<<<<<< "]),
+        re.MULTILINE,
+    )
+    for path in files():
+        try:
+            text = text_of(path)
+        except UnicodeDecodeError:
+            continue
+        found = forbidden.search(text)
+        assert found is None, f"{path.relative_to(ROOT)}: {found and found[0]}"
