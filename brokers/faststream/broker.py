@@ -41,12 +41,14 @@ class MeshBroker(NatsBroker):
         middlewares: Iterable[Any] = (),
         **options: Any,
     ) -> None:
-        """`options` are those of `NatsBroker`. Raises `ConfigurationError` for credentials that the mesh does not
-        take: it knows user and password, or a token, in the URL, and `NatsToken`.
+        """`options` are those of `NatsBroker`, except `codec`. Raises `ConfigurationError` for credentials that the
+        mesh does not take: it knows user and password, or a token, in the URL, and `NatsToken`.
         """
+        if options.get("codec") is not None:
+            raise ConfigurationError("a MeshBroker takes no codec: the data of an event is coded by its content type")
         super().__init__(servers, middlewares=(*middlewares, partial(_ToEvent, self)), **options)
         self.mesh = mesh
-        self._servers = _servers(self._connection_kwargs)
+        self._lookup = _lookup(self._connection_kwargs)
         self._log: NatsEventLog | None = None
         config = self.config.broker_config
         config.producer = _Producer(config.producer, self._store)
@@ -55,7 +57,7 @@ class MeshBroker(NatsBroker):
     async def _connect(self) -> Client:
         connection = await super()._connect()
         log = NatsEventLog(
-            Connection(Lookup(lambda: self._servers), name=self.mesh.app_id),
+            Connection(self._lookup, name=self.mesh.app_id),
             namespace=self.mesh.namespace,
             prefix=self.mesh.prefix,
         )
@@ -84,17 +86,15 @@ class MeshBroker(NatsBroker):
         await self._log.publish(message.topic, message.message)
 
 
-def _servers(options: Mapping[str, Any]) -> Servers:
-    for name in ("tls", "user_credentials", "nkeys_seed", "nkeys_seed_str", "user_jwt_cb"):
+def _lookup(options: Mapping[str, Any]) -> Lookup:
+    for name in ("tls", "user", "user_credentials", "nkeys_seed", "nkeys_seed_str", "user_jwt_cb"):
         if options.get(name) is not None:
             raise ConfigurationError(
-                f"the mesh cannot connect with {name}: give user and password, or a token, and tls:// in the URL"
+                f"the mesh does not take the option {name}: put credentials into the URL, "
+                "as in tls://user:password@host:4222, or use NatsToken"
             )
-    urls = list(options["servers"])
-    user = options.get("user")
-    if user is not None:
-        raise ConfigurationError("the mesh takes user and password in the URL only: nats://user:password@host:port")
-    return Servers(urls, options.get("token"))
+    urls, token = list(options["servers"]), options.get("token")
+    return Lookup(lambda: Servers(urls, token() if callable(token) else token))
 
 
 class _Wire(bytes):

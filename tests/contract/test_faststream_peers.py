@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 from cloudevents.core.v1.event import CloudEvent
+from faststream._internal.parser import DefaultCodec
 from faststream.exceptions import NackMessage, RejectMessage
 from faststream.nats import NatsBroker, NatsRouter, TestNatsBroker
+from faststream.nats.security import NatsCredentials, NatsToken, NatsUserPassword
 from faststream.nats.annotations import NatsMessage
 from faststream.specification.asyncapi import AsyncAPI
 from pydantic import BaseModel
@@ -542,6 +544,50 @@ async def test_a_restarted_server_loses_nothing(tmp_path: Path, mesh: Mesh) -> N
         await publishing
         assert await got.next() == 2
         await broker.stop()
+
+
+async def test_a_broker_may_start_again(broker: MeshBroker, mesh: Mesh, log: NatsEventLog) -> None:
+    got = Got()
+
+    @broker.subscriber(**mesh.topic("A"))
+    async def handle(order: Order) -> None:
+        got.put_nowait(order.number)
+
+    await broker.start()
+    await broker.stop()
+    await log.publish(topic("A"), simple(1))
+    with pytest.raises(MeshError, match="start it"):
+        await broker.publish("x", mesh.subject("A"))
+    await broker.start()
+    assert await got.next() == 1
+
+
+@pytest.mark.parametrize("authorization", [{"token": "s3cret"}, {"user": "me", "password": "s3cret"}])
+async def test_credentials_go_with_both_connections(tmp_path: Path, mesh: Mesh, authorization: dict[str, str]) -> None:
+    got = Got()
+    with NatsServer(tmp_path / "own", authorization=authorization) as own:
+        if "token" in authorization:
+            broker = MeshBroker(mesh, own.url, security=NatsToken("s3cret"), logger=None)
+        else:
+            broker = MeshBroker(mesh, own.url.replace("://", "://me:s3cret@"), logger=None)
+
+        @broker.subscriber(**mesh.topic("A"))
+        async def handle(order: Order) -> None:
+            got.put_nowait(order.number)
+
+        await broker.start()
+        await broker.publish(Order(number=1), mesh.subject("A"))
+        assert await got.next() == 1
+        await broker.stop()
+
+
+def test_options_that_the_mesh_cannot_obey_are_refused(mesh: Mesh) -> None:
+    with pytest.raises(ConfigurationError, match="the option user:"):
+        MeshBroker(mesh, security=NatsUserPassword("me", "s3cret"))
+    with pytest.raises(ConfigurationError, match="the option user_credentials:"):
+        MeshBroker(mesh, security=NatsCredentials("file"))
+    with pytest.raises(ConfigurationError, match="no codec"):
+        MeshBroker(mesh, codec=DefaultCodec())
 
 
 async def test_the_id_that_a_caller_gave_is_stored_once(
