@@ -1,4 +1,4 @@
-"""The manifests that a user gives: components, subscriptions and the configuration.
+"""The manifests that a user gives: components and subscriptions.
 
 Read once, at start. What to load follows Dapr; what Dapr passes over without a word (an unknown field, a key
 given twice) is an error here, with file, line and the nearest known name.
@@ -32,9 +32,9 @@ CATEGORIES = (
 )
 DEFAULT_INIT_TIMEOUT = 5.0
 
-_V1, _V2 = "dapr.io/v1alpha1", "dapr.io/v2alpha1"
+V1, _V2 = "dapr.io/v1alpha1", "dapr.io/v2alpha1"
 # What Kubernetes keeps beside the name, without meaning to us.
-_OBJECT_METADATA = (
+OBJECT_METADATA = (
     *("name", "namespace", "labels", "annotations", "creationTimestamp", "deletionGracePeriodSeconds"),
     *("deletionTimestamp", "finalizers", "generateName", "generation", "managedFields", "ownerReferences"),
     *("resourceVersion", "selfLink", "uid"),
@@ -192,9 +192,9 @@ class _Loader:
 
     def document(self, document: Fields) -> None:
         kind, version = document.get("kind"), document.get("apiVersion")
-        if kind == "Component" and version == _V1:
+        if kind == "Component" and version == V1:
             self.component(document)
-        elif kind == "Subscription" and version in (_V1, _V2):
+        elif kind == "Subscription" and version in (V1, _V2):
             self.subscription(document, version)
         elif isinstance(version, str) and version.startswith("dapr.io/"):
             self.warnings.append(f"{document.at()}: kind {clip(kind)} of {clip(version)} has no effect yet, skipped")
@@ -202,7 +202,7 @@ class _Loader:
     def component(self, document: Fields) -> None:
         # Before the filters: a misspelt `scopes` must not hand the component to everybody.
         top = document.closed("apiVersion", "kind", "metadata", "spec", "auth", "scopes")
-        about = top.fields("metadata").closed(*_OBJECT_METADATA)
+        about = top.fields("metadata").closed(*OBJECT_METADATA)
         own = self.environ.get("NAMESPACE")
         name, namespace = about.text("name"), about.text("namespace")
         if own and namespace and namespace != own:
@@ -342,14 +342,14 @@ class _Loader:
         scopes = top.texts("scopes")
         if scopes and self.app_id not in scopes:
             return
-        name = top.fields("metadata").closed(*_OBJECT_METADATA).text("name")
-        route = "route" if version == _V1 else "routes"
+        name = top.fields("metadata").closed(*OBJECT_METADATA).text("name")
+        route = "route" if version == V1 else "routes"
         spec = top.fields("spec").closed("pubsubname", "topic", route, "deadLetterTopic", "metadata", "bulkSubscribe")
         for required in ("pubsubname", "topic"):
             if not spec.text(required):
                 raise spec.fault(required, "a subscription needs it")
         rules: list[tuple[str, str]] = []
-        if version == _V1:
+        if version == V1:
             default = spec.text("route")
         else:
             routes = spec.fields("routes").closed("rules", "default")
@@ -382,145 +382,10 @@ class _Loader:
         self.subscriptions[key] = manifest
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ApiRule:
-    """One entry of `api.allowed` or `api.denied`."""
-
-    name: str
-    version: str
-    protocol: str = "http"
-
-    def matches(self, group: str, route: str) -> bool:
-        rule = f"{self.version}/{self.name}"
-        return rule == group or route.lstrip("/").startswith(rule)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Configuration:
-    """The Configuration manifest. Without one, everything is allowed."""
-
-    api_allowed: tuple[ApiRule, ...] = ()
-    api_denied: tuple[ApiRule, ...] = ()
-    components_deny: tuple[str, ...] = ()
-    """`type` or `type/version` of components that may not be loaded."""
-    others: Mapping[str, object] = field(default_factory=dict)
-    """The sections without effect yet, as the user wrote them."""
-    warnings: tuple[str, ...] = ()
-
-    def serves(self, group: str, route: str) -> bool:
-        """Whether an HTTP endpoint is on: `group` as `v1/publish`, `route` as `/v1.0/publish/{pubsub}/{topic}`.
-
-        Dapr: denials first, then, with any allowance for HTTP, only what is allowed; health is always on.
-        """
-        if group.endswith("/healthz"):
-            return True
-        if any(rule.matches(group, route) for rule in self.api_denied if rule.protocol == "http"):
-            return False
-        allowed = [rule for rule in self.api_allowed if rule.protocol == "http"]
-        return not allowed or any(rule.matches(group, route) for rule in allowed)
-
-
-_SECTIONS = (
-    *("httpPipeline", "appHttpPipeline", "tracing", "metric", "metrics", "mtls", "accessControl", "secrets"),
-    *("nameResolution", "features", "api", "components", "logging", "wasm", "workflow"),
-)
-# To pass over one of these would open what the user closed.
-_GUARDS = ("httpPipeline", "appHttpPipeline", "accessControl")
-
-
-def load_configuration(paths: Sequence[Path], environ: Mapping[str, str]) -> Configuration:
-    """The `--config` files, merged in order: mappings field by field, everything else replaced by the later.
-
-    `$NAME` and `${NAME}` in the text are replaced from `environ` first; a name that is not set is empty (Dapr),
-    with a warning. Raises `ConfigurationError` for a file that cannot be read or is no Configuration, for an
-    unknown field, and for the sections that guard something and are not there yet.
-    """
-    merged: dict[str, object] = {}
-    warnings: list[str] = []
-    denied: tuple[str, ...] = ()
-    rules: dict[str, tuple[ApiRule, ...]] = {}
-    for path in paths:
-        for document in _configuration_documents(path, environ, warnings):
-            top = document.closed("apiVersion", "kind", "metadata", "spec")
-            top.fields("metadata").closed(*_OBJECT_METADATA)
-            spec = top.fields("spec").closed(*_SECTIONS)
-            api = spec.fields("api").closed("allowed", "denied")
-            rules |= {side: tuple(_api_rules(api, side)) for side in api}
-            components = spec.fields("components").closed("deny")
-            denied = components.texts("deny") if "deny" in components else denied
-            for section in spec.keys() - {"api", "components"}:
-                if section in _GUARDS and _says_something(spec[section]):
-                    raise spec.fault(section, "not there yet, and leaving it out would open what it guards")
-                merged[section] = _merge(merged.get(section), spec[section])
-                warnings.append(f"{spec.at(section)}: spec.{section} has no effect yet")
-    return Configuration(
-        api_allowed=rules.get("allowed", ()),
-        api_denied=rules.get("denied", ()),
-        components_deny=denied,
-        others=merged,
-        warnings=tuple(warnings),
-    )
-
-
-def _configuration_documents(path: Path, environ: Mapping[str, str], warnings: list[str]) -> Iterator[Fields]:
-    from mesh.documents import Unreadable, parse
-
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigurationError(f"--config {path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"--config {path}: not UTF-8") from None
-    missing: dict[str, None] = {}
-
-    def expand(match: re.Match[str]) -> str:
-        name = match[1] or match[2]
-        if name not in environ:
-            missing[name] = None
-        return environ.get(name, "")
-
-    text = re.sub(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))", expand, text, flags=re.ASCII)
-    warnings += [f"{path}: the environment variable {name} is not set, so it is empty" for name in missing]
-    for document in parse(text, str(path)):
-        if isinstance(document, Unreadable):
-            raise ConfigurationError(f"--config {document.reason}")
-        if document.get("kind", "Configuration") != "Configuration" or document.get("apiVersion", _V1) != _V1:
-            raise ConfigurationError(f"--config {document.at()}: must be kind Configuration of {_V1}")
-        yield document
-
-
-def _api_rules(api: Fields, side: str) -> Iterator[ApiRule]:
-    for entry in api.entries(side):
-        rule = entry.closed("name", "version", "protocol")
-        protocol = rule.text("protocol", "http").lower()
-        if protocol not in ("http", "grpc"):
-            raise rule.fault("protocol", f"must be http or grpc (got '{clip(protocol)}')")
-        for required in ("name", "version"):
-            if not rule.text(required):
-                raise rule.fault(required, "an API rule needs it")
-        yield ApiRule(name=rule.text("name"), version=rule.text("version"), protocol=protocol)
-
-
-def _says_something(value: object) -> bool:
-    """Whether any leaf is there: `{handlers: []}` says nothing."""
-    if isinstance(value, Mapping):
-        return any(_says_something(member) for member in value.values())
-    return bool(value)
-
-
-def _merge(earlier: object, later: object) -> object:
-    if not isinstance(earlier, Mapping) or not isinstance(later, Mapping):
-        return later
-    return {**earlier, **{key: _merge(earlier.get(key), value) for key, value in later.items()}}
-
-
 __all__ = [
-    "ApiRule",
     "Component",
-    "Configuration",
     "Metadata",
     "Resources",
     "SubscriptionManifest",
     "load",
-    "load_configuration",
 ]

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 
 from mesh import __version__, resources, subscriptions
 from mesh.clock import SystemClock
+from mesh.configuration import load_configuration
 from mesh.errors import ConfigurationError
 from mesh.ports import AppChannel, Clock, EventLog
 from mesh.pubsub import DEFAULT_COMPONENT, Component, PubSub
@@ -72,7 +73,7 @@ def assemble(settings: Settings, exit_now: Callable[[], None]) -> Runtime:
     """
     flags = settings.flags
     clock = SystemClock()
-    configuration = resources.load_configuration(flags.config, settings.environ)
+    configuration = load_configuration(flags.config, settings.environ)
     manifests = resources.load(
         flags.resources_path,
         app_id=flags.app_id,

@@ -11,7 +11,7 @@
 | `APP_API_TOKEN` | what the app is sent as `dapr-api-token` (Dapr) | not sent |
 
 An empty variable counts as one that is not set. `POD_NAME`, `DAPR_ENV_KEYS` and what manifests refer to are read
-from `Settings.environ` by `mesh.resources`.
+from `Settings.environ` by `mesh.resources` and `mesh.configuration`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mesh import resources, subscriptions
+from mesh import configuration, resources, subscriptions
 from mesh.errors import Code
 from sidecar import cli, flags
 
@@ -91,7 +91,7 @@ def test_yaml_can_be_used(document, tmp_path):
         (folder := tmp_path / str(number)).mkdir()
         (folder / "shown.yaml").write_text(block)
         if kind == "Configuration":
-            found = resources.load_configuration([folder / "shown.yaml"], {})
+            found = configuration.load_configuration([folder / "shown.yaml"], {})
         else:
             found = resources.load([folder], app_id="warehouse", namespace="", environ={})
             assert found.components or found.subscriptions
