@@ -37,8 +37,9 @@ lint: install
 	$(BIN)/lint-imports --no-cache
 
 test: install lint
+	@echo 'Left out are these, which need more than wheels bring (make test-servers):'
+	@$(PYTEST) -m servers --collect-only -qq
 	$(PYTEST) -m "not servers"
-	@echo 'left out: the tests marked "servers", which need more than wheels bring (make test-servers)'
 
 test-servers: install
 	$(PYTEST) -m servers
