@@ -141,30 +141,37 @@ class Load:
         plan = self._plan
         loop = asyncio.get_running_loop()
         self._done = loop.create_future()
-        for _ in range(plan.connections):
-            _, connection = await loop.create_connection(lambda: Connection(self), plan.host, plan.port)
-            self._connections.append(connection)
-        cpu = time.process_time()
-        start = time.monotonic_ns()
-        self._end = start + int(plan.seconds * 1e9)
-        async with asyncio.timeout(plan.seconds + PATIENCE):
-            if plan.rate is None:
-                for connection in self._connections:
-                    self._send_at_once(connection)
-                await self._done
-            else:
-                await self._keep_pace(plan.rate, start)
-        elapsed = time.monotonic_ns() - start
-        result = Result(
+        try:
+            for _ in range(plan.connections):
+                _, connection = await loop.create_connection(lambda: Connection(self), plan.host, plan.port)
+                self._connections.append(connection)
+            cpu = time.process_time()
+            start = time.monotonic_ns()
+            async with asyncio.timeout(plan.seconds + PATIENCE):
+                await self._send_all(start)
+            elapsed = time.monotonic_ns() - start
+            cpu = time.process_time() - cpu
+        finally:
+            for connection in self._connections:
+                connection.transport.abort()
+            await asyncio.sleep(0)  # they close in the loop's next turn
+        return Result(
             requests=self._answered,
             elapsed=elapsed / 1e9,
-            cpu=time.process_time() - cpu,
+            cpu=cpu,
             statuses={status.decode(): number for status, number in self._statuses.items()},
             latencies=self._histogram.pairs(),
         )
-        for connection in self._connections:
-            connection.transport.abort()
-        return result
+
+    async def _send_all(self, start: int) -> None:
+        plan = self._plan
+        self._end = start + int(plan.seconds * 1e9)
+        if plan.rate is None:
+            for connection in self._connections:
+                self._send_at_once(connection)
+            await self._done
+        else:
+            await self._keep_pace(plan.rate, start)
 
     def fail(self, error: Exception) -> None:
         if not self._done.done():

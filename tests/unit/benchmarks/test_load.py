@@ -47,10 +47,10 @@ class Server(asyncio.Protocol):
         self.answer = answer
         self.delay = delay
         self.numbers: list[bytes | None] = []
-        self.open = 0
+        self.transports: list[asyncio.Transport] = []
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self.open += 1
+        self.transports.append(transport)
         transport.set_protocol(_ServerConnection(self, transport))
 
 
@@ -74,9 +74,6 @@ class _ServerConnection(asyncio.Protocol):
         self._transport.write(self._server.answer[:7])
         self._transport.write(self._server.answer[7:])
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._server.open -= 1
-
 
 async def run_load(server: Server, **plan: object) -> Result:
     listener = await asyncio.get_running_loop().create_server(lambda: server, "127.0.0.1", 0)
@@ -85,6 +82,9 @@ async def run_load(server: Server, **plan: object) -> Result:
         return await Load(Plan(port=port, request=request("/", PLAIN_HEADERS), **plan)).run()  # type: ignore[arg-type]
     finally:
         listener.close()
+        for transport in server.transports:
+            transport.abort()
+        await asyncio.sleep(0)
 
 
 @pytest.fixture(params=[None, 2000.0], ids=["closed loop", "open loop"])
