@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -P -m pytest
 .PHONY: help install demo test test-servers lint coverage bench clean
 
 help:
-	@echo 'make demo          two apps, one event after another, a killed broker: 15 seconds'
+	@echo 'make demo          two apps, one event after another, a killed broker: a few seconds'
 	@echo 'make test          lint, types, and every suite that wheels can bring'
 	@echo 'make test-servers  the suites that need Debian packages, Java or a container engine'
 	@echo 'make coverage      the unit and contract suites, with what they do not reach'
