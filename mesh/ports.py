@@ -190,9 +190,23 @@ class Peer(NamedTuple):
 HeaderList = Sequence[tuple[bytes, bytes]]
 """Headers in their order, repeated names kept, names as they were sent."""
 
-Body = bytes | AsyncIterator[bytes]
-"""A whole body, or its pieces as they come. An iterator that raises means that the body is cut short: whoever
-forwards it must not let it end as if it were whole."""
+class BodyStream(Protocol):
+    """A body piece by piece, for one reader; every async generator of bytes is one.
+
+    When it raises, the body is cut short: whoever forwards it must not let it end as if it were whole.
+    """
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    def __anext__(self) -> Awaitable[bytes]: ...
+
+    async def aclose(self) -> None:
+        """Let go of what was not read. Whoever takes a stream reads it to its end or closes it."""
+        ...
+
+
+Body = bytes | BodyStream
+"""A whole body, or one that comes piece by piece."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -216,7 +230,8 @@ class Response(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class NoResponder(MeshError):
-    """No instance of the app serves calls right now. Nothing was handed over: trying again is safe."""
+    """No instance of the app takes the call: none serves, or the one that was asked has too many waiting already.
+    Nothing was handed to a handler: trying again is safe."""
 
 
 class PeerLost(MeshError):
@@ -224,13 +239,14 @@ class PeerLost(MeshError):
 
 
 RequestHandler = Callable[[Request], Awaitable[Response]]
-"""Answers one call, in a task of its own. It is cancelled when the caller has gone away, and when its server
-closes. What it raises becomes `PeerLost` at the caller, with the error's text for a `MeshError`."""
+"""Answers one call, in a task of its own. It is cancelled when the caller has gone away, and when its server's
+`close` is cancelled. What it raises becomes `PeerLost` at the caller, with the error's text for a `MeshError`."""
 
 
 class Server(Protocol):
     async def close(self) -> None:
-        """Take no more calls; return when those under way are answered. Cancelling `close` cancels them."""
+        """Take no more calls; return when those that were taken are answered, streamed bodies included. Cancelling
+        `close` cancels them."""
         ...
 
 
@@ -244,7 +260,9 @@ class Requests(Protocol):
 
     async def serve(self, app_id: str, handler: RequestHandler, *, concurrency: int) -> Server:
         """Answer calls to `app_id`, side by side with its other instances: each call goes to one of them. At most
-        `concurrency` handlers run at once; further calls wait.
+        `concurrency` handlers run at once; further calls wait, up to a bound, beyond which they get `NoResponder`.
+
+        Raises `BrokerError` when the broker does not let us.
         """
         ...
 
@@ -252,10 +270,15 @@ class Requests(Protocol):
         """Call `target`. Returns once status and headers are there; a streamed body goes on after that.
 
         Raises `NoResponder` at once when nobody serves the app, `PeerLost`, `MessageTooLarge` for headers beyond
-        the broker's limit, `BrokerUnavailable`. There is no time limit here: cancel the task, which cancels the
-        handler at the far end within a second. Not reading a streamed response to its end, close it
-        (`aclose`), which does the same.
+        the limit, `BrokerError` when the broker does not let us call this app, `BrokerUnavailable` when nothing
+        could be sent, and what the request's body raises, should it break off before the answer is there. There is
+        no time limit here: cancel the task, which cancels the handler at the far end within a second. Closing a
+        streamed response before its end does the same.
         """
+        ...
+
+    async def close(self) -> None:
+        """Let go of everything at once. Calls under way fail with `PeerLost` at both ends."""
         ...
 
 
@@ -303,6 +326,17 @@ class AppChannel(Protocol):
         HTTP, or takes longer than `timeout` seconds (waiting for a free slot included). Cancelling the future
         breaks the call off. Redirects are not followed. The app token is added; at most
         `--app-max-concurrency` calls are under way at once.
+        """
+        ...
+
+    def call(self, request: Request, own_headers: Sequence[tuple[str, str]] = ()) -> asyncio.Future[Response]:
+        """Call the app as another app asks, without a time limit: the future has its result once status and headers
+        are there. A short body comes whole, a longer one, or one whose end is not known, in pieces: read it to its
+        end or close it (`aclose`), since it holds a slot. Pieces are sent and read at the pace of the slower side.
+
+        `own_headers` speak for this sidecar; of those of the request the ones that do not come from the caller
+        itself are left out as in `header_lines`. `content-length` frames a request body that comes in pieces.
+        Errors are those of `request`; a body that breaks off raises `AppError` where it is read.
         """
         ...
 

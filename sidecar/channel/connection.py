@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import httptools
 import msgspec
 
 from mesh.errors import AppError
-from mesh.ports import AppResponse
+from mesh.ports import AppResponse, HeaderList
+
+if TYPE_CHECKING:
+    from sidecar.channel.streaming import AnswerBody, Upload
 
 _WRITTEN_AT_ONCE = 64 * 1024
 """Bodies up to this size, in bytes, are copied behind their head, so that both leave in one packet."""
@@ -29,8 +32,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """How long an unused connection is kept."""
 
 
-class Call(asyncio.Future[AppResponse]):
-    """A call is the future of its answer, so that a small one costs no second object.
+class Call(asyncio.Future[Any]):
+    """A call is the future of its answer, an `AppResponse`, so that a small one costs no second object.
 
     `name` ("POST /orders") begins its error messages, without the query, which may hold secrets.
     """
@@ -50,6 +53,20 @@ class Call(asyncio.Future[AppResponse]):
     """Takes no slot."""
     connection: Connection | None
     """`None` while the call waits for a slot, and once it is done."""
+    upload: Upload | None = None
+    """Writes a body that comes in pieces."""
+
+    def takes_head(self, length: int | None) -> bool:
+        """Whether the answer is wanted before its body, which says that it has `length` bytes, is there."""
+        return False
+
+    def begin(self, transport: asyncio.Transport, status: int, headers: HeaderList, body: bytes) -> AnswerBody:
+        """The head of such an answer is there, and the beginning of its body."""
+        raise AssertionError("this call takes whole answers only")
+
+    def succeed(self, status: int, headers: HeaderList, body: bytes, trailers: HeaderList) -> None:
+        """The answer is there. Without its trailers: nobody beside the sidecar's streamed calls passes them on."""
+        self.set_result(AppResponse(status, headers, body))
 
     def cancel(self, msg: object = None) -> bool:
         if not super().cancel(msg):
@@ -115,6 +132,8 @@ class Connection(asyncio.Protocol):
     """The header section, or trailers, being read."""
     _headers: list[tuple[bytes, bytes]]
     _body: bytes | bytearray
+    _stream: AnswerBody | None
+    """Where the body goes instead, piece by piece."""
     _complete: bool
     _keep_alive: bool
     _without_body: bool
@@ -147,6 +166,8 @@ class Connection(asyncio.Protocol):
         call, self.call = self.call, None
         if call is not None:
             call.connection = None
+            if call.upload is not None:
+                call.upload.stop()
         if self.is_open:
             self._transport.abort()
         elif self.dialling is not None:
@@ -199,7 +220,10 @@ class Connection(asyncio.Protocol):
                 return
         if self._complete:
             self._succeed(self.call)
-        elif self._body_size == body_size:
+            return
+        if self._status and self._stream is None and self.call.takes_head(self._announced()):
+            self._stream = self.call.begin(self._transport, self._status, self._headers, bytes(self._body))
+        if self._body_size == body_size:
             # Headers, trailers, chunk extensions, 1xx answers: none of them may go on for ever.
             self._stray_bytes += len(data)
             if self._stray_bytes > self._limits.header_bytes:
@@ -243,6 +267,9 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         self._body_size += len(data)
+        if self._stream is not None:
+            self._stream.feed(data)
+            return
         if self._body_size > self._limits.body_bytes:
             raise _Refused(
                 f"{self._owner.app} sent an answer of more than {self._limits.body_bytes} bytes, "
@@ -260,6 +287,14 @@ class Connection(asyncio.Protocol):
             self._complete = True
             self._keep_alive = self._parser.should_keep_alive()
 
+    def pause_writing(self) -> None:
+        if self.call is not None and self.call.upload is not None:
+            self.call.upload.pause()
+
+    def resume_writing(self) -> None:
+        if self.call is not None and self.call.upload is not None:
+            self.call.upload.resume()
+
     # The rest
 
     def _send(self, call: Call) -> None:
@@ -267,9 +302,13 @@ class Connection(asyncio.Protocol):
         self._fields = []
         self._headers = []
         self._body = b""
+        self._stream = None
         self._complete = self._keep_alive = False
         self._without_body = call.without_body
-        if len(call.body) <= _WRITTEN_AT_ONCE:
+        if call.upload is not None:
+            self._transport.write(call.head)
+            call.upload.start(self._transport, self.fail)
+        elif len(call.body) <= _WRITTEN_AT_ONCE:
             self._transport.write(call.head + call.body)
         else:
             self._transport.write(call.head)
@@ -280,9 +319,13 @@ class Connection(asyncio.Protocol):
         self.call = call.connection = None
         # An app may answer before it has read the request; what is left of that would be the next request.
         reusable = self._keep_alive and transport.get_write_buffer_size() == 0 and not transport.is_closing()
+        if call.upload is not None:
+            reusable = reusable and call.upload.complete
         if not reusable:
             transport.abort()
-        call.set_result(AppResponse(self._status, self._headers, bytes(self._body)))
+        elif self._stream is not None:
+            transport.resume_reading()
+        call.succeed(self._status, self._headers, bytes(self._body), self._fields)
         self._owner.settled(self, call, reusable=reusable)
 
     def _ended(self, exc: Exception | None) -> None:
@@ -307,6 +350,13 @@ class Connection(asyncio.Protocol):
             if name == b"content-length" or (name == b"transfer-encoding" and b"chunked" in value.lower()):
                 return True
         return False
+
+    def _announced(self) -> int | None:
+        """The length of the body by the answer's head."""
+        for name, value in self._headers:
+            if name == b"content-length":
+                return int(value)
+        return None
 
     def _no_answer(self, exc: Exception) -> str:
         if isinstance(exc.__context__, _Refused):

@@ -21,7 +21,7 @@ _TARGET = re.compile(rb"/[!-\"$-~]*").fullmatch  # RFC 9112, 3.2.1, and what els
 
 _OF_THE_CONNECTION = frozenset(
     b"host content-length transfer-encoding connection keep-alive proxy-connection te trailer upgrade "
-    b"http2-settings expect".split()
+    b"http2-settings expect proxy-authorization proxy-authenticate".split()
 )
 _TOKEN_HEADER = b"dapr-api-token"
 

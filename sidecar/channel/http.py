@@ -7,13 +7,15 @@ import logging
 import re
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import inf
 
 from mesh.errors import AppError, AppUnreachable, ConfigurationError, clip
-from mesh.ports import AppResponse, HeaderLines
+from mesh.invocation.headers import content_length
+from mesh.ports import AppResponse, HeaderLines, Request, Response
 from sidecar.channel.connection import Call, Connection, Limits
 from sidecar.channel.guard import Text, header_lines, request_line, token_line
+from sidecar.channel.streaming import StreamedCall, Upload
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,9 @@ _ROUTES_KEPT = 256
 """How many methods and paths `request` remembers in their encoded form."""
 
 _NO_LENGTH_WHEN_EMPTY = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "TRACE"})  # RFC 9110, 8.6
+_IDEMPOTENT = _NO_LENGTH_WHEN_EMPTY | {"PUT"}  # RFC 9110, 9.2.2
+
+_own_lines = lru_cache(_ROUTES_KEPT)(partial(header_lines, own=True))
 
 
 _HOST = re.compile(
@@ -109,6 +114,11 @@ class HttpAppChannel:
 
     def header_lines(self, headers: Sequence[tuple[Text, Text]]) -> HeaderLines:
         return header_lines(headers)
+
+    def call(self, request: Request, own_headers: Sequence[tuple[str, str]] = ()) -> asyncio.Future[Response]:
+        """As `AppChannel.call`. Raises `UnsafeRequest` before anything is sent."""
+        lines = HeaderLines(_own_lines(tuple(own_headers)) + header_lines(request.headers))
+        return self._route_to(request.method, request.path).call(request, lines)
 
     async def probe(self, path: str, *, timeout: float) -> bool:
         """Over a connection of its own, so that a stale one proves nothing. Raises `UnsafeRequest`."""
@@ -317,6 +327,33 @@ class HttpRoute:
         call.replay = replay
         call.without_body = self._is_head
         call.is_probe = is_probe
+        call.connection = None
+        channel.start(call)
+        return call
+
+    def call(self, request: Request, extra_headers: HeaderLines) -> asyncio.Future[Response]:
+        """As `AppChannel.call`."""
+        channel = self._channel
+        body = request.body
+        call = StreamedCall(loop=channel.loop)
+        call.owner = channel
+        call.name = self._name
+        call.answer = None
+        if isinstance(body, bytes):
+            call.upload = None
+            call.body = body
+            framing = b"content-length: %d\r\n" % len(body) if body or self._says_length else b""
+        else:
+            length = content_length(request.headers)
+            call.upload = Upload(body, length)
+            call.body = b""
+            framing = b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length
+        call.head = b"%b%b%b\r\n" % (self._head, framing, extra_headers)
+        call.deadline = inf
+        # A kept connection that turns out to be dead does not tell whether the app has worked on the call.
+        call.replay = call.upload is None and request.method in _IDEMPOTENT
+        call.without_body = self._is_head
+        call.is_probe = False
         call.connection = None
         channel.start(call)
         return call
