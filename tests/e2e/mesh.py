@@ -208,6 +208,11 @@ class Process:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def code(self) -> int | None:
+        """The exit code; negative for a signal, `None` while it runs."""
+        return None if self._process is None else self._process.poll()
+
+    @property
     def log(self) -> str:
         return self.file.read_text(errors="replace")
 
