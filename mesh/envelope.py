@@ -78,8 +78,8 @@ class Options(msgspec.Struct, frozen=True, gc=False):
 _NO_OPTIONS = Options()
 
 
-def is_raw(metadata: Mapping[str, str]) -> bool:
-    """`metadata.rawPayload`, a Go boolean in exactly this spelling. Raises `ApiError`."""
+def is_raw(metadata: Mapping[str, str], pubsub: str) -> bool:
+    """`metadata.rawPayload`, a Go boolean in exactly this spelling. Raises `ApiError`, which names `pubsub`."""
     text = metadata.get("rawPayload")
     if text is None:
         return False
@@ -89,6 +89,7 @@ def is_raw(metadata: Mapping[str, str]) -> bool:
         raise ApiError(
             Code.PUBSUB_METADATA,
             f"failed deserializing metadata. Error: rawPayload value must be a valid boolean: actual is '{clip(text)}'",
+            resource=("pubsub", pubsub),
             metadata={name: clip(value) for name, value in metadata.items()},
         ) from None
 
@@ -122,7 +123,7 @@ def messages(publication: Publication, app_id: str, now: float) -> list[Message]
     """What is to be stored: one message, or one for each member of a batch. Raises `ApiError`."""
     metadata = publication.metadata
     asked = options(metadata)
-    if metadata and is_raw(metadata):
+    if metadata and is_raw(metadata, publication.topic.pubsub):
         return [
             Message(
                 mode=Mode.RAW,
