@@ -6,6 +6,9 @@ The names are public and are stored with the data; `docs/protocol.md` explains t
 An event's address is `<prefix>.<namespace>.event.<pubsub>.<topic…>.<partition>`. Dots of a topic separate
 tokens; every other character outside `A-Z a-z 0-9 _ -` is percent-encoded, so that any topic name is safe in
 a subject and no two names share one.
+
+A call's address is `<prefix>.<namespace>.invoke.<target>.<caller>`, where `caller` is `<app>`, or `<app>@<namespace>`
+for an app of another namespace (docs/adr/0004-invocation-on-nats.md).
 """
 
 from __future__ import annotations
@@ -13,10 +16,10 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from hashlib import blake2b
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from mesh.errors import MeshError, clip
-from mesh.ports import Group, Topic
+from mesh.ports import Group, NoResponder, Peer, Topic
 
 DEFAULT_PREFIX = "mesh"
 DEFAULT_NAMESPACE = "default"
@@ -117,3 +120,47 @@ def stored_once(root: str, dedupe_id: str) -> str:
     The topic is part of it: NATS drops a repeated id for the whole stream, whatever the subject.
     """
     return blake2b(f"{root}\0{dedupe_id}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+INVOCATION_REQUEST = "io.meshwire.invocation.request.v1"
+INVOCATION_RESPONSE = "io.meshwire.invocation.response.v1"
+"""The types of the CloudEvents that a call and its answer are."""
+
+MAX_NAME = 128
+"""Longest name of an app or a namespace, in characters: percent-encoded, three of them fit a NATS control line."""
+
+CANCEL = "cancel"
+"""The token after a call's address under which every instance of the target hears that the caller has gone."""
+
+
+def invocation_root(prefix: str, target: Peer) -> str:
+    """The address of all calls to `target`, without its last token, dot included.
+
+    Raises `NoResponder` for a name that no app can have.
+    """
+    if not (target.app_id and target.namespace) or max(map(len, target)) > MAX_NAME:
+        raise NoResponder(f"no app can be called '{clip(target.app_id)}' in a namespace '{clip(target.namespace)}'")
+    try:
+        return f"{prefix}.{token(target.namespace)}.invoke.{token(target.app_id)}."
+    except UnicodeEncodeError:
+        raise NoResponder(f"the name '{clip(target.app_id)}' is no valid Unicode text") from None
+
+
+def caller_token(caller: Peer, namespace: str) -> str:
+    """How `caller` is shown in the address of a call to an app of `namespace`.
+
+    `@` is in no other token, so that a broker's permissions can tell an app from its namesake elsewhere.
+    """
+    name = token(caller.app_id)
+    return name if caller.namespace == namespace else f"{name}@{token(caller.namespace)}"
+
+
+@lru_cache(maxsize=4096)
+def parse_caller(text: str, namespace: str) -> Peer:
+    """The caller that `caller_token` shows as `text` to an app of `namespace`. Raises `MeshError` for any text that
+    it does not write, so that each caller has one token and one permission."""
+    name, _, home = text.partition("@")
+    caller = Peer(unquote(home) if home else namespace, unquote(name))
+    if caller_token(caller, namespace) != text:
+        raise MeshError(f"'{clip(text)}' names no caller")
+    return caller

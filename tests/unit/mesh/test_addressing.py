@@ -6,7 +6,10 @@ from hypothesis import strategies as st
 
 from mesh import addressing
 from mesh.addressing import InvalidTopic
-from mesh.ports import Group, Topic
+from mesh.errors import MeshError
+from mesh.ports import Group, NoResponder, Peer, Topic
+
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 
 
 def root(name: str, pubsub: str = "pubsub") -> str:
@@ -87,3 +90,45 @@ def test_identity_keeps_source_and_id_apart() -> None:
 
 def test_the_same_event_in_two_topics_is_stored_twice() -> None:
     assert addressing.stored_once(root("a"), "id") != addressing.stored_once(root("b"), "id")
+
+
+ME = Peer("home", "shop")
+
+
+@pytest.mark.parametrize(
+    ("caller", "expected"),
+    [
+        (ME, "shop"),
+        (Peer("abroad", "shop"), "shop@abroad"),
+        (Peer("home", "shop@abroad"), "shop%40abroad"),
+        (Peer("home", "a.b >"), "a%2Eb%20%3E"),
+    ],
+)
+def test_a_caller_is_one_token_that_tells_it_from_its_namesakes(caller: Peer, expected: str) -> None:
+    assert addressing.caller_token(caller, "home") == expected
+    assert addressing.parse_caller(expected, "home") == caller
+
+
+@given(st.builds(Peer, names, names), names)
+def test_every_caller_is_known_by_its_token(caller: Peer, namespace: str) -> None:
+    token = addressing.caller_token(caller, namespace)
+    assert addressing.parse_caller(token, namespace) == caller
+    assert not set(token) & set(".*> \t\r\n")
+
+
+@pytest.mark.parametrize("token", ["", "%61", "shop@home", "shop@", "@", "a%2eb", "%ff", "a@b@c", "%"])
+def test_a_caller_has_no_second_token(token: str) -> None:
+    with pytest.raises(MeshError):
+        addressing.parse_caller(token, "home")
+
+
+def test_the_address_of_a_call() -> None:
+    assert addressing.invocation_root("mesh", Peer("home", "stock")) == "mesh.home.invoke.stock."
+    assert addressing.invocation_root("mesh", Peer("a.*", ">")) == "mesh.a%2E%2A.invoke.%3E."
+
+
+@pytest.mark.parametrize("name", ["", "x" * 129, "\ud800"])
+def test_nobody_has_a_name_that_no_app_can_have(name: str) -> None:
+    for target in (Peer("home", name), Peer(name, "stock")):
+        with pytest.raises(NoResponder):
+            addressing.invocation_root("mesh", target)
