@@ -37,11 +37,12 @@ class MeshClient(Client):
         self._outgoing: list[bytes] = []
         self._loop = asyncio.get_running_loop()
 
-    def subscribe_direct(self, subject: str, callback: DirectCallback) -> int:
-        """Subscribe; `callback` runs in the read loop and must not block."""
+    def subscribe_direct(self, subject: str, callback: DirectCallback, queue: str = "") -> int:
+        """Subscribe, as a member of the group `queue` if there is one; `callback` runs in the read loop and must not
+        block."""
         self._sid += 1
         self._direct[self._sid] = callback
-        self.send(b"SUB %b  %d\r\n" % (subject.encode(), self._sid))
+        self.send(b"SUB %b %b %d\r\n" % (subject.encode(), queue.encode(), self._sid))
         return self._sid
 
     def unsubscribe_direct(self, sid: int) -> None:

@@ -72,12 +72,16 @@ class _Call(NamedTuple):
 
 
 class _Listener:
-    __slots__ = ("callback", "sid", "subject")
+    __slots__ = ("callback", "queue", "sid", "subject")
 
-    def __init__(self, subject: str, callback: DirectCallback) -> None:
+    def __init__(self, subject: str, callback: DirectCallback, queue: str) -> None:
         self.subject = subject
         self.callback = callback
+        self.queue = queue
         self.sid = 0
+
+    def subscribe(self, client: MeshClient) -> None:
+        self.sid = client.subscribe_direct(self.subject, self.callback, self.queue)
 
 
 class Connection:
@@ -94,18 +98,28 @@ class Connection:
         self._problem: str | None = "not connected yet"
         self._listeners: list[_Listener] = []
         self._reconnected: list[Callable[[], None]] = []
+        self._on_loss: list[Callable[[str], None]] = []
+        self._on_denial: list[Callable[[str], bool]] = []
         self._numbers = itertools.count(1)
         self._calls: dict[int, _Call] = {}
         self._call_bytes = 0
         self._sweeper: asyncio.TimerHandle | None = None
         self.closed = False
-        self.inbox = f"_INBOX.{name}.{secrets.token_hex(8)}"
+        self.inbox = self.new_inbox()
         """Prefix of every subject on which this connection takes replies: an app's replies stay its own."""
         self._reply_to = f"{self.inbox}.r.".encode()
         self.max_payload = 0
         """Most bytes that the server takes in one message, headers included."""
         self.has_jetstream = False
         """Whether the server that we are connected to runs JetStream itself."""
+
+    def another(self) -> Connection:
+        """A second connection to the same servers, not started."""
+        return Connection(self._lookup, name=self._name)
+
+    def new_inbox(self) -> str:
+        """Prefix of subjects of this app's own. Who learns `inbox` from a reply subject cannot guess this one."""
+        return f"_INBOX.{self._name}.{secrets.token_hex(8)}"
 
     @property
     def problem(self) -> str | None:
@@ -155,12 +169,24 @@ class Connection:
         self._reconnected.append(callback)
         return lambda: self._reconnected.remove(callback)
 
-    def listen(self, subject: str, callback: DirectCallback) -> Callable[[], None]:
-        """Subscribe, on this connection and every later one. Returns the way to stop."""
-        listener = _Listener(subject, callback)
+    def on_lost(self, callback: Callable[[str], None]) -> Callable[[], None]:
+        """`callback` runs with the reason each time a connection is lost or closed. Returns the way to stop."""
+        self._on_loss.append(callback)
+        return lambda: self._on_loss.remove(callback)
+
+    def on_denied(self, callback: Callable[[str], bool]) -> Callable[[], None]:
+        """`callback` gets the server's text (in lower case) when a permission is missing, and says whether it was
+        about one of its own subjects. Returns the way to stop."""
+        self._on_denial.append(callback)
+        return lambda: self._on_denial.remove(callback)
+
+    def listen(self, subject: str, callback: DirectCallback, queue: str = "") -> Callable[[], None]:
+        """Subscribe, on this connection and every later one. Of the members of a group `queue`, one gets each
+        message. Returns the way to stop."""
+        listener = _Listener(subject, callback, queue)
         self._listeners.append(listener)
         if self._client is not None:
-            listener.sid = self._client.subscribe_direct(subject, callback)
+            listener.subscribe(self._client)
 
         def stop() -> None:
             self._listeners.remove(listener)
@@ -187,6 +213,18 @@ class Connection:
         """Publish without any acknowledgement; lost when there is no connection."""
         if self._client is not None:
             self._client.send(b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(payload), payload))
+
+    def publish(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
+        """Publish with a header block, without any acknowledgement; what a lost connection had yet to send is lost.
+
+        Raises, having sent nothing: `Disconnected`, `MessageTooLarge`.
+        """
+        if self._client is None:
+            raise Disconnected(f"no connection to NATS: {self._problem}")
+        size = len(headers) + len(payload)
+        if size > self.max_payload:
+            raise MessageTooLarge(size, self.max_payload)
+        self._client.send(b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject, reply, len(headers), size, headers, payload))
 
     def call(self, subject: str, headers: bytes, payload: bytes, timeout: float) -> asyncio.Future[Reply]:
         """Send a message and get the one answer to it.
@@ -249,7 +287,8 @@ class Connection:
             future = self._take(number)
             if future is not None:
                 future.set_exception(BrokerError(f"NATS refused: {text}; grant this user the permission"))
-        if not denied:
+        known = [callback(text) for callback in self._on_denial]
+        if not denied and not any(known):
             logger.warning("NATS refused: %s", text)
 
     def _disconnect(self, reason: str) -> None:
@@ -264,6 +303,8 @@ class Connection:
             future = self._take(number)
             if future is not None:
                 future.set_exception(Disconnected(f"the connection to NATS was lost: {reason}"))
+        for callback in list(self._on_loss):
+            callback(reason)
 
     async def _keep_connected(self) -> None:
         """Connect, and connect again, until cancelled. Raises `ConfigurationError` before the first connection only."""
@@ -347,7 +388,7 @@ class Connection:
         self._problem = None
         self._lost.clear()
         for listener in self._listeners:
-            listener.sid = client.subscribe_direct(listener.subject, listener.callback)
+            listener.subscribe(client)
         self._connected.set()
         for callback in list(self._reconnected):
             callback()
