@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 from brokers.memory import MemoryEventLog
+from brokers.memory_requests import MemoryExchange, MemoryRequests
 from brokers.nats.connection import Connection, Lookup, Servers
 from brokers.nats.event_log import NatsEventLog
-from mesh.ports import EventLog, Feature
+from brokers.nats.requests import NatsRequests
+from mesh.ports import EventLog, Feature, Peer, Requests
 from tests.contract.nats_server import NatsServer
 from tests.virtual_clock import VirtualClock
 
@@ -94,3 +96,66 @@ def nats_event_log(urls: list[str], namespace: str, *, replicas: int = 1) -> Nat
 
 
 IMPLEMENTATIONS: list[type[Implementation]] = [Memory, Nats]
+
+
+BEAT = 0.1
+"""Seconds between beats in the suite of `Requests`: a second shows what ten calls of two beats would."""
+
+
+class Backbone(Protocol):
+    """An implementation of `Requests` under test, started once for the tests of a module."""
+
+    name: str
+
+    def start(self, folder: Path) -> None: ...
+
+    def stop(self) -> None: ...
+
+    async def requests(self, peer: Peer) -> Requests:
+        """One process's end, connected. Whoever asks closes it."""
+        ...
+
+
+class MemoryBackbone:
+    name = "memory"
+
+    def start(self, folder: Path) -> None:
+        self._exchange = MemoryExchange()
+
+    def stop(self) -> None:
+        pass
+
+    async def requests(self, peer: Peer) -> Requests:
+        return MemoryRequests(self._exchange, peer)
+
+
+class NatsBackbone:
+    name = "nats"
+
+    def start(self, folder: Path) -> None:
+        self._server = NatsServer(folder)
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.kill()
+
+    async def requests(self, peer: Peer) -> Requests:
+        return await nats_requests(self._server.url, peer, beat=BEAT)
+
+
+class LoneRequests(NatsRequests):
+    """With a connection of its own, which ends with it."""
+
+    async def close(self) -> None:
+        await super().close()
+        await self.connection.close()
+
+
+async def nats_requests(url: str, peer: Peer, *, beat: float = BEAT) -> LoneRequests:
+    connection = Connection(Lookup(lambda: Servers([url])), name=peer.app_id)
+    requests = LoneRequests(connection, peer, beat=beat)
+    await asyncio.wait_for(connection.start(), 10)
+    return requests
+
+
+BACKBONES: list[type[Backbone]] = [MemoryBackbone, NatsBackbone]

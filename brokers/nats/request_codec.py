@@ -1,0 +1,193 @@
+"""Calls and their answers as NATS messages, and the frames between the two peers of a call.
+
+A call and its answer are CloudEvents in binary mode. What HTTP has beyond data stands in one header,
+`Meshwire-Http`, as a JSON array in ASCII: NATS merges headers of the same name, and JSON leaves no way to break out of
+the line. `docs/protocol.md` has it all for outsiders. Guarded by `benchmarks/`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+import msgspec
+
+from brokers.nats import codec
+from mesh import addressing
+from mesh.codec import header
+from mesh.errors import InvalidEvent, MeshError, MessageTooLarge
+from mesh.ids import random_id
+from mesh.ports import Body, HeaderList, Peer, Request, Response
+
+MAX_HEADER_BLOCK = 128 * 1024
+"""Bytes of a message's header block, at most: it never counts against a stream's window."""
+MAX_ERROR_TEXT = 1_024
+
+NO_RESPONDERS = b"NATS/1.0 503"
+BUSY = NO_RESPONDERS + b" Busy\r\n\r\n"
+"""Too many calls wait here. To a stock client it is what the server itself says when nobody listens."""
+
+_BEGIN = b"NATS/1.0\r\n"
+_HTTP = b"\r\nMeshwire-Http:"
+_STREAM = b"\r\nMeshwire-Stream:"
+_FRAME = _BEGIN + b"Meshwire-Frame: "
+
+_Pairs = list[tuple[str, str]]
+
+
+class _RequestHead(msgspec.Struct, array_like=True):
+    method: str
+    path: str
+    headers: _Pairs = []
+
+
+class _ResponseHead(msgspec.Struct, array_like=True):
+    status: int
+    headers: _Pairs = []
+    trailers: _Pairs = []
+
+
+_request_head = msgspec.json.Decoder(_RequestHead).decode
+_response_head = msgspec.json.Decoder(_ResponseHead).decode
+_encode_json = msgspec.json.encode
+
+
+class Malformed(MeshError):
+    """A message on the address of a call is neither a call nor an answer."""
+
+
+class Frame(NamedTuple):
+    """A message about a call, which is no event: `beat`, `credit`, `chunk`, `end`, `error` or `cancel`."""
+
+    kind: bytes
+    value: bytes
+
+
+BEAT = _FRAME + b"beat\r\n\r\n"
+CANCEL = _FRAME + b"cancel\r\n\r\n"
+
+
+def credit(amount: int) -> bytes:
+    return _FRAME + b"credit %d\r\n\r\n" % amount
+
+
+def chunk(number: int) -> bytes:
+    return _FRAME + b"chunk %d\r\n\r\n" % number
+
+
+def end(count: int) -> bytes:
+    """The body is whole: it had `count` chunks."""
+    return _FRAME + b"end %d\r\n\r\n" % count
+
+
+def error(text: str) -> bytes:
+    return _FRAME + b"error %b\r\n\r\n" % header.encode(text[:MAX_ERROR_TEXT]).encode()
+
+
+def error_text(frame: Frame) -> str:
+    try:
+        return header.decode(frame.value, "error")
+    except InvalidEvent:
+        return ascii(frame.value)
+
+
+def parse_frame(block: bytes) -> Frame | None:
+    """`None` for a block that is no frame."""
+    if not block.startswith(_FRAME):
+        return None
+    kind, _, value = block[len(_FRAME) : block.find(b"\r\n", len(_FRAME))].partition(b" ")
+    return Frame(kind, value)
+
+
+def is_streamed(block: bytes) -> bool:
+    """Whether the body of this call or answer comes in frames of its own."""
+    return _STREAM in block
+
+
+def encode_request(request: Request, caller: Peer, *, streamed: bool) -> bytes:
+    """Raises `MessageTooLarge`."""
+    pairs = _texts(request.headers)
+    return _encode(addressing.INVOCATION_REQUEST, [request.method, request.path, pairs], pairs, caller, streamed)
+
+
+def encode_response(response: Response, source: Peer, *, streamed: bool) -> bytes:
+    """Raises `MessageTooLarge`."""
+    pairs = _texts(response.headers)
+    head = [response.status, pairs, _texts(response.trailers)] if response.trailers else [response.status, pairs]
+    return _encode(addressing.INVOCATION_RESPONSE, head, pairs, source, streamed)
+
+
+def _encode(event_type: str, head: list[object], pairs: _Pairs, source: Peer, streamed: bool) -> bytes:
+    encoded = _encode_json(head)
+    if not encoded.isascii():  # odd bytes, each of them a character here
+        encoded = json.dumps(head, separators=(",", ":")).encode()
+    extra = "Meshwire-Stream: 1\r\n" if streamed else ""
+    for name, value in pairs:
+        if name == "content-type" or name.lower() == "content-type":
+            extra += f"ce-datacontenttype: {header.encode(value)}\r\n"
+            break
+    block = (
+        f"NATS/1.0\r\nMeshwire-Http: {encoded.decode()}\r\nce-specversion: 1.0\r\nce-type: {event_type}\r\n"
+        f"ce-source: {header.encode(source.app_id)}\r\nce-id: {random_id()}\r\n{extra}\r\n"
+    ).encode()
+    if len(block) > MAX_HEADER_BLOCK:
+        raise MessageTooLarge(len(block), MAX_HEADER_BLOCK)
+    return block
+
+
+def decode_request(block: bytes, body: Body, caller: Peer) -> Request:
+    """A message without `Meshwire-Http` is `POST /`. Raises `Malformed`."""
+    encoded = _head(block)
+    if encoded is None:
+        return Request(method="POST", path="/", headers=_content_type(block), body=body, caller=caller)
+    try:
+        head = _request_head(encoded)
+        return Request(method=head.method, path=head.path, headers=_bytes(head.headers), body=body, caller=caller)
+    except (msgspec.MsgspecError, UnicodeError) as fault:
+        raise Malformed(f"the call cannot be read: {fault}") from None
+
+
+def decode_response(block: bytes, body: Body) -> Response:
+    """A message without `Meshwire-Http` is the data of a 200. Raises `Malformed`."""
+    encoded = _head(block)
+    if encoded is None:
+        return Response(status=200, headers=_content_type(block), body=body)
+    try:
+        head = _response_head(encoded)
+        if not 100 <= head.status <= 999:
+            raise Malformed(f"the answer cannot be read: {head.status} is no status")
+        return Response(status=head.status, headers=_bytes(head.headers), body=body, trailers=_bytes(head.trailers))
+    except (msgspec.MsgspecError, UnicodeError) as fault:
+        raise Malformed(f"the answer cannot be read: {fault}") from None
+
+
+def _head(block: bytes) -> bytes | None:
+    """The value of `Meshwire-Http`. A line break ends a header, so that its name cannot stand in another's value."""
+    start = block.find(_HTTP)
+    if start < 0:
+        return None
+    start += len(_HTTP)
+    return block[start : block.find(b"\r\n", start)]
+
+
+def _content_type(block: bytes) -> HeaderList:
+    """Of a message from a program that speaks plain NATS: what its event says, or its `Content-Type`."""
+    headers = codec.parse_block(block)
+    value = headers.get("ce-datacontenttype")
+    if value is not None and headers.get("content-type", "")[:23].lower() != "application/cloudevents":
+        try:
+            value = header.decode(value.encode(), "datacontenttype")
+        except InvalidEvent as fault:
+            raise Malformed(f"the message is no CloudEvent: {fault}") from None
+    else:
+        value = headers.get("content-type")
+    return () if value is None else ((b"content-type", value.encode()),)
+
+
+def _texts(headers: HeaderList) -> _Pairs:
+    """Bytes as the characters of the same numbers."""
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+
+
+def _bytes(pairs: _Pairs) -> HeaderList:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
