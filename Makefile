@@ -46,7 +46,7 @@ test-servers: install
 
 coverage: install
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m "not servers" tests/unit tests/contract
+	$(BIN)/coverage run -m pytest -m "not servers" tests/unit tests/contract tests/api
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
