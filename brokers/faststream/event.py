@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 from cloudevents.core.v1.event import CloudEvent as SdkEvent
-from faststream import Context
+from fast_depends.library import CustomField
 from faststream.exceptions import RejectMessage
 from faststream.message import encode_message
 from faststream.nats.message import NatsMessage
@@ -23,7 +23,7 @@ from mesh.codec import attributes as rules
 from mesh.codec import json as json_codec
 from mesh.codec.attributes import timestamp
 from mesh.codec.media_type import charset, is_json, is_text
-from mesh.errors import InvalidEvent
+from mesh.errors import InvalidEvent, MeshError
 from mesh.event import Attributes, AttributeValue, CloudEvent, DataForm
 from mesh.ports import Mode
 
@@ -52,7 +52,20 @@ class MeshMessage(NatsMessage):
         return to_sdk(self.stored)
 
 
-Event = Annotated[SdkEvent, Context("message.event")]
+class _EventParameter(CustomField):
+    """What FastStream's `Context("message.event")` would do, which takes a thread for each message."""
+
+    def __init__(self) -> None:
+        super().__init__(cast=False)
+
+    async def use(self, /, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        message = kwargs["context__"].get_local("message")
+        if not isinstance(message, MeshMessage):
+            raise MeshError("only the topics of a mesh have an Event")
+        return kwargs | {str(self.param_name): message.event}
+
+
+Event = Annotated[SdkEvent, _EventParameter()]
 """Annotate a parameter of a handler with it to get the whole event, beside the body or instead of it."""
 
 

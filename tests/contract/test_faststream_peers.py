@@ -211,7 +211,7 @@ async def test_data_is_decoded_by_its_type(
 async def test_structured_data_without_a_type_is_json(broker: MeshBroker, mesh: Mesh, log: NatsEventLog) -> None:
     got = Got()
 
-    @broker.subscriber(**mesh.topic("A"))
+    @broker.subscriber(**mesh.topic("A", concurrency=1))
     async def handle(event: Event) -> None:
         got.put_nowait(event)
 
@@ -224,8 +224,9 @@ async def test_structured_data_without_a_type_is_json(broker: MeshBroker, mesh: 
     assert (await got.next()).get_data() == b"\x89"
 
 
+@pytest.mark.parametrize("options", [{}, {"stream": "any"}])
 async def test_a_sidecar_gets_what_a_service_published(
-    broker: MeshBroker, mesh: Mesh, log: NatsEventLog, inbox: Inbox
+    broker: MeshBroker, mesh: Mesh, log: NatsEventLog, inbox: Inbox, options: dict[str, str]
 ) -> None:
     await log.subscribe(Group("other", topic("orders")), inbox, concurrency=8)
     await broker.start()
@@ -241,7 +242,7 @@ async def test_a_sidecar_gets_what_a_service_published(
         },
         {"number": 7},
     )
-    await broker.publish(event, mesh.subject("orders"))
+    await broker.publish(event, mesh.subject("orders"), **options)
 
     [delivery] = await inbox.reaches(1)
     assert delivery.mode is Mode.BINARY
@@ -288,6 +289,27 @@ async def test_plain_data_becomes_an_event(
     assert delivery.payload == data
     assert delivery.attributes.get("datacontenttype") == content_type
     assert delivery.attributes["type"] == "order.paid"
+
+
+async def test_a_handler_may_be_a_plain_function(broker: MeshBroker, mesh: Mesh, log: NatsEventLog) -> None:
+    got, loop = Got(), asyncio.get_running_loop()
+
+    @broker.subscriber(**mesh.topic("A"))
+    def handle(order: Order, event: Event) -> None:
+        loop.call_soon_threadsafe(got.put_nowait, (order.number, event.get_id()))
+
+    await broker.start()
+    await log.publish(topic("A"), simple(7))
+    assert await got.next() == (7, "7")
+
+
+async def test_only_topics_have_an_event(broker: MeshBroker, mesh: Mesh) -> None:
+    @broker.subscriber("plain")
+    async def handle(body: str, event: Event) -> None: ...
+
+    with pytest.raises(MeshError, match="only the topics"):
+        async with TestNatsBroker(broker):
+            await broker.publish("x", "plain")
 
 
 async def test_a_handler_reads_and_writes_attributes(broker: MeshBroker, mesh: Mesh, log: NatsEventLog) -> None:
@@ -392,14 +414,20 @@ async def test_what_is_no_order_goes_to_the_dead_letter_topic(
 
     await log.subscribe(Group("warehouse", topic("dead")), inbox, concurrency=8)
     await broker.start()
-    letters = [simple(1), Message(mode=Mode.RAW, payload=b"no event", content_type="text/plain")]
-    letters[0].payload = b'{"number": "seven"}'
+    letters = [
+        binary(simple(1).attributes, b'{"number": "seven"}'),
+        Message(mode=Mode.RAW, payload=b"no event", content_type="text/plain"),
+        binary({"specversion": "1.0", "id": "1"}, b"no source, no type"),
+    ]
     for letter in letters:
         await log.publish(topic("A"), letter)
 
-    deliveries = await inbox.reaches(2)
-    assert {delivery.payload for delivery in deliveries} == {letter.payload for letter in letters}
-    assert {delivery.mode for delivery in deliveries} == {Mode.BINARY, Mode.RAW}
+    deliveries = await inbox.reaches(3)
+    assert {delivery.payload: delivery.mode for delivery in deliveries} == {
+        b'{"number": "seven"}': Mode.BINARY,
+        b"no event": Mode.RAW,
+        b"no source, no type": Mode.RAW,
+    }
 
 
 async def test_the_handler_may_drop_and_delay(broker: MeshBroker, mesh: Mesh, log: NatsEventLog) -> None:
@@ -508,10 +536,13 @@ async def test_replicas_share_the_events(server: NatsServer, mesh: Mesh, log: Na
         await broker.stop()
 
 
-async def test_a_slow_handler_keeps_nobody_waiting(broker: MeshBroker, mesh: Mesh, log: NatsEventLog) -> None:
+@pytest.mark.parametrize("options", [{}, {"concurrency": 2}])
+async def test_a_slow_handler_keeps_nobody_waiting(
+    broker: MeshBroker, mesh: Mesh, log: NatsEventLog, options: dict[str, int]
+) -> None:
     got, release = Got(), asyncio.Event()
 
-    @broker.subscriber(**mesh.topic("A", concurrency=2))
+    @broker.subscriber(**mesh.topic("A", **options))
     async def handle(order: Order) -> None:
         if order.number == 0:
             await release.wait()
@@ -520,7 +551,7 @@ async def test_a_slow_handler_keeps_nobody_waiting(broker: MeshBroker, mesh: Mes
     await broker.start()
     for number in range(20):
         await log.publish(topic("A"), simple(number))
-    assert [await got.next() for _ in range(19)] == list(range(1, 20))
+    assert sorted([await got.next() for _ in range(19)]) == list(range(1, 20))
     release.set()
     assert await got.next() == 0
 
@@ -537,34 +568,43 @@ async def test_stopping_waits_for_handlers_and_gives_back_the_rest(
         got.put_nowait(order.number)
 
     await broker.start()
-    for number in range(3):
-        await log.publish(topic("A"), simple(number))
+    for number in range(4):
+        await log.publish(topic("A"), simple(number, **({"partitionkey": "k"} if number % 2 else {})))
     await started.wait()
     await asyncio.wait_for(broker.stop(), 5)
     assert [got.get_nowait() for _ in range(got.qsize())] == [0]
 
     await log.subscribe(Group(mesh.app_id, topic("A")), inbox, concurrency=8)
-    rest = await inbox.reaches(2, within=3)
-    assert sorted(str(delivery.attributes["id"]) for delivery in rest) == ["1", "2"]
+    rest = await inbox.reaches(3, within=3)
+    assert sorted(str(delivery.attributes["id"]) for delivery in rest) == ["1", "2", "3"]
 
 
 async def test_a_handler_that_does_not_end_is_cancelled(
     server: NatsServer, mesh: Mesh, log: NatsEventLog, inbox: Inbox
 ) -> None:
     broker = MeshBroker(mesh, server.url, logger=None, graceful_timeout=0.1)
-    started = asyncio.Event()
+    started, cancelled = asyncio.Event(), asyncio.Event()
 
-    @broker.subscriber(**mesh.topic("A"))
+    @broker.subscriber(**mesh.topic("A", concurrency=1))
     async def handle(order: Order) -> None:
         started.set()
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
 
     await broker.start()
     await log.publish(topic("A"), simple(1))
+    await log.publish(topic("A"), simple(2, partitionkey="k"))
     await started.wait()
+    async with asyncio.timeout(5):
+        while (await info(broker, mesh, "A", "k")).num_ack_pending == 0:
+            await asyncio.sleep(0.01)
     await asyncio.wait_for(broker.stop(), 5)
+    assert cancelled.is_set()
     await log.subscribe(Group(mesh.app_id, topic("A")), inbox, concurrency=8)
-    await inbox.reaches(1, within=3)
+    await inbox.reaches(2, within=3)
 
 
 async def test_a_restarted_server_loses_nothing(tmp_path: Path, mesh: Mesh) -> None:
