@@ -144,18 +144,15 @@ def files():
 
 def test_nothing_of_one_machine_is_in_the_tree():
     """No path of a developer's machine, no registry of packages other than the usual one, no merge left undone."""
-    forbidden = re.compile(
-        "|".join(
-            [
-                "/" + r"root/\.",
-                "/" + "work/",
-                r"(?<![\w})\"])/" + r"home/(?!nonroot)\w",
-                "index" + "-url",
-                "^<" + "<<<<<< ",
-            ]
-        ),
-        re.MULTILINE,
-    )
+    # In pieces, so that this file is not found itself.
+    parts = [
+        "/" + r"root/\.",
+        "/" + "work/",
+        r"(?<![^\s\"'=(])/" + r"home/(?!nonroot)\w",
+        "index" + "-url",
+        "^<" + "<<<<<< ",
+    ]
+    forbidden = re.compile("|".join(parts), re.MULTILINE)
     for path in files():
         try:
             text = text_of(path)
