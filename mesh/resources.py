@@ -1,4 +1,4 @@
-"""The manifests that a user gives: components and subscriptions.
+"""The manifests that a user gives: components, subscriptions, resiliency policies and HTTP endpoints.
 
 Read once, at start. What to load follows Dapr; what Dapr passes over without a word (an unknown field, a key
 given twice) is an error here, with file, line and the nearest known name.
@@ -18,6 +18,8 @@ from mesh.quantities import duration
 
 if TYPE_CHECKING:
     from mesh.documents import Fields
+    from mesh.http_endpoint import HttpEndpoint
+    from mesh.resiliency.manifest import ResiliencyManifest
 
 CATEGORIES = (
     "state",
@@ -131,6 +133,8 @@ class SubscriptionManifest:
 class Resources:
     components: tuple[Component, ...] = ()
     subscriptions: tuple[SubscriptionManifest, ...] = ()
+    resiliency: tuple[ResiliencyManifest, ...] = ()
+    http_endpoints: tuple[HttpEndpoint, ...] = ()
     warnings: tuple[str, ...] = ()
     """What was passed over and why, one line each, for the log."""
 
@@ -154,6 +158,8 @@ def load(
     return Resources(
         components=tuple(loader.components.values()),
         subscriptions=tuple(loader.subscriptions.values()),
+        resiliency=tuple(loader.resiliency),
+        http_endpoints=tuple(loader.http_endpoints.values()),
         warnings=tuple(loader.warnings),
     )
 
@@ -170,6 +176,8 @@ class _Loader:
         self.denied = denied
         self.components: dict[str, Component] = {}
         self.subscriptions: dict[str, SubscriptionManifest] = {}
+        self.resiliency: list[ResiliencyManifest] = []
+        self.http_endpoints: dict[str, HttpEndpoint] = {}
         self.warnings: list[str] = []
 
     def folder(self, path: Path) -> None:
@@ -196,28 +204,37 @@ class _Loader:
             self.component(document)
         elif kind == "Subscription" and version in (V1, _V2):
             self.subscription(document, version)
+        elif kind == "Resiliency" and version == V1:
+            self.resiliency_manifest(document)
+        elif kind == "HTTPEndpoint" and version == V1:
+            self.http_endpoint(document)
         elif isinstance(version, str) and version.startswith("dapr.io/"):
             self.warnings.append(f"{document.at()}: kind {clip(kind)} of {clip(version)} has no effect yet, skipped")
 
-    def component(self, document: Fields) -> None:
-        # Before the filters: a misspelt `scopes` must not hand the component to everybody.
-        top = document.closed("apiVersion", "kind", "metadata", "spec", "auth", "scopes")
+    def named(self, top: Fields, noun: str, taken: Mapping[str, Component | HttpEndpoint]) -> str | None:
+        """The name under which this app has the resource; `None` when it is not for this app."""
         about = top.fields("metadata").closed(*OBJECT_METADATA)
         own = self.environ.get("NAMESPACE")
         name, namespace = about.text("name"), about.text("namespace")
         if own and namespace and namespace != own:
-            return
+            return None
         if not name:
-            raise top.fault("metadata", "a component needs a name")
+            raise top.fault("metadata", f"{noun} needs a name")
         if name in (".", "..") or "/" in name or "%" in name:
             self.warnings.append(
-                f"{about.at('name')}: the component name '{clip(name)}' cannot stand in a URL path, skipped"
+                f"{about.at('name')}: the name '{clip(name)}' of {noun} cannot stand in a URL path, skipped"
             )
-            return
-        if name in self.components:
-            raise about.fault("name", f"'{clip(name)}' is taken by {self.components[name].origin}")
+            return None
+        if name in taken:
+            raise about.fault("name", f"'{clip(name)}' is taken by {taken[name].origin}")
         scopes = top.texts("scopes")
-        if scopes and self.app_id not in scopes:
+        return None if scopes and self.app_id not in scopes else name
+
+    def component(self, document: Fields) -> None:
+        # Before the filters: a misspelt `scopes` must not hand the component to everybody.
+        top = document.closed("apiVersion", "kind", "metadata", "spec", "auth", "scopes")
+        name = self.named(top, "a component", self.components)
+        if name is None:
             return
         spec = top.fields("spec").closed("type", "version", "ignoreErrors", "initTimeout", "metadata")
         ignore_errors = spec.flag("ignoreErrors")
@@ -237,8 +254,8 @@ class _Loader:
             type=type_,
             version=spec.text("version", "v1").lower() or "v1",
             metadata=Metadata(values, lines),
-            scopes=scopes,
-            namespace=namespace,
+            scopes=top.texts("scopes"),
+            namespace=top.fields("metadata").closed(*OBJECT_METADATA).text("namespace"),
             ignore_errors=ignore_errors,
             init_timeout=self._init_timeout(spec),
             namespace_scoped=scoped and type_.startswith("pubsub."),
@@ -380,6 +397,29 @@ class _Loader:
                 f"{self.subscriptions.pop(key).origin}"
             )
         self.subscriptions[key] = manifest
+
+    def resiliency_manifest(self, document: Fields) -> None:
+        from mesh.resiliency.manifest import read_manifest
+
+        top = document.closed("apiVersion", "kind", "metadata", "spec", "scopes")
+        name = top.fields("metadata").closed(*OBJECT_METADATA).text("name")
+        manifest = read_manifest(top.fields("spec"), name, document.at())
+        scopes = top.texts("scopes")
+        if not scopes or self.app_id in scopes:
+            self.resiliency.append(manifest)
+
+    def http_endpoint(self, document: Fields) -> None:
+        from mesh.http_endpoint import read_endpoint
+
+        top = document.closed("apiVersion", "kind", "metadata", "spec", "auth", "scopes")
+        top.fields("auth").closed("secretStore")
+        name = self.named(top, "an HTTPEndpoint", self.http_endpoints)
+        if name is None:
+            return
+        try:
+            self.http_endpoints[name] = read_endpoint(top.fields("spec"), name, document.at(), self._value)
+        except _Refused as refused:
+            raise ConfigurationError(f"{refused}") from None
 
 
 __all__ = [

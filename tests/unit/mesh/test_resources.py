@@ -147,7 +147,7 @@ def test_many_documents_json_bom_and_foreign_kinds(loads: Loads, tmp_path: Path)
         + "--- # and JSON\n"
         + '{"apiVersion":"dapr.io/v1alpha1","kind":"Component","metadata":{"name":"j"},"spec":{"type":"state.redis"}}\n'
         + "----------\nkind: Deployment\napiVersion: apps/v1\nanything: [goes]\n"
-        + "---\nkind: Resiliency\napiVersion: dapr.io/v1alpha1\n"
+        + "---\nkind: WorkflowAccessPolicy\napiVersion: dapr.io/v1alpha1\n"
         + "---\n"
         + SUBSCRIPTION
     )
@@ -158,7 +158,7 @@ def test_many_documents_json_bom_and_foreign_kinds(loads: Loads, tmp_path: Path)
     ]
     assert [s.name for s in resources.subscriptions] == ["orders"]
     assert resources.warnings == (
-        f"{tmp_path}/0.yaml:17: kind Resiliency of dapr.io/v1alpha1 has no effect yet, skipped",
+        f"{tmp_path}/0.yaml:17: kind WorkflowAccessPolicy of dapr.io/v1alpha1 has no effect yet, skipped",
     )
 
 
