@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.types import ASGIApp
 
@@ -12,12 +12,15 @@ from mesh import __version__, resources, subscriptions
 from mesh.clock import SystemClock
 from mesh.configuration import load_configuration
 from mesh.errors import ConfigurationError
-from mesh.ports import AppChannel, Clock, EventLog
+from mesh.invocation import Callee, Caller
+from mesh.ports import AppChannel, Clock, EventLog, Peer, Requests
 from mesh.pubsub import DEFAULT_COMPONENT, Component, PubSub
 from mesh.scopes import TopicScopes
 from mesh.subscriptions import SubscriptionSpec
+from sidecar.api import invoke
 from sidecar.api.events import EventsApi
-from sidecar.api.operations import HealthApi, MetadataApi, ShutdownApi, no_such_route
+from sidecar.api.invoke import InvokeApi
+from sidecar.api.operations import HealthApi, MetadataApi, ShutdownApi
 from sidecar.api.publish import PublishApi
 from sidecar.app_health import AppHealth
 from sidecar.channel import HttpAppChannel
@@ -32,6 +35,9 @@ from sidecar.http.server import HttpServer, socket_path
 from sidecar.runtime import App, Runtime
 from sidecar.settings import BrokerAddress, Settings
 
+if TYPE_CHECKING:
+    from brokers.nats.connection import Connection
+
 logger = logging.getLogger("meshwire.runtime")
 
 COMPONENT_TYPES = ("pubsub.meshwire", "pubsub.in-memory")
@@ -41,14 +47,42 @@ PUBSUB_METADATA = ("publishingScopes", "subscriptionScopes", "allowedTopics", "p
 """What every pub/sub component understands."""
 
 
-def open_event_log(broker: BrokerAddress, *, name: str, namespace: str, prefix: str, replicas: int = 1) -> EventLog:
-    """The event log of the backbone, not started. `name` is what the broker shows for this client."""
+class Backbone(NamedTuple):
+    """The broker of the mesh, not started. The requests share the connection of the log: close them first."""
+
+    log: EventLog
+    requests: Requests
+
+
+def open_backbone(broker: BrokerAddress, me: Peer, *, prefix: str, replicas: int = 1) -> Backbone:
+    if broker.kind == "memory":
+        from brokers.memory import MemoryEventLog
+        from brokers.memory_requests import MemoryExchange, MemoryRequests
+
+        return Backbone(MemoryEventLog(), MemoryRequests(MemoryExchange(), me))
+    from brokers.nats.event_log import NatsEventLog
+    from brokers.nats.requests import NatsRequests
+
+    connection = _nats_connection(broker, me.app_id)
+    return Backbone(
+        NatsEventLog(connection, namespace=me.namespace, prefix=prefix, replicas=replicas),
+        NatsRequests(connection, me, prefix=prefix),
+    )
+
+
+def open_event_log(broker: BrokerAddress, *, name: str, namespace: str, prefix: str) -> EventLog:
+    """The event log of the backbone alone, not started. `name` is what the broker shows for this client."""
     if broker.kind == "memory":
         from brokers.memory import MemoryEventLog
 
         return MemoryEventLog()
-    from brokers.nats.connection import Connection, Lookup, Servers
     from brokers.nats.event_log import NatsEventLog
+
+    return NatsEventLog(_nats_connection(broker, name), namespace=namespace, prefix=prefix)
+
+
+def _nats_connection(broker: BrokerAddress, name: str) -> Connection:
+    from brokers.nats.connection import Connection, Lookup, Servers
 
     if broker.folder is None:
         servers = Servers(broker.servers)
@@ -63,7 +97,7 @@ def open_event_log(broker: BrokerAddress, *, name: str, namespace: str, prefix: 
             return None if endpoint is None else Servers([endpoint.url], endpoint.token)
 
         lookup = Lookup(find, lambda: embedded.failure(folder))
-    return NatsEventLog(Connection(lookup, name=name), namespace=namespace, prefix=prefix, replicas=replicas)
+    return Connection(lookup, name=name)
 
 
 def assemble(settings: Settings, exit_now: Callable[[], None]) -> Runtime:
@@ -81,15 +115,10 @@ def assemble(settings: Settings, exit_now: Callable[[], None]) -> Runtime:
         environ=settings.environ,
         denied=configuration.components_deny,
     )
-    backbone = open_event_log(
-        settings.broker,
-        name=flags.app_id,
-        namespace=settings.namespace,
-        prefix=settings.prefix,
-        replicas=settings.replicas,
-    )
-    logs = [backbone]
-    components = _pubsub_components(manifests.components, backbone, logs, settings.namespace)
+    me = Peer(settings.namespace, flags.app_id)
+    backbone = open_backbone(settings.broker, me, prefix=settings.prefix, replicas=settings.replicas)
+    logs = [backbone.log]
+    components = _pubsub_components(manifests.components, backbone.log, logs, settings.namespace)
     declared = subscriptions.from_manifests(manifests.subscriptions)
     health = Health(lambda: next((log.problem for log in logs if log.problem), None))
     warnings = [*settings.warnings, *configuration.warnings, *manifests.warnings, *declared.warnings]
@@ -114,9 +143,13 @@ def assemble(settings: Settings, exit_now: Callable[[], None]) -> Runtime:
             ask_subscriptions="subscribe" not in flags.disable_init_endpoints,
         )
 
+    callee = Callee(me, None if app is None else app.channel, is_healthy=lambda: app is not None and app.health.healthy)
+    invoke_api = InvokeApi(Caller(me, backbone.requests, callee, clock), flags.max_body_size or 0)
+
     # The API describes the runtime and can stop it, and the runtime serves the API: the one knot to tie here.
     runtime: Runtime
-    router = Router(no_such_route, permits=configuration.serves)
+    serves_invoke = configuration.serves(invoke.GROUP, invoke.TEMPLATE)
+    router = Router(invoke_api if serves_invoke else None, permits=configuration.serves)
     body_limit = flags.max_body_size or 0
     pubsub = PubSub(flags.app_id, components.values(), clock)
     health_api = HealthApi(flags.app_id, health)
@@ -165,6 +198,8 @@ def assemble(settings: Settings, exit_now: Callable[[], None]) -> Runtime:
     runtime = Runtime(
         app_id=flags.app_id,
         logs=logs,
+        requests=backbone.requests,
+        callee=callee,
         components=components,
         declared=declared.specs,
         health=health,

@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 
 from mesh import subscriptions
-from mesh.errors import AppError
-from mesh.ports import AppChannel, Clock, EventLog
+from mesh.errors import AppError, BrokerError
+from mesh.invocation import Callee
+from mesh.ports import AppChannel, Clock, EventLog, Requests, Server
 from mesh.pubsub import DEFAULT_COMPONENT, Component
 from mesh.subscriber import Subscriber
 from mesh.subscriptions import SubscriptionSpec
@@ -33,6 +34,10 @@ DRAIN_SHARE = 0.7
 """The part of the whole grace that they get."""
 REQUEST_GRACE = 10.0
 """Seconds that open API requests get to be answered."""
+REQUEST_SHARE = 0.2
+"""The part of the whole grace that they get at most."""
+CALLS = 1024
+"""Invocations of the app that are worked on at once; further ones wait."""
 
 
 class End(Enum):
@@ -63,6 +68,8 @@ class Runtime:
         *,
         app_id: str,
         logs: Sequence[EventLog],
+        requests: Requests,
+        callee: Callee,
         components: Mapping[str, Component],
         declared: Sequence[SubscriptionSpec],
         health: Health,
@@ -74,6 +81,9 @@ class Runtime:
     ) -> None:
         self._app_id = app_id
         self._logs = logs
+        self._requests = requests
+        self._callee = callee
+        self._service: Server | None = None
         self._components = components
         self._declared = declared
         self._health = health
@@ -127,9 +137,18 @@ class Runtime:
         self._health.reached("runtime")
         if self._app is not None:
             await self._app.channel.wait_until_listening()
+        await self._serve_calls()
+        if self._app is not None:
             await self._app.health.start(self._app_is_healthy, self._app_is_unhealthy)
         self._health.reached("app")
         logger.info("dapr initialized. Status: Running. Init Elapsed %.0fms", 1000 * (time.monotonic() - started))
+
+    async def _serve_calls(self) -> None:
+        """Other apps can call this one from now on. Without a port, they are told so."""
+        try:
+            self._service = await self._requests.serve(self._app_id, self._callee.answer, concurrency=CALLS)
+        except BrokerError as error:
+            logger.error("other apps cannot call this one: %s", error)
 
     async def _app_is_healthy(self) -> None:
         """Ask the app what it wants, at the first time; then subscribe."""
@@ -201,9 +220,10 @@ class Runtime:
             await self._block(self._block_shutdown, self._app)
         try:
             async with asyncio.timeout(grace):
-                await self._stop_subscriptions(grace)
+                await asyncio.gather(self._stop_subscriptions(grace), self._stop_service(grace))
                 for server in self._servers:
-                    await server.stop(REQUEST_GRACE)
+                    await server.stop(REQUEST_GRACE if grace is None else min(REQUEST_GRACE, REQUEST_SHARE * grace))
+                await self._requests.close()
                 if self._app is not None:
                     await self._app.channel.close()
                 for log in self._logs:
@@ -228,3 +248,13 @@ class Runtime:
         if self._app is not None and self._subscriber is not None:
             await self._app.health.stop()
             await self._subscriber.stop(DRAIN_LIMIT if limit is None else DRAIN_SHARE * limit)
+
+    async def _stop_service(self, limit: float | None) -> None:
+        """Take no more calls; those under way may be answered."""
+        if self._service is None:
+            return
+        try:
+            async with asyncio.timeout(DRAIN_LIMIT if limit is None else DRAIN_SHARE * limit):
+                await self._service.close()
+        except TimeoutError:
+            logger.warning("cutting off calls that other apps make and the app has not answered")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Protocol
 
-from mesh.errors import MeshError
+from mesh.errors import AppError, BrokerUnavailable, MeshError
 from mesh.invocation import target as targets
 from mesh.invocation.callee import Callee
-from mesh.ports import Clock, NoResponder, Peer, Request, Requests, Response
+from mesh.ports import Clock, NoResponder, Peer, PeerLost, Request, Requests, Response
+from mesh.resiliency.policy import Policy, TimedOut
+from mesh.resiliency.retry import Failure
+from mesh.resiliency.targets import Resiliency
 
-RETRIES = 3
-"""How often a call is repeated that reached nobody (Dapr: `DaprBuiltInServiceRetries`)."""
-RETRY_PAUSE = 1.0
-"""Seconds before each repeat."""
 SEEN_FOR = 30.0
 """Seconds for which an app that has answered counts as one that will be back."""
 _REMEMBERED = 1024
@@ -40,61 +40,115 @@ class External(Protocol):
 class Caller:
     """Calls whatever a target names.
 
-    In this order (Dapr): a URL, the name of an HTTPEndpoint, this very app (`callee`, without detour), another app.
-    An app that never answered fails at once when nobody serves it. One that answered within `SEEN_FOR` seconds is
-    probably being restarted: the call is repeated `RETRIES` times. Only calls that were handed to nobody are, and
-    only those whose body is at hand, never a streamed one.
+    In this order (Dapr): a URL, the name of an HTTPEndpoint, this very app (`callee`, without detour), another app;
+    each but this very app with the policy that `resiliency` has for it. Without one an app that never answered fails at
+    once when nobody serves it; one that answered within `SEEN_FOR` seconds is probably being restarted, and the call
+    is repeated (Dapr: `DaprBuiltInServiceRetries`). Only calls that were handed to nobody are, and no call with a
+    streamed body ever is.
     """
 
     def __init__(
-        self, me: Peer, requests: Requests, callee: Callee, clock: Clock, external: External | None = None
+        self,
+        me: Peer,
+        requests: Requests,
+        callee: Callee,
+        clock: Clock,
+        *,
+        external: External | None = None,
+        resiliency: Resiliency | None = None,
     ) -> None:
         self._me = me
         self._requests = requests
         self._callee = callee
         self._clock = clock
         self._external = external
+        self._resiliency = resiliency or Resiliency(clock=clock)
         self._seen: OrderedDict[Peer, float] = OrderedDict()
 
     async def invoke(self, target: str, request: Request) -> Response:
-        """The answer of `target`, whatever its status. Raises `InvocationFailed`."""
-        try:
-            origin = targets.url(target)
-            if self._external is not None and (origin is not None or self._external.has(target)):
-                return await self._external.call(origin or target, request)
-            peer = targets.peer(target, self._me.namespace)
-            if peer == self._me:
-                return await self._callee.answer_own(request)
+        """The answer of `target`, whatever its status. Raises `MeshError` when there is none; its text is the cause,
+        as Dapr's error text ends with it."""
+        origin = targets.url(target)
+        path = request.path.partition("?")[0]
+        if self._external is not None and (origin is not None or self._external.has(target)):
+            external, name = self._external, origin or target
+            policy = self._resiliency.for_endpoint(name, path)
+            if policy is None:
+                return await external.call(name, request)
+            return await policy.run(lambda: external.call(name, request), failed=_judge(request), discard=_discard)
+        if origin is not None:
+            raise InvocationFailed("URL targets are not served here")
+        peer = targets.peer(target, self._me.namespace)
+        if peer == self._me:
+            return await self._callee.answer_own(request)
+        policy = self._resiliency.for_app(peer.app_id, path)
+        if policy is None:
             return await self._call(peer, request)
-        except InvocationFailed:
-            raise
-        except MeshError as error:
-            raise InvocationFailed(str(error)) from error
+        return await policy.run(lambda: self._call(peer, request), failed=_judge(request), discard=_discard)
 
     async def _call(self, peer: Peer, request: Request) -> Response:
-        retries = 0
-        while True:
-            try:
-                response = await self._requests.request(peer, request)
-            except NoResponder as error:
-                last = self._seen.get(peer)
-                if last is None or self._clock.now() - last > SEEN_FOR or not isinstance(request.body, bytes):
-                    self._seen.pop(peer, None)
-                    raise InvocationFailed(
-                        f"failed to resolve address for '{peer.app_id}': no instance of it serves calls in the "
-                        f"namespace '{peer.namespace}'; does it run, with a sidecar, on this broker?"
-                    ) from error
-                if retries == RETRIES:
-                    raise InvocationFailed(
-                        f"failed to invoke target {peer.app_id} after {RETRIES} retries. Error: {error}"
-                    ) from error
-                retries += 1
-                await self._clock.sleep(RETRY_PAUSE)
-            else:
-                self._note(peer)
-                return response
-
-    def _note(self, peer: Peer) -> None:
+        try:
+            response = await self._requests.request(peer, request)
+        except NoResponder as error:
+            last = self._seen.get(peer)
+            built_in = self._resiliency.built_in_for_app(peer.app_id)
+            if (
+                built_in is None
+                or last is None
+                or self._clock.now() - last > SEEN_FOR
+                or not isinstance(request.body, bytes)
+            ):
+                self._seen.pop(peer, None)
+                raise NoResponder(
+                    f"failed to resolve address for '{peer.app_id}': {error}; does it run, with a sidecar, in the "
+                    f"namespace '{peer.namespace}' on this broker?"
+                ) from error
+            response = await self._repeat(built_in, error, peer, request)
         self._seen[peer] = self._clock.now()
         if len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)
+        return response
+
+    async def _repeat(self, policy: Policy, error: NoResponder, peer: Peer, request: Request) -> Response:
+        """As `policy` says, after a first attempt that ended in `error`."""
+        attempts = 0
+
+        async def attempt() -> Response:
+            nonlocal attempts
+            attempts += 1
+            if attempts == 1:
+                raise error
+            return await self._requests.request(peer, request)
+
+        def failed(outcome: Response | Exception) -> Failure | None:
+            return Failure() if isinstance(outcome, NoResponder) else None
+
+        try:
+            return await policy.run(attempt, failed=failed)
+        except NoResponder as last:
+            self._seen.pop(peer, None)
+            raise NoResponder(
+                f"failed to invoke target {peer.app_id} after {attempts - 1} retries. Error: {last}"
+            ) from last
+
+
+def _judge(request: Request) -> Callable[[Response | Exception], Failure | None]:
+    """Tells what counts as a failure of the target: no answer, and a status from 400 on (Dapr)."""
+    replayable = isinstance(request.body, bytes)
+
+    def failed(outcome: Response | Exception) -> Failure | None:
+        if isinstance(outcome, Response):
+            return Failure(http_status=outcome.status, final=not replayable) if outcome.status >= 400 else None
+        if isinstance(outcome, _TRANSPORT):
+            return Failure(final=not replayable)
+        return None
+
+    return failed
+
+
+_TRANSPORT = (NoResponder, PeerLost, BrokerUnavailable, AppError, TimedOut)
+
+
+async def _discard(response: Response) -> None:
+    if not isinstance(response.body, bytes):
+        await response.body.aclose()

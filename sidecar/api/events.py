@@ -10,7 +10,6 @@ from starlette.types import Receive, Scope, Send
 
 from mesh.codec import http as codec
 from mesh.codec.http import ContentMode
-from mesh.envelope import hop_headers
 from mesh.errors import ApiError, Code, InvalidBatch, InvalidEvent
 from mesh.ports import Mode, Topic
 from mesh.pubsub import PubSub
@@ -62,8 +61,7 @@ class EventsApi:
         except InvalidEvent as fault:
             raise _refused(fault) from fault
         mode = Mode.BINARY if decoded.mode is ContentMode.BINARY else Mode.STRUCTURED
-        hop = hop_headers(asked.trace, asked.baggage)
-        await self._pubsub.store_events(topic, decoded.events, mode, asked.trace, hop)
+        await self._pubsub.store_events(topic, decoded.events, mode, asked.trace, asked.baggage)
         return asked.echo()
 
     async def handshake(self, _scope: Scope, _receive: Receive, send: Send) -> None:

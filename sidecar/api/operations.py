@@ -9,12 +9,11 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import request_response
-from starlette.types import Receive, Scope, Send
 
 from mesh.errors import ApiError, Code
 from sidecar.health import Health
 from sidecar.http.body import read_body
-from sidecar.http.responses import go_json, send_error
+from sidecar.http.responses import go_json
 from sidecar.http.routing import Router
 
 MAX_VALUE = 64 * 1024
@@ -86,14 +85,3 @@ class ShutdownApi:
     async def shutdown(self, request: Request) -> Response:
         forced = request.headers.get("dapr-force-shutdown", "").lower() == "true"
         return Response(status_code=204, background=BackgroundTask(self._exit_now if forced else self._stop))
-
-
-async def no_such_route(_scope: Scope, _receive: Receive, send: Send) -> None:
-    """Dapr takes every other request for a service invocation, and misses the app id."""
-    await send_error(
-        send,
-        ApiError(
-            Code.DIRECT_INVOKE,
-            "failed getting app id either from the URL path or the header dapr-app-id",
-        ),
-    )

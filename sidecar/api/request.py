@@ -46,12 +46,15 @@ class Context(NamedTuple):
 
 
 def context(scope: Scope) -> Context:
-    """Raises `InvalidBaggage`. Hot: a request without trace pays for one look-up each."""
+    """Raises `InvalidBaggage`. Hot: a request without trace pays for one look-up each.
+
+    Where the API is traced, the trace is that of this request's own span (`sidecar.telemetry.api.TracedApi`).
+    """
     headers = scope["headers"]
     values = dict(headers)
     content_type = values.get(b"content-type")
     return Context(
         None if content_type is None else content_type.decode("latin-1"),
-        trace.extract(headers) if b"traceparent" in values else None,
+        scope["trace"] if "trace" in scope else trace.extract(headers) if b"traceparent" in values else None,
         trace.baggage(headers) if b"baggage" in values else None,
     )
