@@ -11,14 +11,17 @@ import asyncio
 import json
 import logging
 import random
+from collections.abc import Mapping
 from enum import Enum
 from functools import partial
 
 import msgspec
 
-from mesh import inbound
+from mesh import inbound, spans
+from mesh.envelope import hop_headers
 from mesh.errors import AppError, AppUnreachable, BrokerError, MeshError, clip
 from mesh.ports import AppChannel, AppResponse, Clock, Delivery, EventLog, Group, HeaderLines, Message, Mode, Topic
+from mesh.telemetry import NO_METER, NO_TRACER, UNTRACED, Meter, Span, Tracer
 
 logger = logging.getLogger("meshwire.delivery")
 
@@ -87,6 +90,13 @@ def verdict(response: AppResponse) -> tuple[Verdict, str]:
     return (Verdict.DROP if word == "DROP" else Verdict.RETRY), reason
 
 
+def _said(response: AppResponse, judged: Verdict) -> str:
+    """The verdict, if the app gave it in so many words (Dapr: the label `status` of its metrics)."""
+    if not 200 <= response.status < 300 or (judged is Verdict.SUCCESS and b"SUCCESS" not in response.body):
+        return ""
+    return judged.value
+
+
 class Deliverer:
     """Takes the deliveries of one subscription to the app; `handle` is the subscription's `Handler`."""
 
@@ -100,8 +110,12 @@ class Deliverer:
         channel: AppChannel,
         clock: Clock,
         raw_payload: bool = False,
+        tracer: Tracer = NO_TRACER,
+        meter: Meter = NO_METER,
+        below_creation: bool = False,
     ) -> None:
-        """Raises `MeshError` when `path` cannot be called."""
+        """`below_creation`: spans of deliveries are children of what created the event, not of the hop that brought
+        it here. Raises `MeshError` when `path` cannot be called."""
         self._group = group
         self._topic = topic = group.topic
         self._plan = plan
@@ -112,6 +126,9 @@ class Deliverer:
         self._route = channel.prepare(
             "POST", path, [("content-type", "application/cloudevents+json"), ("pubsubname", topic.pubsub)]
         )
+        self._tracer = tracer
+        self._below_creation = below_creation
+        self._deliveries = meter.deliveries(topic.pubsub, topic.name)
         self._dead_lettering: set[asyncio.Task[None]] = set()
         self._draining = False
         self._silent_until = 0.0
@@ -131,38 +148,68 @@ class Deliverer:
 
     def _deliver(self, delivery: Delivery, held_since: float | None) -> None:
         """`held_since` is when the app could first not be reached with this delivery."""
+        span = UNTRACED
         try:
             event = inbound.read(delivery, self._raw_from)
             if event.expires is not None and event.expires <= self._clock.now():
+                self._deliveries.expired()
                 self._drop(delivery, "it expired before it could be delivered")
                 return
+            hop = event.hop
+            if self._tracer is not NO_TRACER:
+                span = self._begin_span(delivery, hop)
+                hop = {**hop, **hop_headers(span.context, None)}
             extra: HeaderLines | None = None
-            if event.hop:
-                extra = self._channel.header_lines(list(event.hop.items()))
+            if hop:
+                extra = self._channel.header_lines(list(hop.items()))
+            begun = self._deliveries.begin()
             call = self._route.send(event.body, extra, timeout=self._plan.timeout)
         except MeshError as error:
+            span.end(str(error))
             self._fail(delivery, str(error))
         else:
-            call.add_done_callback(partial(self._answered, delivery, held_since))
+            call.add_done_callback(partial(self._answered, delivery, held_since, span, begun))
 
-    def _answered(self, delivery: Delivery, held_since: float | None, call: asyncio.Future[AppResponse]) -> None:
+    def _begin_span(self, delivery: Delivery, hop: Mapping[str, str]) -> Span:
+        parent = spans.hop_context(hop)
+        if self._below_creation:
+            parent = spans.creation_context(spans.event_texts(delivery)) or parent
+        return spans.processing(self._tracer, self._group, delivery, parent)
+
+    def _answered(
+        self,
+        delivery: Delivery,
+        held_since: float | None,
+        span: Span,
+        begun: float,
+        call: asyncio.Future[AppResponse],
+    ) -> None:
         if call.cancelled():
+            span.end("cancelled")
             delivery.retry(0)
             return
         error = call.exception()
         if error is None:
-            judged, reason = verdict(call.result())
+            response = call.result()
+            judged, reason = verdict(response)
+            self._deliveries.end(begun, judged.value, _said(response, judged))
+            if span.recording:
+                spans.describe_answer(span, response.status)
+            span.end(reason or None)
             if judged is Verdict.SUCCESS:
                 delivery.ack()
             elif judged is Verdict.DROP:
                 self._drop(delivery, reason)
             else:
                 self._fail(delivery, reason)
-        elif isinstance(error, AppUnreachable):
+        elif isinstance(error, AppUnreachable):  # no attempt, so nothing to count, and a span that does not end
             self._hold(delivery, held_since, str(error))
         elif isinstance(error, AppError):
+            self._deliveries.end(begun, Verdict.RETRY.value, "")
+            span.end(str(error))
             self._fail(delivery, str(error))
         else:
+            span.end(type(error).__name__)
             logger.error("event %s of topic %s", delivery.position, self._topic.name, exc_info=error)
             self._retry(delivery, "an error in the sidecar")
 
@@ -194,6 +241,7 @@ class Deliverer:
     def _retry(self, delivery: Delivery, reason: str) -> None:
         pause = 0.0 if self._draining else self._plan.pause(delivery.attempt)
         self._log_failure(delivery, reason, pause)
+        self._deliveries.retried()
         delivery.retry(pause)
 
     def _log_failure(self, delivery: Delivery, reason: str, pause: float) -> None:
@@ -242,4 +290,5 @@ class Deliverer:
                 target.name,
                 reason,
             )
+            self._deliveries.dead_lettered()
             delivery.ack()

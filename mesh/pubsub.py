@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from mesh import addressing, envelope
-from mesh.envelope import Publication
+from mesh import addressing, envelope, spans
+from mesh.envelope import Publication, hop_headers
 from mesh.errors import ApiError, BrokerError, BrokerUnavailable, Code, MessageTooLarge
 from mesh.event import CloudEvent
 from mesh.ports import Clock, EventLog, Message, Mode, Topic
 from mesh.scopes import TopicScopes
+from mesh.telemetry import NO_METER, NO_TRACER, Meter, Tracer
 from mesh.trace import TraceContext
 
 DEFAULT_COMPONENT = "pubsub"
@@ -37,10 +38,20 @@ class Component(msgspec.Struct, frozen=True, kw_only=True):
 class PubSub:
     """Publishes for one app, to the pub/sub components of its sidecar."""
 
-    def __init__(self, app_id: str, components: Iterable[Component], clock: Clock) -> None:
+    def __init__(
+        self,
+        app_id: str,
+        components: Iterable[Component],
+        clock: Clock,
+        *,
+        tracer: Tracer = NO_TRACER,
+        meter: Meter = NO_METER,
+    ) -> None:
         self.app_id = app_id
         self.components: Mapping[str, Component] = {component.name: component for component in components}
         self._clock = clock
+        self._tracer = tracer
+        self._meter = meter
 
     def component(self, name: str, metadata: Mapping[str, str] | None = None) -> Component:
         """Raises `ApiError` (Dapr's 404) for an unknown name."""
@@ -57,20 +68,24 @@ class PubSub:
         component = self.component(publication.topic.pubsub, publication.metadata)
         name = publication.topic.name
         address = self._address(component, name)
-        messages = envelope.messages(publication, self.app_id, self._clock.now())
-        self._check_scope(component, name)
-        failures = await _store(component.log, address, messages)
-        if failures:
-            index, error = next(iter(failures.items()))
-            cause = (
-                str(error) if len(messages) == 1 else f"{len(failures)} of {len(messages)} events, [{index}]: {error}"
-            )
-            raise ApiError(
-                Code.PUBSUB_PUBLISH,
-                f"error when publishing to topic {name} in pubsub {component.name}: {cause}",
-                resource=("pubsub", component.name),
-                metadata={"topic": name, "error": cause},
-            ) from error
+        with spans.publishing(self._tracer, component.name, name, publication.trace) as span:
+            if span.context is not publication.trace:
+                publication = msgspec.structs.replace(publication, trace=span.context)
+            messages = envelope.messages(publication, self.app_id, self._clock.now())
+            self._check_scope(component, name)
+            if span.recording:
+                spans.describe_published(span, messages)
+            failures = await self._store(component, name, address, messages)
+            if failures:
+                index, error = next(iter(failures.items()))
+                total = len(messages)
+                cause = str(error) if total == 1 else f"{len(failures)} of {total} events, [{index}]: {error}"
+                raise ApiError(
+                    Code.PUBSUB_PUBLISH,
+                    f"error when publishing to topic {name} in pubsub {component.name}: {cause}",
+                    resource=("pubsub", component.name),
+                    metadata={"topic": name, "error": cause},
+                ) from error
 
     async def store_events(
         self,
@@ -78,17 +93,36 @@ class PubSub:
         events: Sequence[CloudEvent],
         mode: Mode,
         trace: TraceContext | None,
-        hop: Mapping[str, str],
+        baggage: str | None,
     ) -> None:
         """Store valid events as they are (CloudEvents ingress). Raises `ApiError` with the ingress' own codes."""
         component = self.component(topic.pubsub)
         address = self._address(component, topic.name)
         self._check_scope(component, topic.name)
-        now = self._clock.now()
-        messages = [envelope.event_message(envelope.with_trace(event, trace), mode, hop, now) for event in events]
-        failures = await _store(component.log, address, messages)
-        if failures:
-            raise _not_stored(component.name, topic.name, len(messages), failures)
+        with spans.publishing(self._tracer, component.name, topic.name, trace) as span:
+            now = self._clock.now()
+            trace = span.context
+            hop = hop_headers(trace, baggage)
+            messages = [envelope.event_message(envelope.with_trace(event, trace), mode, hop, now) for event in events]
+            if span.recording:
+                spans.describe_published(span, messages)
+            failures = await self._store(component, topic.name, address, messages)
+            if failures:
+                raise _not_stored(component.name, topic.name, len(messages), failures)
+
+    async def _store(
+        self, component: Component, topic: str, address: Topic, messages: Sequence[Message]
+    ) -> dict[int, BrokerError]:
+        """Publish all; returns the failures by index."""
+        publishes = self._meter.publishes(component.name, topic)
+        begun = publishes.begin()
+        stored = False
+        try:
+            failures = await _store(component.log, address, messages)
+            stored = not failures
+        finally:
+            publishes.end(begun, stored)
+        return failures
 
     def _address(self, component: Component, topic: str) -> Topic:
         address = component.address(topic)
