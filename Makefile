@@ -25,6 +25,8 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[faststream]" --group test --group lint
+	@# An installed wheel comes compiled; a source tree should start as quickly, also where Python may not write.
+	$(BIN)/python -m compileall -q mesh brokers bindings sidecar
 	@touch $@
 
 demo: install

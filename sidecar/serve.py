@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import http.client
 import logging
 import os
 import resource
@@ -76,6 +75,8 @@ def _raise_open_files() -> None:
 
 def _wait(port: int) -> int:
     """Dapr's `--wait`: until the sidecar on `port` can be used, or for `WAIT_LIMIT`; 0 either way."""
+    import http.client  # it brings in the whole email package
+
     deadline = time.monotonic() + WAIT_LIMIT
     while time.monotonic() < deadline:
         connection = http.client.HTTPConnection("localhost", port, timeout=0.5)
