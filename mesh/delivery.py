@@ -21,7 +21,7 @@ from mesh import inbound, spans
 from mesh.envelope import hop_headers
 from mesh.errors import AppError, AppUnreachable, BrokerError, MeshError, clip
 from mesh.ports import AppChannel, AppResponse, Clock, Delivery, EventLog, Group, HeaderLines, Message, Mode, Topic
-from mesh.telemetry import NO_METER, NO_TRACER, UNTRACED, Meter, Span, Tracer
+from mesh.telemetry import NO_TRACER, SILENCE, UNTRACED, Span, Telemetry
 
 logger = logging.getLogger("meshwire.delivery")
 
@@ -97,6 +97,26 @@ def _said(response: AppResponse, judged: Verdict) -> str:
     return judged.value
 
 
+def dead_letter(delivery: Delivery, group: Group) -> Message:
+    """The message as it is, for a dead letter topic: what cannot be read is kept too.
+
+    Its id is that of this failure of this group, so that a letter that is written again after a crash is stored once.
+    """
+    mode = delivery.mode
+    try:
+        attributes = delivery.attributes if mode is Mode.BINARY else {}
+    except MeshError:
+        mode, attributes = Mode.RAW, {}
+    return Message(
+        mode=mode,
+        payload=delivery.payload,
+        attributes=attributes,
+        content_type=delivery.content_type if mode is Mode.RAW else None,
+        dedupe_id="\0".join((*group.topic, group.app_id, delivery.position)),
+        headers=delivery.headers,
+    )
+
+
 class Deliverer:
     """Takes the deliveries of one subscription to the app; `handle` is the subscription's `Handler`."""
 
@@ -110,12 +130,9 @@ class Deliverer:
         channel: AppChannel,
         clock: Clock,
         raw_payload: bool = False,
-        tracer: Tracer = NO_TRACER,
-        meter: Meter = NO_METER,
-        below_creation: bool = False,
+        telemetry: Telemetry = SILENCE,
     ) -> None:
-        """`below_creation`: spans of deliveries are children of what created the event, not of the hop that brought
-        it here. Raises `MeshError` when `path` cannot be called."""
+        """Raises `MeshError` when `path` cannot be called."""
         self._group = group
         self._topic = topic = group.topic
         self._plan = plan
@@ -126,9 +143,9 @@ class Deliverer:
         self._route = channel.prepare(
             "POST", path, [("content-type", "application/cloudevents+json"), ("pubsubname", topic.pubsub)]
         )
-        self._tracer = tracer
-        self._below_creation = below_creation
-        self._deliveries = meter.deliveries(topic.pubsub, topic.name)
+        self._tracer = telemetry.tracer
+        self._below_creation = telemetry.below_creation
+        self._deliveries = telemetry.meter.deliveries(topic.pubsub, topic.name)
         self._dead_lettering: set[asyncio.Task[None]] = set()
         self._draining = False
         self._silent_until = 0.0
@@ -264,22 +281,8 @@ class Deliverer:
 
     async def _dead_letter(self, delivery: Delivery, target: Topic, reason: str) -> None:
         """Store the message on the dead letter topic as it is; only then is it done with here."""
-        mode = delivery.mode
         try:
-            attributes = delivery.attributes if mode is Mode.BINARY else {}
-        except MeshError:
-            mode, attributes = Mode.RAW, {}  # what cannot be read is kept as it is
-        letter = Message(
-            mode=mode,
-            payload=delivery.payload,
-            attributes=attributes,
-            content_type=delivery.content_type if mode is Mode.RAW else None,
-            # The same letter again, after a crash between the two steps, is stored once.
-            dedupe_id="\0".join((*self._group.topic, self._group.app_id, delivery.position)),
-            headers=delivery.headers,
-        )
-        try:
-            await self._log.publish(target, letter)
+            await self._log.publish(target, dead_letter(delivery, self._group))
         except BrokerError as error:
             self._retry(delivery, f"{reason}; and the dead letter topic {target.name} did not take it: {error}")
         else:

@@ -13,9 +13,9 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig
 
-from mesh.delivery import Plan
-from mesh.errors import BrokerError, ConfigurationError, MeshError
-from mesh.ports import Delivery, EventLog, Group, Message, Mode, Subscription
+from mesh.delivery import Plan, dead_letter
+from mesh.errors import BrokerError, ConfigurationError
+from mesh.ports import Delivery, EventLog, Group, Subscription
 
 logger = logging.getLogger("meshwire.faststream")
 
@@ -111,7 +111,7 @@ class _Member:
         target = self._plan.dead_letter
         if target is not None and not self._stopping:
             try:
-                await self._log.publish(target, self._letter(delivery))
+                await self._log.publish(target, dead_letter(delivery, self._group))
             except BrokerError as error:
                 logger.warning("the dead letter topic %s did not take an event: %s", target.name, error)
             else:
@@ -125,22 +125,6 @@ class _Member:
         else:
             logger.info("event %s of topic %s dropped", delivery.position, self._group.topic.name)
             received.done()
-
-    def _letter(self, delivery: Delivery) -> Message:
-        """The message as it is: what cannot be read is kept too (`mesh.delivery` writes the same letter)."""
-        mode = delivery.mode
-        try:
-            attributes = delivery.attributes if mode is Mode.BINARY else {}
-        except MeshError:
-            mode, attributes = Mode.RAW, {}
-        return Message(
-            mode=mode,
-            payload=delivery.payload,
-            attributes=attributes,
-            content_type=delivery.content_type if mode is Mode.RAW else None,
-            dedupe_id="\0".join((*self._group.topic, self._group.app_id, delivery.position)),
-            headers=delivery.headers,
-        )
 
 
 class Received(Msg):
