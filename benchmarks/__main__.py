@@ -75,7 +75,8 @@ def main(arguments: Sequence[str]) -> int:
         try:
             rows += import_module(f"benchmarks.{name.replace('-', '_')}").run(options)
         except (RuntimeError, OSError) as error:
-            print(f"{name} could not be measured: {error}", file=sys.stderr)
+            notes = getattr(error, "__notes__", ())
+            print(f"{name} could not be measured: {error}", *notes, sep="\n", file=sys.stderr)
             failed = True
     if rows:
         path = RESULTS / f"{started:%Y-%m-%dT%H%M%S}.json"

@@ -34,6 +34,9 @@ class Place(msgspec.Struct, frozen=True):
     kinds: list[Kind]
 
 
+LOG_TAIL = 1500
+"""Characters of each log that are shown when something could not be measured."""
+
 STREAM = addressing.event_stream(addressing.DEFAULT_PREFIX, addressing.DEFAULT_NAMESPACE)
 
 
@@ -47,8 +50,14 @@ def subject(topic: str) -> str:
 
 @contextmanager
 def place(options: Options) -> Iterator[Place]:
+    """A fresh server, for the `with` block. A `RuntimeError` from within gets the ends of all logs as notes."""
     with TemporaryDirectory(prefix="meshwire-bench-") as name, NatsServer(Path(name) / "nats") as server:
         kinds = [meshwire(server)]
         if options.peer is not None:
             kinds.append(options.peer)
-        yield Place(Path(name), server, kinds)
+        try:
+            yield Place(Path(name), server, kinds)
+        except RuntimeError as error:
+            for log in sorted(Path(name).glob("*.log")):
+                error.add_note(f"{log.name} ends with:\n{log.read_text(errors='replace')[-LOG_TAIL:]}")
+            raise
