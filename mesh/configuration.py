@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mesh.access import AccessPolicy, read_access_policy
 from mesh.errors import ConfigurationError, clip
 from mesh.resources import OBJECT_METADATA, V1
 
@@ -38,6 +39,8 @@ class Configuration:
 
     api_allowed: tuple[ApiRule, ...] = ()
     api_denied: tuple[ApiRule, ...] = ()
+    access: AccessPolicy | None = None
+    """Who may call this app; `None` lets everybody in."""
     components_deny: tuple[str, ...] = ()
     """`type` or `type/version` of components that may not be loaded."""
     others: Mapping[str, object] = field(default_factory=dict)
@@ -62,7 +65,7 @@ _SECTIONS = (
     *("nameResolution", "features", "api", "components", "logging", "wasm", "workflow"),
 )
 # To pass over one of these would open what the user closed.
-_GUARDS = ("httpPipeline", "appHttpPipeline", "accessControl")
+_GUARDS = ("httpPipeline", "appHttpPipeline")
 
 
 def load_configuration(paths: Sequence[Path], environ: Mapping[str, str]) -> Configuration:
@@ -75,6 +78,7 @@ def load_configuration(paths: Sequence[Path], environ: Mapping[str, str]) -> Con
     merged: dict[str, object] = {}
     warnings: list[str] = []
     denied: tuple[str, ...] = ()
+    access: list[Fields] = []
     rules: dict[str, tuple[ApiRule, ...]] = {}
     for path in paths:
         for document in _configuration_documents(path, environ, warnings):
@@ -85,7 +89,8 @@ def load_configuration(paths: Sequence[Path], environ: Mapping[str, str]) -> Con
             rules |= {side: tuple(_api_rules(api, side)) for side in api}
             components = spec.fields("components").closed("deny")
             denied = components.texts("deny") if "deny" in components else denied
-            for section in spec.keys() - {"api", "components"}:
+            access.append(spec.fields("accessControl"))
+            for section in spec.keys() - {"accessControl", "api", "components"}:
                 if section in _GUARDS and _says_something(spec[section]):
                     raise spec.fault(section, "not there yet, and leaving it out would open what it guards")
                 merged[section] = _merge(merged.get(section), spec[section])
@@ -93,6 +98,7 @@ def load_configuration(paths: Sequence[Path], environ: Mapping[str, str]) -> Con
     return Configuration(
         api_allowed=rules.get("allowed", ()),
         api_denied=rules.get("denied", ()),
+        access=read_access_policy(access),
         components_deny=denied,
         others=merged,
         warnings=tuple(warnings),

@@ -91,7 +91,7 @@ def test_environment_expansion(configured: Configured) -> None:
         ("api: {denied: [{name: state}]}", r"spec\.api\.denied\[0\]\.version: an API rule needs it"),
         ("api: {denied: [{name: a, version: v1, protocol: tcp}]}", "must be http or grpc"),
         ("components: {deny: state}", r"spec\.components\.deny: must be a list"),
-        ("accessControl: {defaultAction: deny}", r"spec\.accessControl: not there yet, and leaving it out would open"),
+        ("accessControl: {defaultAction: no}", r"0\.yaml:4: spec\.accessControl\.defaultAction: must be allow or deny"),
         ("httpPipeline: {handlers: [{name: oauth}]}", r"spec\.httpPipeline: not there yet"),
         ("a: [", r"--config .*0\.yaml:\d+: "),
     ],
