@@ -27,6 +27,8 @@ in silence, so this is also how late an election's end may be noticed."""
 FIRST_PAUSE, LAST_PAUSE = 0.02, 0.5
 """Seconds between repeats of a publish."""
 
+SILENT = "a nats-server whose disk is full is silent too: its log says so"
+
 DUPLICATE_WINDOW = 120.0
 """Seconds for which a caller's id is remembered."""
 MAX_AGE = 7 * 24 * 3600.0
@@ -116,6 +118,8 @@ class NatsEventLog:
         while True:
             remaining = deadline - loop.time() - pause
             if remaining <= 0 or self._connection.closed:
+                if type(error) is BrokerUnavailable:  # connected, the stream is there, and not even an error comes
+                    raise BrokerUnavailable(f"{error}; {SILENT}") from None
                 raise error
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)

@@ -18,6 +18,7 @@ CONSUMER_NOT_FOUND = 10014
 TRANSIENT_ERRORS = frozenset({10005, 10008, 10009, 10023, 10077, 10158, 10167})
 """`err_code`s that may be gone a moment later: no peers yet, no leader, short of resources, the store failed, the
 same message id still under way, too many requests."""
+OUT_OF_RESOURCES = 10023
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -26,8 +27,13 @@ class Refused(BrokerError):
     """The server answered with an error; `code` is its `err_code`."""
 
     def __init__(self, code: int, description: str) -> None:
-        super().__init__(f"NATS refused: {description} (error {code})")
+        advice = "; make room on its disk, or raise its max_file_store" if code == OUT_OF_RESOURCES else ""
+        super().__init__(f"NATS refused: {description} (error {code}){advice}")
         self.code = code
+
+
+class RefusedForNow(BrokerUnavailable):
+    """The server answered with an error that may be gone a moment later."""
 
 
 class NobodyAnswers(BrokerUnavailable):
@@ -35,7 +41,7 @@ class NobodyAnswers(BrokerUnavailable):
 
 
 def decode_answer(payload: bytes) -> dict[str, Any]:
-    """Raises `Refused` when the answer is an error, `BrokerUnavailable` when it is one that may pass."""
+    """Raises `Refused` when the answer is an error, `RefusedForNow` when it is one that may pass."""
     try:
         answer = _decode(payload)
     except msgspec.DecodeError:
@@ -44,7 +50,7 @@ def decode_answer(payload: bytes) -> dict[str, Any]:
     if error:
         refusal = Refused(int(error.get("err_code", 0)), str(error.get("description", "no description")))
         if refusal.code in TRANSIENT_ERRORS:
-            raise BrokerUnavailable(str(refusal))
+            raise RefusedForNow(str(refusal))
         raise refusal
     return answer
 

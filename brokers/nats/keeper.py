@@ -49,6 +49,10 @@ QUICK = 2.0
 BACK_OFF = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Pauses in seconds before each attempt. When all have failed, the keeper gives up."""
 LOG_LIMIT = 4 << 20
+LITTLE_ROOM = 2 * MAX_PAYLOAD
+"""Free bytes of the disk below which a server may have failed to write."""
+SPARED = 0.3
+"""A little more than the part of what is free at its start that a server leaves unused."""
 
 CONFIGURATION = """\
 server_name: {name}
@@ -162,9 +166,18 @@ class Keeper:
         return False
 
     def watch(self) -> bool:
-        """Returns true when the server has ended or nobody needs it."""
+        """Returns true when the server has ended, nobody needs it, or a disk that was full has room again.
+
+        A server (2.15) that failed to write once takes nothing more for that stream, and answers nothing, until it is
+        started again; and it will never use more than three quarters of what was free when it started.
+        """
+        least = room = free_bytes(self.folder)
         while self.alive() and self.needed():
             self.pause(TICK)
+            free = free_bytes(self.folder)
+            least = min(least, free)
+            if least < max(LITTLE_ROOM, SPARED * room) and free > 2 * least + LITTLE_ROOM:
+                return True
             if os.fstat(2).st_size > LOG_LIMIT:
                 os.ftruncate(2, 0)
         return True
@@ -220,6 +233,12 @@ def free_port(port: int) -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((HOST, port))
         return int(probe.getsockname()[1])
+
+
+def free_bytes(folder: Path) -> int:
+    """Room for this user's files on the disk of `folder`."""
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
 
 
 def greeting(port: int) -> str:

@@ -338,6 +338,9 @@ class Run(Process):
         words += ["--", *command] if command else []
         super().__init__(home.parent, app_id, [*MESHWIRE, *words], {"MESHWIRE_HOME": str(home), **environment})
 
+    async def publish(self, body: bytes) -> Answer:
+        return await call(self.port, "POST", "/v1.0/publish/pubsub/A", [JSON], body)
+
 
 def running(home: Path) -> dict[int, str]:
     """Whatever runs with `home` in its command or environment: process id and command."""

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
 
 import nats
@@ -403,8 +404,8 @@ async def test_two_homes_are_two_meshes(tmp_path):
                 runs.append(Run(home, "sub", "sleep", "60", **flags).start())
             for run in runs:
                 await run.says("app is subscribed")
-            await publish(runs[0], b"1")
-            await publish(runs[1], b"2")
+            await runs[0].publish(b"1")
+            await runs[1].publish(b"2")
             assert [request.event["data"] for request in await app1.got(1)] == [1]
             assert [request.event["data"] for request in await app2.got(1)] == [2]
             tokens = {
@@ -420,11 +421,6 @@ async def test_two_homes_are_two_meshes(tmp_path):
             await until(lambda: not running(tmp_path), lambda: f"left behind: {running(tmp_path)}")
             for run in runs:
                 run.kill()
-
-
-async def publish(run, body):
-    request = f"POST {DAPR} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n"
-    return await exchange(run.port, f"{request}content-length: {len(body)}\r\n\r\n".encode() + body)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
@@ -446,3 +442,67 @@ def test_folder_that_others_may_write_to_is_not_used(tmp_path):
     assert code == 1
     assert f"others may write to {folder}; first: chmod go-w" in output
     assert not list(folder.iterdir())
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small disk: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+async def test_full_disk_is_named_and_room_on_it_is_noticed(small_disk):
+    home, ballast = small_disk / "home", small_disk / "ballast"
+    accepted = 0
+    async with App([subscription("A")]) as app:
+        run = Run(home, "sub", "sleep", "60", app_port=app.port).start()
+        try:
+            await run.says("app is subscribed")
+            ballast.write_bytes(bytes(20 << 20))
+            body = json.dumps("x" * 500_000).encode()
+            while (answer := await run.publish(body)).status == 204:
+                accepted += 1
+                assert accepted < 100
+            assert answer.status == 500
+            assert answer.json["errorCode"] == "ERR_PUBSUB_PUBLISH_MESSAGE"
+            assert "a nats-server whose disk is full is silent too" in answer.json["message"]
+            assert run.runs
+
+            ballast.unlink()
+            async with asyncio.timeout(15):
+                while (await run.publish(b"1")).status != 204:
+                    await asyncio.sleep(0.1)
+            events = await app.got(accepted + 1)
+            assert len({request.event["id"] for request in events}) == accepted + 1
+        finally:
+            run.send(signal.SIGTERM)
+            await until(lambda: not running(home), lambda: f"left behind: {running(home)}")
+            run.kill()
+
+
+async def test_server_out_of_storage_is_named(mesh):
+    mesh.server.configure(jetstream={"store_dir": str(mesh.folder / "nats" / "jetstream"), "max_file_store": 3 << 20})
+    mesh.server.stop()
+    mesh.server.start()
+    sidecar = await mesh.sidecar("app")
+    data = "x" * 500_000
+    plain = [sidecar.call("POST", DAPR, [JSON], json.dumps(data).encode()) for _ in range(10)]
+    strict = [sidecar.call("POST", INGRESS, [STRUCTURED], event(id=f"{n}", data=data)) for n in range(10)]
+    answers = await asyncio.gather(*plain, *strict)
+    accepted = [answer for answer in answers if answer.status in (202, 204)]
+    assert 0 < len(accepted) < 10
+    assert len(await stored(mesh)) == len(accepted)
+    refused = [answer for answer in answers if answer not in accepted]
+    assert {answer.status for answer in refused} == {500, 503}
+    for answer in refused:
+        assert "insufficient resources (error 10023); make room on its disk" in answer.json["message"]
+        assert (answer.status == 503) == (answer.headers.get("retry-after") == "1")
+        assert answer.json["errorCode"] == (
+            "ERR_EVENT_NOT_STORED" if answer.status == 503 else "ERR_PUBSUB_PUBLISH_MESSAGE"
+        )
