@@ -13,7 +13,7 @@ from mesh.errors import ApiError, BrokerError, BrokerUnavailable, Code, MessageT
 from mesh.event import CloudEvent
 from mesh.ports import Clock, EventLog, Message, Mode, Topic
 from mesh.scopes import TopicScopes
-from mesh.telemetry import NO_METER, NO_TRACER, Meter, Tracer
+from mesh.telemetry import SILENCE, Telemetry
 from mesh.trace import TraceContext
 
 DEFAULT_COMPONENT = "pubsub"
@@ -44,14 +44,13 @@ class PubSub:
         components: Iterable[Component],
         clock: Clock,
         *,
-        tracer: Tracer = NO_TRACER,
-        meter: Meter = NO_METER,
+        telemetry: Telemetry = SILENCE,
     ) -> None:
         self.app_id = app_id
         self.components: Mapping[str, Component] = {component.name: component for component in components}
         self._clock = clock
-        self._tracer = tracer
-        self._meter = meter
+        self._tracer = telemetry.tracer
+        self._meter = telemetry.meter
 
     def component(self, name: str, metadata: Mapping[str, str] | None = None) -> Component:
         """Raises `ApiError` (Dapr's 404) for an unknown name."""

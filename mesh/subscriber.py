@@ -12,6 +12,7 @@ from mesh.errors import BrokerError, MeshError
 from mesh.ports import AppChannel, Clock, Group, Subscription
 from mesh.pubsub import Component
 from mesh.subscriptions import SubscriptionSpec
+from mesh.telemetry import SILENCE, Telemetry
 
 logger = logging.getLogger("meshwire.pubsub")
 
@@ -26,11 +27,20 @@ KNOWN_METADATA = frozenset({"rawpayload"})
 class Subscriber:
     """Starts and stops subscriptions. One that fails does not keep the others from starting."""
 
-    def __init__(self, app_id: str, components: Mapping[str, Component], channel: AppChannel, clock: Clock) -> None:
+    def __init__(
+        self,
+        app_id: str,
+        components: Mapping[str, Component],
+        channel: AppChannel,
+        clock: Clock,
+        *,
+        telemetry: Telemetry = SILENCE,
+    ) -> None:
         self._app_id = app_id
         self._components = components
         self._channel = channel
         self._clock = clock
+        self._telemetry = telemetry
         self._starting: set[asyncio.Task[None]] = set()
         self._running: list[tuple[Deliverer, Subscription]] = []
 
@@ -83,6 +93,7 @@ class Subscriber:
             channel=self._channel,
             clock=self._clock,
             raw_payload=spec.raw_payload,
+            telemetry=self._telemetry,
         )
         return component, group, deliverer
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from mesh.trace import TraceContext
 
@@ -208,3 +208,15 @@ class NoMeter:
 
 
 NO_METER: Meter = NoMeter()
+
+
+class Telemetry(NamedTuple):
+    """Whom the core tells of its work."""
+
+    tracer: Tracer = NO_TRACER
+    meter: Meter = NO_METER
+    below_creation: bool = False
+    """Deliveries are traced below what created the event, not below the hop that brought it here."""
+
+
+SILENCE = Telemetry()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -50,8 +50,8 @@ class OtlpSettings:
 class TracingSettings:
     """`spec.tracing`, with the environment."""
 
-    rate: float = DEFAULT_RATE
-    """The part of new traces that is sampled; 0 turns tracing off."""
+    rate: float | None = None
+    """The part of new traces that is sampled; 0 turns tracing off; `None` until `with_environment` has filled it."""
     stdout: bool = False
     zipkin: str | None = None
     """URL of a collector."""
@@ -66,7 +66,7 @@ class TracingSettings:
 
     @property
     def active(self) -> bool:
-        return self.rate > 0 and (self.stdout or self.zipkin is not None or self.otlp is not None)
+        return self.rate != 0 and (self.stdout or self.zipkin is not None or self.otlp is not None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,54 +94,65 @@ class MetricsSettings:
     rules: tuple[LabelRule, ...] = ()
 
 
-def tracing(fields: Fields | None, environ: Mapping[str, str]) -> TracingSettings:
-    """Raises `ConfigurationError` naming file, line and field, or the variable."""
-    rate: float | None = None
-    stdout = below_creation = False
-    zipkin = otlp = None
-    if fields is not None:
-        known = fields.closed("samplingRate", "stdout", "zipkin", "otel", "deliveryParent")
-        rate = _rate(known)
-        stdout = _boolean(known, "stdout", False)
-        zipkin = _zipkin(known.fields("zipkin").closed("endpointAddress"))
-        otlp = _otlp(known.fields("otel").closed("endpointAddress", "protocol", "isSecure", "headers", "timeout"))
-        parent = known.text("deliveryParent", "hop")
-        if parent not in ("hop", "creation"):
-            raise known.fault("deliveryParent", f"must be hop or creation (got '{clip(parent)}')")
-        below_creation = parent == "creation"
+def read_tracing(fields: Fields, earlier: TracingSettings) -> TracingSettings:
+    """`spec.tracing`; what it does not say stays as in `earlier`, the files before.
+
+    Raises `ConfigurationError` naming file, line and field.
+    """
+    known = fields.closed("samplingRate", "stdout", "zipkin", "otel", "deliveryParent")
+    parent = known.text("deliveryParent") or ("creation" if earlier.below_creation else "hop")
+    if parent not in ("hop", "creation"):
+        raise known.fault("deliveryParent", f"must be hop or creation (got '{clip(parent)}')")
+    zipkin = known.fields("zipkin").closed("endpointAddress")
+    otel = known.fields("otel").closed("endpointAddress", "protocol", "isSecure", "headers", "timeout")
+    return TracingSettings(
+        rate=_rate(known) if "samplingRate" in known else earlier.rate,
+        stdout=_boolean(known, "stdout", earlier.stdout),
+        zipkin=_zipkin(zipkin) if zipkin else earlier.zipkin,
+        otlp=_otlp(otel) if otel else earlier.otlp,
+        below_creation=parent == "creation",
+    )
+
+
+def with_environment(settings: TracingSettings, environ: Mapping[str, str]) -> TracingSettings:
+    """What the files leave open, by the `OTEL_*` variables (Dapr: those of the exporter only where no file names an
+    endpoint; with theirs everything is sampled, unless a file says otherwise). Raises `ConfigurationError`."""
+    otlp, rate = settings.otlp, settings.rate
     if otlp is None:
         otlp = _otlp_from_environment(environ)
         if otlp is not None and rate is None:
             rate = 1.0
-    return TracingSettings(
+    return replace(
+        settings,
         rate=DEFAULT_RATE if rate is None else rate,
-        stdout=stdout,
-        zipkin=zipkin,
         otlp=otlp,
         service_name=environ.get("OTEL_SERVICE_NAME") or None,
         resource=dict(_pairs("OTEL_RESOURCE_ATTRIBUTES", environ)),
-        below_creation=below_creation,
     )
 
 
-def metrics(fields: Fields | None) -> MetricsSettings:
-    """Raises `ConfigurationError` naming file, line and field."""
-    if fields is None:
-        return MetricsSettings()
+def read_metrics(fields: Fields, earlier: MetricsSettings) -> MetricsSettings:
+    """`spec.metric` or `spec.metrics`; what it does not say stays as in `earlier`.
+
+    Raises `ConfigurationError` naming file, line and field.
+    """
     known = fields.closed("enabled", "recordErrorCodes", "http", "latencyDistributionBuckets", "workflow", "rules")
+    if known.get("workflow") is not None:
+        raise known.fault("workflow", "workflows are not there yet, nor their metrics: remove it")
     http = known.fields("http").closed("increasedCardinality", "pathMatching", "excludeVerbs")
     patterns = http.texts("pathMatching")
     for pattern in patterns:
         if not re.fullmatch(r"/(?:[^{}]|\{[A-Za-z_]\w*(?:\.\.\.)?\}|\{\$\})*", pattern):
             raise http.fault("pathMatching", f"must be paths such as /orders/{{id}} (got '{clip(pattern)}')")
+    rules = tuple(rule for entry in known.entries("rules") for rule in _rules(entry.closed("name", "labels")))
     return MetricsSettings(
-        enabled=_boolean(known, "enabled", True),
-        error_codes=_boolean(known, "recordErrorCodes", False),
-        buckets=_buckets(known),
-        every_path=_boolean(http, "increasedCardinality", True),
-        path_patterns=patterns,
-        exclude_verbs=_boolean(http, "excludeVerbs", False),
-        rules=tuple(rule for entry in known.entries("rules") for rule in _rules(entry.closed("name", "labels"))),
+        enabled=_boolean(known, "enabled", earlier.enabled),
+        error_codes=_boolean(known, "recordErrorCodes", earlier.error_codes),
+        buckets=_buckets(known) or earlier.buckets,
+        every_path=_boolean(http, "increasedCardinality", earlier.every_path),
+        path_patterns=patterns or earlier.path_patterns,
+        exclude_verbs=_boolean(http, "excludeVerbs", earlier.exclude_verbs),
+        rules=rules or earlier.rules,
     )
 
 
@@ -261,7 +272,7 @@ def _buckets(fields: Fields) -> tuple[float, ...]:
         bounds = (0.0,)
     if any(bound <= 0 for bound in bounds) or list(bounds) != sorted(set(bounds)) or len(bounds) > 100:
         raise fields.fault("latencyDistributionBuckets", "must be up to 100 growing numbers of milliseconds above 0")
-    return bounds or _BUCKETS
+    return bounds
 
 
 def _rules(entry: Fields) -> Sequence[LabelRule]:

@@ -6,8 +6,6 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from starlette.types import ASGIApp
-
 from mesh import __version__, resources, subscriptions
 from mesh.clock import SystemClock
 from mesh.configuration import load_configuration
@@ -17,6 +15,8 @@ from mesh.ports import AppChannel, Clock, EventLog, Peer, Requests
 from mesh.pubsub import DEFAULT_COMPONENT, Component, PubSub
 from mesh.scopes import TopicScopes
 from mesh.subscriptions import SubscriptionSpec
+from mesh.telemetry import Meter
+from mesh.telemetry_settings import with_environment
 from sidecar.api import invoke
 from sidecar.api.events import EventsApi
 from sidecar.api.invoke import InvokeApi
@@ -34,6 +34,7 @@ from sidecar.http.routing import Router
 from sidecar.http.server import HttpServer, socket_path
 from sidecar.runtime import App, Runtime
 from sidecar.settings import BrokerAddress, Settings
+from sidecar.telemetry import Observers
 
 if TYPE_CHECKING:
     from brokers.nats.connection import Connection
@@ -115,10 +116,14 @@ def assemble(settings: Settings, exit_now: Callable[[], None]) -> Runtime:
         environ=settings.environ,
         denied=configuration.components_deny,
     )
+    tracing = with_environment(configuration.tracing, settings.environ)
+    observers = Observers(flags, tracing, configuration.metrics, settings.namespace)
     me = Peer(settings.namespace, flags.app_id)
     backbone = open_backbone(settings.broker, me, prefix=settings.prefix, replicas=settings.replicas)
     logs = [backbone.log]
-    components = _pubsub_components(manifests.components, backbone.log, logs, settings.namespace)
+    components = _pubsub_components(
+        manifests.components, backbone.log, logs, settings.namespace, observers.telemetry.meter
+    )
     declared = subscriptions.from_manifests(manifests.subscriptions)
     health = Health(lambda: next((log.problem for log in logs if log.problem), None))
     warnings = [*settings.warnings, *configuration.warnings, *manifests.warnings, *declared.warnings]
@@ -151,7 +156,7 @@ def assemble(settings: Settings, exit_now: Callable[[], None]) -> Runtime:
     serves_invoke = configuration.serves(invoke.GROUP, invoke.TEMPLATE)
     router = Router(invoke_api if serves_invoke else None, permits=configuration.serves)
     body_limit = flags.max_body_size or 0
-    pubsub = PubSub(flags.app_id, components.values(), clock)
+    pubsub = PubSub(flags.app_id, components.values(), clock, telemetry=observers.telemetry)
     health_api = HealthApi(flags.app_id, health)
     metadata_api = MetadataApi(lambda: _describe(flags, components, runtime.subscriptions), __version__)
     for block in (
@@ -163,12 +168,12 @@ def assemble(settings: Settings, exit_now: Callable[[], None]) -> Runtime:
     ):
         block.add_to(router)
     guarded = Guard(
-        router,
+        observers.within(router),
         token=settings.api_token,
         allowed_origins=flags.allowed_origins,
         allowed_hosts=settings.allowed_hosts,
     )
-    api: ASGIApp = CatchErrors(guarded)
+    api = observers.around(CatchErrors(guarded))
     if flags.enable_api_logging:
         api = ApiLog(api)
     limits = Limits(head=flags.read_buffer_size + HEADER_SLACK)
@@ -205,6 +210,7 @@ def assemble(settings: Settings, exit_now: Callable[[], None]) -> Runtime:
         health=health,
         servers=servers,
         app=app,
+        observers=observers,
         clock=clock,
         grace=flags.graceful_shutdown,
         block_shutdown=flags.block_shutdown,
@@ -213,7 +219,7 @@ def assemble(settings: Settings, exit_now: Callable[[], None]) -> Runtime:
 
 
 def _pubsub_components(
-    manifests: Iterable[resources.Component], backbone: EventLog, logs: list[EventLog], namespace: str
+    manifests: Iterable[resources.Component], backbone: EventLog, logs: list[EventLog], namespace: str, meter: Meter
 ) -> dict[str, Component]:
     """The components that the manifests name, and the backbone's own where none takes its name.
 
@@ -224,7 +230,9 @@ def _pubsub_components(
         try:
             components[manifest.name] = _pubsub_component(manifest, backbone, logs, namespace)
         except ConfigurationError as error:
+            meter.component_loaded(manifest.type)
             message = (
+            meter.component_failed(manifest.type, manifest.name, "init")
                 f"[INIT_COMPONENT_FAILURE]: initialization error occurred for {manifest.name} "
                 f"({manifest.type}/{manifest.version}): {error}"
             )

@@ -58,6 +58,10 @@ class SidecarFlags:
     app_health_threshold: int = 3
     log_level: str = "info"
     log_as_json: bool = False
+    enable_metrics: bool = True
+    metrics_port: int | None = 9090
+    metrics_listen_address: str = "127.0.0.1"
+    """Empty: all addresses. Loopback only unless told otherwise; Dapr listens everywhere."""
     log_file: Path | None = None
     wait: bool = False
     """Run no sidecar: wait until the one at `http_port` is healthy."""
@@ -193,7 +197,6 @@ _ACTORS = "actors are not there yet"
 _JOBS = "jobs and reminders are not there yet"
 _NO_INTERNAL = "sidecars talk through the broker, not to each other"
 _IDENTITY = "the broker knows who is who; there is no certificate authority"
-_METRICS = "metrics are not there yet"
 _PROFILING = "there is no profiling endpoint"
 _KUBERNETES = "kubernetes mode is not there"
 _RELOAD = "manifests are read once, at start"
@@ -246,9 +249,9 @@ _FLAGS: dict[str, _Flag] = {
     "app-health-probe-timeout": _Flag(_integer, "milliseconds for a probe (500)"),
     "app-health-threshold": _Flag(_integer, "failures in a row that make the app unhealthy (3)"),
     "hot-reload-reconcile-interval": _Flag(_go_duration, "without effect", _RELOAD),
-    "enable-metrics": _Flag(boolean, "without effect", _METRICS),
-    "metrics-port": _Flag(_optional_port, "without effect", _METRICS),
-    "metrics-listen-address": _Flag(_text, "without effect", _METRICS),
+    "enable-metrics": _Flag(boolean, "count and time what the sidecar does (true)"),
+    "metrics-port": _Flag(_optional_port, "port of the Prometheus endpoint, 0: none (9090, if that is free)"),
+    "metrics-listen-address": _Flag(_optional_address, "address of that endpoint (127.0.0.1)"),
     "enable-profiling": _Flag(boolean, "without effect", _PROFILING),
     "profile-port": _Flag(_optional_port, "without effect", _PROFILING),
     "log-level": _Flag(_choice(*LOG_LEVELS), f"{' '.join(LOG_LEVELS)} (info)"),
@@ -356,6 +359,9 @@ def _typed(values: dict[str, Any]) -> SidecarFlags:
         enable_app_health_check=values.get("enable-app-health-check", False),
         app_health_check_path=values.get("app-health-check-path", "/healthz"),
         app_health_probe_interval=float(positive("app-health-probe-interval", 5)),
+        enable_metrics=values.get("enable-metrics", True),
+        metrics_port=values.get("metrics-port", 9090),
+        metrics_listen_address=values.get("metrics-listen-address", "127.0.0.1"),
         app_health_probe_timeout=positive("app-health-probe-timeout", 500) / 1000,
         app_health_threshold=positive("app-health-threshold", 3),
         log_level=values.get("log-level", "info"),
@@ -375,6 +381,12 @@ def _check(flags: SidecarFlags) -> None:
         raise ConfigurationError(f"--app-port: must differ from --dapr-http-port (both are {flags.http_port})")
     if flags.public_port is not None and flags.public_port in (flags.http_port, flags.app_port):
         raise ConfigurationError(
+    others = {flags.http_port, flags.app_port, flags.public_port} - {None}
+    if "metrics-port" in flags.given and flags.metrics_port in others:
+        raise ConfigurationError(
+            "--metrics-port: must differ from --dapr-http-port, --app-port and --dapr-public-port "
+            f"(got {flags.metrics_port})"
+        )
             f"--dapr-public-port: must differ from --dapr-http-port and --app-port (got {flags.public_port})"
         )
     if flags.app_health_probe_timeout > flags.app_health_probe_interval:

@@ -21,6 +21,7 @@ from mesh.subscriptions import SubscriptionSpec
 from sidecar.app_health import AppHealth
 from sidecar.health import Health
 from sidecar.http.server import HttpServer
+from sidecar.telemetry import Observers
 
 logger = logging.getLogger("meshwire.runtime")
 
@@ -74,6 +75,7 @@ class Runtime:
         declared: Sequence[SubscriptionSpec],
         health: Health,
         servers: Sequence[HttpServer],
+        observers: Observers,
         app: App | None,
         clock: Clock,
         grace: float,
@@ -88,10 +90,13 @@ class Runtime:
         self._declared = declared
         self._health = health
         self._servers = servers
+        self._observers = observers
         self._app = app
         self._grace = grace
         self._block_shutdown = block_shutdown
-        self._subscriber = Subscriber(app_id, components, app.channel, clock) if app else None
+        self._subscriber: Subscriber | None = None
+        if app is not None:
+            self._subscriber = Subscriber(app_id, components, app.channel, clock, telemetry=observers.telemetry)
         self._specs: list[SubscriptionSpec] | None = None
         self._end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
         self._unhealthy = asyncio.Event()
@@ -131,6 +136,7 @@ class Runtime:
     async def _start(self, started: float) -> None:
         for server in self._servers:
             await server.start()
+        await self._observers.start()
         self.on_ready()
         for log in self._logs:
             await log.start()
@@ -228,6 +234,7 @@ class Runtime:
                     await self._app.channel.close()
                 for log in self._logs:
                     await log.close()
+                await self._observers.close()
         except TimeoutError:
             logger.error("shutting down took longer than %.0f s; giving up", self._grace)
             return False
