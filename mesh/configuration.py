@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mesh.access import AccessPolicy, read_access_policy
 from mesh.errors import ConfigurationError, clip
 from mesh.resources import OBJECT_METADATA, V1
+from mesh.telemetry_settings import MetricsSettings, TracingSettings, read_metrics, read_tracing
 
 if TYPE_CHECKING:
     from mesh.documents import Fields
@@ -43,6 +44,8 @@ class Configuration:
     """Who may call this app; `None` lets everybody in."""
     components_deny: tuple[str, ...] = ()
     """`type` or `type/version` of components that may not be loaded."""
+    tracing: TracingSettings = field(default_factory=TracingSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     others: Mapping[str, object] = field(default_factory=dict)
     """The sections without effect yet, as the user wrote them."""
     warnings: tuple[str, ...] = ()
@@ -66,6 +69,7 @@ _SECTIONS = (
 )
 # To pass over one of these would open what the user closed.
 _GUARDS = ("httpPipeline", "appHttpPipeline")
+_READ = frozenset(("accessControl", "api", "components", "metric", "metrics", "tracing"))
 
 
 def load_configuration(paths: Sequence[Path], environ: Mapping[str, str]) -> Configuration:
@@ -79,6 +83,7 @@ def load_configuration(paths: Sequence[Path], environ: Mapping[str, str]) -> Con
     warnings: list[str] = []
     denied: tuple[str, ...] = ()
     access: list[Fields] = []
+    tracing, metrics = TracingSettings(), MetricsSettings()
     rules: dict[str, tuple[ApiRule, ...]] = {}
     for path in paths:
         for document in _configuration_documents(path, environ, warnings):
@@ -90,7 +95,10 @@ def load_configuration(paths: Sequence[Path], environ: Mapping[str, str]) -> Con
             components = spec.fields("components").closed("deny")
             denied = components.texts("deny") if "deny" in components else denied
             access.append(spec.fields("accessControl"))
-            for section in spec.keys() - {"accessControl", "api", "components"}:
+            tracing = read_tracing(spec.fields("tracing"), tracing)
+            for alias in ("metric", "metrics"):  # of which the second wins (Dapr)
+                metrics = read_metrics(spec.fields(alias), metrics)
+            for section in spec.keys() - _READ:
                 if section in _GUARDS and _says_something(spec[section]):
                     raise spec.fault(section, "not there yet, and leaving it out would open what it guards")
                 merged[section] = _merge(merged.get(section), spec[section])
@@ -100,6 +108,8 @@ def load_configuration(paths: Sequence[Path], environ: Mapping[str, str]) -> Con
         api_denied=rules.get("denied", ()),
         access=read_access_policy(access),
         components_deny=denied,
+        tracing=tracing,
+        metrics=metrics,
         others=merged,
         warnings=tuple(warnings),
     )

@@ -209,8 +209,8 @@ def assemble(settings: Settings, exit_now: Callable[[], None]) -> Runtime:
         declared=declared.specs,
         health=health,
         servers=servers,
-        app=app,
         observers=observers,
+        app=app,
         clock=clock,
         grace=flags.graceful_shutdown,
         block_shutdown=flags.block_shutdown,
@@ -229,10 +229,10 @@ def _pubsub_components(
     for manifest in manifests:
         try:
             components[manifest.name] = _pubsub_component(manifest, backbone, logs, namespace)
-        except ConfigurationError as error:
             meter.component_loaded(manifest.type)
-            message = (
+        except ConfigurationError as error:
             meter.component_failed(manifest.type, manifest.name, "init")
+            message = (
                 f"[INIT_COMPONENT_FAILURE]: initialization error occurred for {manifest.name} "
                 f"({manifest.type}/{manifest.version}): {error}"
             )
@@ -247,9 +247,6 @@ def _pubsub_components(
 def _pubsub_component(
     manifest: resources.Component, backbone: EventLog, logs: list[EventLog], namespace: str
 ) -> Component:
-    unknown = manifest.unknown_metadata(PUBSUB_METADATA)
-    if unknown:
-        raise ConfigurationError("; ".join(unknown))
     if manifest.type == "pubsub.meshwire":
         log = backbone
     elif manifest.type == "pubsub.in-memory":
@@ -262,6 +259,9 @@ def _pubsub_component(
             f"{manifest.origin}: components of type {manifest.type} are not there yet (there are: "
             f"{', '.join(COMPONENT_TYPES)}); remove the file, or set spec.ignoreErrors"
         )
+    unknown = manifest.unknown_metadata(PUBSUB_METADATA)
+    if unknown:
+        raise ConfigurationError("; ".join(unknown))
     return Component(
         name=manifest.name,
         log=log,
