@@ -190,6 +190,7 @@ class Peer(NamedTuple):
 HeaderList = Sequence[tuple[bytes, bytes]]
 """Headers in their order, repeated names kept, names as they were sent."""
 
+
 class BodyStream(Protocol):
     """A body piece by piece, for one reader; every async generator of bytes is one.
 

@@ -177,6 +177,7 @@ class _Supervisor:
             self.stop()
         elif (status := self.sidecar.poll()) is not None:
             if status:
+                self.tend()  # raises the reason when it is the broker's
                 self.failed = True
                 complain(f"The sidecar exited with {ending(status)}")
             self.stop()
