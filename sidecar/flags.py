@@ -56,12 +56,12 @@ class SidecarFlags:
     app_health_probe_interval: float = 5.0
     app_health_probe_timeout: float = 0.5
     app_health_threshold: int = 3
-    log_level: str = "info"
-    log_as_json: bool = False
     enable_metrics: bool = True
     metrics_port: int | None = 9090
     metrics_listen_address: str = "127.0.0.1"
     """Empty: all addresses. Loopback only unless told otherwise; Dapr listens everywhere."""
+    log_level: str = "info"
+    log_as_json: bool = False
     log_file: Path | None = None
     wait: bool = False
     """Run no sidecar: wait until the one at `http_port` is healthy."""
@@ -359,11 +359,11 @@ def _typed(values: dict[str, Any]) -> SidecarFlags:
         enable_app_health_check=values.get("enable-app-health-check", False),
         app_health_check_path=values.get("app-health-check-path", "/healthz"),
         app_health_probe_interval=float(positive("app-health-probe-interval", 5)),
+        app_health_probe_timeout=positive("app-health-probe-timeout", 500) / 1000,
+        app_health_threshold=positive("app-health-threshold", 3),
         enable_metrics=values.get("enable-metrics", True),
         metrics_port=values.get("metrics-port", 9090),
         metrics_listen_address=values.get("metrics-listen-address", "127.0.0.1"),
-        app_health_probe_timeout=positive("app-health-probe-timeout", 500) / 1000,
-        app_health_threshold=positive("app-health-threshold", 3),
         log_level=values.get("log-level", "info"),
         log_as_json=values.get("log-as-json", False),
         log_file=path("log-file"),
@@ -381,13 +381,13 @@ def _check(flags: SidecarFlags) -> None:
         raise ConfigurationError(f"--app-port: must differ from --dapr-http-port (both are {flags.http_port})")
     if flags.public_port is not None and flags.public_port in (flags.http_port, flags.app_port):
         raise ConfigurationError(
+            f"--dapr-public-port: must differ from --dapr-http-port and --app-port (got {flags.public_port})"
+        )
     others = {flags.http_port, flags.app_port, flags.public_port} - {None}
     if "metrics-port" in flags.given and flags.metrics_port in others:
         raise ConfigurationError(
             "--metrics-port: must differ from --dapr-http-port, --app-port and --dapr-public-port "
             f"(got {flags.metrics_port})"
-        )
-            f"--dapr-public-port: must differ from --dapr-http-port and --app-port (got {flags.public_port})"
         )
     if flags.app_health_probe_timeout > flags.app_health_probe_interval:
         raise ConfigurationError(
