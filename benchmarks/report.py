@@ -45,6 +45,9 @@ class Row(msgspec.Struct, kw_only=True):
     costs: list[Cost] = []
     ratios: list[float] = []
     """Value by the baseline's value of the same round, where there is a baseline."""
+    cpu_ratios: list[float] = []
+    """CPU that the baseline's client took for an event by what the sidecar took: the ratio of the rates that one core
+    each would allow."""
     target: Target | None = None
 
     @property
@@ -59,6 +62,11 @@ def compare(rows: Sequence[Row], baseline: Row) -> None:
     """Give `rows` their ratios to `baseline`, round by round: what slows a whole round down cancels out."""
     for row in rows:
         row.ratios = [ours / theirs for ours, theirs in zip(row.values, baseline.values, strict=True)]
+        row.cpu_ratios = [
+            theirs.client / ours.sidecar
+            for ours, theirs in zip(row.costs, baseline.costs, strict=True)
+            if ours.sidecar and theirs.client
+        ]
 
 
 _HEADINGS: tuple[str, ...] = (
@@ -95,6 +103,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         _cost(row, "client"),
         _cost(row, "server"),
         f"{median(row.ratios):.2f}" if row.ratios else "",
+        f"{median(row.cpu_ratios):.2f}" if row.cpu_ratios else "",
         row.verdict,
     )
 

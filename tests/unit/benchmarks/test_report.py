@@ -17,6 +17,12 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert theirs.ratios == []
 
 
+def test_the_ratio_by_cpu_is_above_1_where_the_sidecar_takes_less_than_the_baseline() -> None:
+    ours = row("ours", [1, 1], costs=[Cost(sidecar=20, client=5), Cost(sidecar=80)])
+    compare([ours], row("stock", [1, 1], costs=[Cost(client=40), Cost(client=40)]))
+    assert ours.cpu_ratios == [2, 0.5]
+
+
 def test_a_row_that_lacks_a_round_is_not_compared() -> None:
     with pytest.raises(ValueError, match="zip"):
         compare([row("ours", [10])], row("stock", [20, 30]))
@@ -40,11 +46,11 @@ def test_the_verdict_is_on_the_median_ratio_or_where_there_is_none_on_the_median
 
 def test_the_table_shows_runs_median_range_cost_ratio_and_target() -> None:
     costs = [Cost(sidecar=cost, client=7) for cost in (40.0, 60.0, 50.0)]
-    ours = row("ours", [9000, 11000, 10000], costs=costs, ratios=[0.5], target=Target(0.35))
+    ours = row("ours", [9000, 11000, 10000], costs=costs, ratios=[0.5], cpu_ratios=[0.7], target=Target(0.35))
     other = Row(benchmark="memory", name="RSS", unit="MB", values=[38.94])
     heading, group, line, second_group, second = table([ours, other]).splitlines()
     assert [group, second_group] == ["PUBLISH", "MEMORY"]
-    assert " ".join(line.split()) == "ours 3 10,000 /s 9,000 – 11,000 50.0 7.0 – 0.50 ≥ 0.35 ✓"
+    assert " ".join(line.split()) == "ours 3 10,000 /s 9,000 – 11,000 50.0 7.0 – 0.50 0.70 ≥ 0.35 ✓"
     assert " ".join(second.split()) == "RSS 1 38.9 MB 38.9 – 38.9 – – –"
     assert heading.index("runs") + len("runs") == line.index("3") + 1
 
