@@ -67,6 +67,7 @@ async def _write_piece(piece: bytes, credit: Credit, send: Callable[[bytes], Non
         part = piece if len(piece) <= chunk else piece[start : start + chunk]
         await credit.spend(len(part) + CHUNK_COST)
         send(part)
+        await asyncio.sleep(0)  # small calls come in between, however much credit there is
 
 
 class BodyReader(BodyStream):

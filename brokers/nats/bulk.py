@@ -33,7 +33,7 @@ class Bulk:
         """Raises `BrokerUnavailable`."""
         if self._closed:
             raise Disconnected("the connection to NATS is closed")
-        if self._connection is None or self._mailbox is None:
+        if self._connection is None or self._mailbox is None or self._has_given_up():
             self._connection = self._main.another()
             self._connection.on_lost(self._on_lost)
             self._connection.on_denied(self._on_denied)
@@ -41,6 +41,10 @@ class Bulk:
             self._start = asyncio.get_running_loop().create_task(self._connection.start(), name="nats bulk connection")
         await self._connection.wait_connected(CONNECT_LIMIT)
         return self._connection, self._mailbox
+
+    def _has_given_up(self) -> bool:
+        """Whether the server refused our credentials, of which a connection that never stood dies."""
+        return self._start is not None and self._start.done() and self._start.exception() is not None
 
     async def close(self) -> None:
         self._closed = True
@@ -167,11 +171,11 @@ class Outflow:
         """Returns when the end of `body` is sent, and closes it in any case. Raises `PeerLost`, and what `body`
         raises."""
         try:
+            await self._credit.spend(1)  # before the far end wants the body, nothing of it is touched
             connection, _ = await self._bulk.ready()
             limit = max(1, min(CHUNK, connection.max_payload - CHUNK_HEADERS))
             self._bulk.join(self._broken, lambda: self._address)
             await write(body, self._credit, lambda chunk: self._send(connection, chunk), limit)
-            await self._credit.spend(1)  # of an empty body, too, the end waits for the address
             self._publish(connection, request_codec.end(self._sent), b"")
         except BrokerUnavailable as error:
             raise PeerLost(str(error)) from None

@@ -171,10 +171,10 @@ class Keeper:
         A server (2.15) that failed to write once takes nothing more for that stream, and answers nothing, until it is
         started again; and it will never use more than three quarters of what was free when it started.
         """
-        least = room = free_bytes(self.folder)
+        least = room = free_bytes(self.users)
         while self.alive() and self.needed():
             self.pause(TICK)
-            free = free_bytes(self.folder)
+            free = free_bytes(self.users)
             least = min(least, free)
             if least < max(LITTLE_ROOM, SPARED * room) and free > 2 * least + LITTLE_ROOM:
                 return True
@@ -235,9 +235,9 @@ def free_port(port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def free_bytes(folder: Path) -> int:
-    """Room for this user's files on the disk of `folder`."""
-    disk = os.statvfs(folder)
+def free_bytes(descriptor: int) -> int:
+    """Room for this user's files on the disk of an open file, which may have lost its name meanwhile."""
+    disk = os.fstatvfs(descriptor)
     return disk.f_bavail * disk.f_frsize
 
 

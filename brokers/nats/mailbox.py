@@ -25,10 +25,12 @@ def is_inbox(subject: bytes) -> bool:
 
 
 class Mailbox:
-    """The addresses on one connection, as one subscription. `on_unknown` gets the reply subject of a message that is
-    for nobody (any more)."""
+    """The addresses on one connection, as one subscription. `on_unknown` gets the reply subject and the header block
+    of a message that is for nobody (any more) and wants an answer."""
 
-    def __init__(self, connection: Connection, on_unknown: Callable[[bytes], None] = lambda reply: None) -> None:
+    def __init__(
+        self, connection: Connection, on_unknown: Callable[[bytes, bytes], None] = lambda reply, block: None
+    ) -> None:
         prefix = connection.new_inbox()
         self._prefix = f"{prefix}.".encode()
         self._callbacks: dict[bytes, DirectCallback] = {}
@@ -49,4 +51,4 @@ class Mailbox:
         if callback is not None:
             callback(subject, reply, headers, payload)
         elif reply and is_inbox(reply):
-            self._on_unknown(reply)
+            self._on_unknown(reply, headers)

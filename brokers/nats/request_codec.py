@@ -1,8 +1,9 @@
 """Calls and their answers as NATS messages, and the frames between the two peers of a call.
 
 A call and its answer are CloudEvents in binary mode. What HTTP has beyond data stands in one header,
-`Meshwire-Http`, as a JSON array in ASCII: NATS merges headers of the same name, and JSON leaves no way to break out of
-the line. `docs/protocol.md` has it all for outsiders. Guarded by `benchmarks/`.
+`Meshwire-Request` or `Meshwire-Response`, as a JSON array in ASCII: NATS merges headers of the same name, and JSON
+leaves no way to break out of the line. The names differ since nats-py's `respond` repeats the request's headers.
+`docs/protocol.md` has it all for outsiders. Guarded by `benchmarks/`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ BUSY = NO_RESPONDERS + b" Busy\r\n\r\n"
 """Too many calls wait here. To a stock client it is what the server itself says when nobody listens."""
 
 _BEGIN = b"NATS/1.0\r\n"
-_HTTP = b"\r\nMeshwire-Http:"
+_REQUEST = b"\r\nMeshwire-Request:"
+_RESPONSE = b"\r\nMeshwire-Response:"
 _STREAM = b"\r\nMeshwire-Stream:"
 _FRAME = _BEGIN + b"Meshwire-Frame: "
 
@@ -107,17 +109,18 @@ def is_streamed(block: bytes) -> bool:
 def encode_request(request: Request, caller: Peer, *, streamed: bool) -> bytes:
     """Raises `MessageTooLarge`."""
     pairs = _texts(request.headers)
-    return _encode(addressing.INVOCATION_REQUEST, [request.method, request.path, pairs], pairs, caller, streamed)
+    head: list[object] = [request.method, request.path, pairs]
+    return _encode("Request", addressing.INVOCATION_REQUEST, head, pairs, caller, streamed)
 
 
 def encode_response(response: Response, source: Peer, *, streamed: bool) -> bytes:
     """Raises `MessageTooLarge`."""
     pairs = _texts(response.headers)
     head = [response.status, pairs, _texts(response.trailers)] if response.trailers else [response.status, pairs]
-    return _encode(addressing.INVOCATION_RESPONSE, head, pairs, source, streamed)
+    return _encode("Response", addressing.INVOCATION_RESPONSE, head, pairs, source, streamed)
 
 
-def _encode(event_type: str, head: list[object], pairs: _Pairs, source: Peer, streamed: bool) -> bytes:
+def _encode(kind: str, event_type: str, head: list[object], pairs: _Pairs, source: Peer, streamed: bool) -> bytes:
     encoded = _encode_json(head)
     if not encoded.isascii():  # odd bytes, each of them a character here
         encoded = json.dumps(head, separators=(",", ":")).encode()
@@ -127,7 +130,7 @@ def _encode(event_type: str, head: list[object], pairs: _Pairs, source: Peer, st
             extra += f"ce-datacontenttype: {header.encode(value)}\r\n"
             break
     block = (
-        f"NATS/1.0\r\nMeshwire-Http: {encoded.decode()}\r\nce-specversion: 1.0\r\nce-type: {event_type}\r\n"
+        f"NATS/1.0\r\nMeshwire-{kind}: {encoded.decode()}\r\nce-specversion: 1.0\r\nce-type: {event_type}\r\n"
         f"ce-source: {header.encode(source.app_id)}\r\nce-id: {random_id()}\r\n{extra}\r\n"
     ).encode()
     if len(block) > MAX_HEADER_BLOCK:
@@ -136,8 +139,8 @@ def _encode(event_type: str, head: list[object], pairs: _Pairs, source: Peer, st
 
 
 def decode_request(block: bytes, body: Body, caller: Peer) -> Request:
-    """A message without `Meshwire-Http` is `POST /`. Raises `Malformed`."""
-    encoded = _head(block)
+    """A message without `Meshwire-Request` is `POST /`. Raises `Malformed`."""
+    encoded = _head(_REQUEST, block)
     if encoded is None:
         return Request(method="POST", path="/", headers=_content_type(block), body=body, caller=caller)
     try:
@@ -148,10 +151,11 @@ def decode_request(block: bytes, body: Body, caller: Peer) -> Request:
 
 
 def decode_response(block: bytes, body: Body) -> Response:
-    """A message without `Meshwire-Http` is the data of a 200. Raises `Malformed`."""
-    encoded = _head(block)
+    """A message without `Meshwire-Response` is the data of a 200. Raises `Malformed`."""
+    encoded = _head(_RESPONSE, block)
     if encoded is None:
-        return Response(status=200, headers=_content_type(block), body=body)
+        repeats_request = _REQUEST in block
+        return Response(status=200, headers=() if repeats_request else _content_type(block), body=body)
     try:
         head = _response_head(encoded)
         if not 100 <= head.status <= 999:
@@ -161,12 +165,12 @@ def decode_response(block: bytes, body: Body) -> Response:
         raise Malformed(f"the answer cannot be read: {fault}") from None
 
 
-def _head(block: bytes) -> bytes | None:
-    """The value of `Meshwire-Http`. A line break ends a header, so that its name cannot stand in another's value."""
-    start = block.find(_HTTP)
+def _head(name: bytes, block: bytes) -> bytes | None:
+    """The value of a header. A line break ends a header, so that no name can stand in another's value."""
+    start = block.find(name)
     if start < 0:
         return None
-    start += len(_HTTP)
+    start += len(name)
     return block[start : block.find(b"\r\n", start)]
 
 

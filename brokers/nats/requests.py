@@ -23,6 +23,11 @@ SWEEPS_PER_BEAT = 8
 """How often in the time between beats we look for callees that are silent."""
 
 
+ASK_AGAIN = (0.0, 0.005)
+"""Seconds after which the server is asked again when it says that nobody listens. It tries one member of a queue
+group and says so, too, when that one's connection is just being closed."""
+
+
 class NatsRequests:
     """Calls on the `connection` that the event log has; streamed bodies on a second one.
 
@@ -93,31 +98,30 @@ class NatsRequests:
         subject = (root + addressing.caller_token(self._peer, target.namespace)).encode()
         call = OutgoingCall(self, target, subject)
         try:
-            whole = self._send(call, request)
+            streamed = self._send(call, request)
         except BaseException:
             self.mailbox.close(call.address)
             raise
         self._calls.add(call)
         if self._sweeper is None:
             self._plan_sweep()
-        if not whole:
+        if streamed:
             call.send_body(request.body)
         return call
 
     def _send(self, call: OutgoingCall, request: Request) -> bool:
-        """Whether the body went with it."""
+        """Whether the body is to be streamed."""
         body = request.body
         if isinstance(body, bytes) and len(body) <= CHUNK:
-            block = request_codec.encode_request(request, self._peer, streamed=False)
             try:
-                self.connection.publish(call.subject, call.address, block, body)
-                return True
+                call.send(request_codec.encode_request(request, self._peer, streamed=False), body)
             except MessageTooLarge:  # max_payload is below what we take for a chunk
                 if not body:
                     raise
-        block = request_codec.encode_request(request, self._peer, streamed=True)
-        self.connection.publish(call.subject, call.address, block, b"")
-        return False
+            else:
+                return False
+        call.send(request_codec.encode_request(request, self._peer, streamed=True), b"")
+        return True
 
     def tell(self, address: bytes, block: bytes, payload: bytes = b"", reply: bytes = b"") -> None:
         """Send what may be lost: a callee that goes on is told again when its next beat comes."""
@@ -126,9 +130,10 @@ class NatsRequests:
         except Disconnected:
             pass
 
-    def _refuse(self, control: bytes) -> None:
-        """A callee works on a call that is over."""
-        self.tell(control, request_codec.CANCEL)
+    def _refuse(self, control: bytes, block: bytes) -> None:
+        """Tell a callee that works on a call that is over. Credit that comes late wants no answer."""
+        if block == request_codec.BEAT or request_codec.is_streamed(block):
+            self.tell(control, request_codec.CANCEL)
 
     def forget(self, call: OutgoingCall) -> None:
         self._calls.discard(call)
@@ -192,8 +197,11 @@ class OutgoingCall:
     """One call that waits for its answer, or whose streams still flow."""
 
     __slots__ = (
+        "_again",
+        "_block",
         "_inflow",
         "_outflow",
+        "_payload",
         "_requests",
         "address",
         "answer",
@@ -217,6 +225,16 @@ class OutgoingCall:
         self.writer: asyncio.Task[None] | None = None
         self._inflow: Inflow | None = None
         self._outflow: Outflow | None = None
+        self._again = iter(ASK_AGAIN)
+
+    def send(self, block: bytes, payload: bytes) -> None:
+        """Send the call. Raises `Disconnected`, `MessageTooLarge`."""
+        self._block, self._payload = block, payload
+        self._requests.connection.publish(self.subject, self.address, block, payload)
+
+    def _send_again(self) -> None:
+        if self._requests.is_under_way(self):
+            self._requests.tell(self.subject, self._block, self._payload, self.address)
 
     def _on_message(self, _subject: bytes, reply: bytes, block: bytes, payload: bytes) -> None:
         self.heard = asyncio.get_running_loop().time()
@@ -231,9 +249,7 @@ class OutgoingCall:
 
     def _on_answer(self, reply: bytes, block: bytes, payload: bytes) -> None:
         if block.startswith(request_codec.NO_RESPONDERS):
-            busy = block == request_codec.BUSY
-            problem = "has too many calls waiting" if busy else "has no instance that serves calls"
-            self.fail(NoResponder(f"{self.target.app_id} in the namespace {self.target.namespace} {problem}"))
+            self._on_nobody(busy=block == request_codec.BUSY)
             return
         body: Body = payload
         if request_codec.is_streamed(block) and is_inbox(reply):
@@ -254,6 +270,14 @@ class OutgoingCall:
         if self._inflow is None:
             self._end()
         self.answer.set_result(response)
+
+    def _on_nobody(self, *, busy: bool) -> None:
+        pause = None if busy else next(self._again, None)
+        if pause is not None:
+            asyncio.get_running_loop().call_later(pause, self._send_again)
+            return
+        problem = "has too many calls waiting" if busy else "has no instance that serves calls"
+        self.fail(NoResponder(f"{self.target.app_id} in the namespace {self.target.namespace} {problem}"))
 
     def _ask_for_body(self, amount: int, address: bytes) -> None:
         self._requests.connection.publish(self.control, address, request_codec.credit(amount), b"")

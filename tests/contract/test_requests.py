@@ -171,7 +171,7 @@ ODD_HEADERS = [
     (b"set-cookie", b"b=2, c=3"),
     (b"X-Bytes", bytes(range(256))),
     (b"x-inject", b"1\r\nNats-Rollup: all\r\n\r\n"),
-    (b"Meshwire-Http", b'["GET","/other"]'),
+    (b"Meshwire-Request", b'["GET","/other"]'),
     (b"Set-Cookie", b"a=1; Path=/"),
 ]
 
