@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mesh import __version__, resources, subscriptions
+from mesh.access import AccessPolicy
 from mesh.clock import SystemClock
 from mesh.configuration import load_configuration
 from mesh.errors import ConfigurationError
 from mesh.invocation import Callee, Caller
+from mesh.invocation.callee import Permits
 from mesh.ports import AppChannel, Clock, EventLog, Peer, Requests
 from mesh.pubsub import DEFAULT_COMPONENT, Component, PubSub
+from mesh.resiliency.targets import Resiliency
 from mesh.scopes import TopicScopes
 from mesh.subscriptions import SubscriptionSpec
 from mesh.telemetry import Meter
@@ -23,7 +26,7 @@ from sidecar.api.invoke import InvokeApi
 from sidecar.api.operations import HealthApi, MetadataApi, ShutdownApi
 from sidecar.api.publish import PublishApi
 from sidecar.app_health import AppHealth
-from sidecar.channel import HttpAppChannel
+from sidecar.channel import OutsideWorld, open_app_channel
 from sidecar.flags import SidecarFlags
 from sidecar.health import Health
 from sidecar.http.api_log import ApiLog
@@ -33,7 +36,7 @@ from sidecar.http.responses import CatchErrors
 from sidecar.http.routing import Router
 from sidecar.http.server import HttpServer, socket_path
 from sidecar.runtime import App, Runtime
-from sidecar.settings import BrokerAddress, Settings
+from sidecar.settings import CALLERS_VERIFIED, BrokerAddress, Settings
 from sidecar.telemetry import Observers
 
 if TYPE_CHECKING:
@@ -134,7 +137,8 @@ def assemble(settings: Settings, exit_now: Callable[[], None]) -> Runtime:
 
     app = None
     if flags.app_port is not None:
-        channel = HttpAppChannel(
+        channel = open_app_channel(
+            flags.app_protocol,
             flags.app_channel_address,
             flags.app_port,
             token=settings.app_token,
@@ -148,8 +152,27 @@ def assemble(settings: Settings, exit_now: Callable[[], None]) -> Runtime:
             ask_subscriptions="subscribe" not in flags.disable_init_endpoints,
         )
 
-    callee = Callee(me, None if app is None else app.channel, is_healthy=lambda: app is not None and app.health.healthy)
-    invoke_api = InvokeApi(Caller(me, backbone.requests, callee, clock), flags.max_body_size or 0)
+    resiliency = Resiliency(manifests.resiliency, clock=clock)
+    for warning in resiliency.warnings:
+        logger.warning("%s", warning)
+    callee = Callee(
+        me,
+        None if app is None else app.channel,
+        is_healthy=lambda: app is not None and app.health.healthy,
+        permits=_permits(configuration.access, settings.callers_verified),
+        telemetry=observers.telemetry,
+    )
+    outside = OutsideWorld(manifests.http_endpoints)
+    caller = Caller(
+        me,
+        backbone.requests,
+        callee,
+        clock,
+        external=outside,
+        resiliency=resiliency,
+        telemetry=observers.telemetry,
+    )
+    invoke_api = InvokeApi(caller, flags.max_body_size or 0)
 
     # The API describes the runtime and can stop it, and the runtime serves the API: the one knot to tie here.
     runtime: Runtime
@@ -204,6 +227,7 @@ def assemble(settings: Settings, exit_now: Callable[[], None]) -> Runtime:
         app_id=flags.app_id,
         logs=logs,
         requests=backbone.requests,
+        outside=outside,
         callee=callee,
         components=components,
         declared=declared.specs,
@@ -216,6 +240,17 @@ def assemble(settings: Settings, exit_now: Callable[[], None]) -> Runtime:
         block_shutdown=flags.block_shutdown,
     )
     return runtime
+
+
+def _permits(policy: AccessPolicy | None, verified: bool) -> Permits:
+    if policy is None:
+        return lambda _caller, _path, _verb: None
+    if policy.policies and not verified:
+        logger.warning(
+            "the broker does not vouch for callers (%s), so only the defaultAction of accessControl applies",
+            CALLERS_VERIFIED,
+        )
+    return lambda caller, path, verb: policy.permits(caller, verified, path, verb).reason or None
 
 
 def _pubsub_components(
@@ -316,7 +351,7 @@ def _describe(
     if flags.app_port is not None:
         connection: dict[str, Any] = {
             "port": flags.app_port,
-            "protocol": "http",
+            "protocol": flags.app_protocol,
             "channelAddress": flags.app_channel_address,
         }
         if flags.app_max_concurrency is not None:

@@ -27,6 +27,8 @@ class SidecarFlags:
 
     app_id: str
     app_port: int | None = None
+    app_protocol: str = "http"
+    """`http`, `https` or `h2c`."""
     app_channel_address: str = "127.0.0.1"
     app_max_concurrency: int | None = None
     http_port: int = 3500
@@ -139,15 +141,9 @@ def _addresses(text: str) -> tuple[str, ...]:
 
 def _protocol(text: str) -> str:
     protocol = _choice("", "http", "https", "h2c", "grpc", "grpcs")(text)
-    if protocol not in ("", "http"):
-        raise ValueError(f"{protocol} is not there yet, http is")
-    return "http"
-
-
-def _plain(text: str) -> bool:
-    if boolean(text):
-        raise ValueError("https to the app is not there yet")
-    return False
+    if protocol in ("grpc", "grpcs"):
+        raise ValueError(f"{protocol} is not there yet; http, https and h2c are")
+    return protocol or "http"
 
 
 def _standalone(text: str) -> str:
@@ -204,9 +200,9 @@ _RELOAD = "manifests are read once, at start"
 _FLAGS: dict[str, _Flag] = {
     "app-id": _Flag(_app_id, "name of the app; required"),
     "app-port": _Flag(_optional_port, "port of the app; without it nothing is sent to the app"),
-    "app-protocol": _Flag(_protocol, "http"),
+    "app-protocol": _Flag(_protocol, "http, https (any certificate will do) or h2c (http)"),
     "app-channel-address": _Flag(_address, "host of the app (127.0.0.1)"),
-    "app-ssl": _Flag(_plain, "deprecated: false"),
+    "app-ssl": _Flag(boolean, "deprecated: --app-protocol https"),
     "app-max-concurrency": _Flag(_integer, "most calls into the app at once; -1: no limit (-1)"),
     "dapr-http-port": _Flag(_port, "port of the HTTP API (3500)"),
     "dapr-grpc-port": _Flag(_port, "port of the gRPC API (50001)", "the gRPC API is not there yet"),
@@ -313,7 +309,7 @@ def _split(argv: Sequence[str]) -> dict[str, list[str]]:
         if flag is None:
             _refuse(f"unknown flag '--{clip(name)}'")
         if not equals:
-            text = "true" if flag.parse in (boolean, _plain) else next(arguments, "\0")
+            text = "true" if flag.parse is boolean else next(arguments, "\0")
             if text == "\0":
                 _refuse(f"--{name} needs a value")
         texts.setdefault(name, []).append(text)
@@ -336,9 +332,11 @@ def _typed(values: dict[str, Any]) -> SidecarFlags:
     size = values.get("dapr-http-max-request-size", DEFAULT_BODY_SIZE)
     header = values.get("dapr-http-read-buffer-size", DEFAULT_HEADER_SIZE)
     shutdown = values.get("dapr-graceful-shutdown-seconds", 5)
+    protocol = values.get("app-protocol", "http")
     return SidecarFlags(
         app_id=values.get("app-id", ""),
         app_port=values.get("app-port"),
+        app_protocol="https" if protocol == "http" and values.get("app-ssl") else protocol,
         app_channel_address=values.get("app-channel-address", "127.0.0.1"),
         app_max_concurrency=positive("app-max-concurrency", 0) or None,
         http_port=values.get("dapr-http-port", 3500),

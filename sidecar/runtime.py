@@ -19,6 +19,7 @@ from mesh.pubsub import DEFAULT_COMPONENT, Component
 from mesh.subscriber import Subscriber
 from mesh.subscriptions import SubscriptionSpec
 from sidecar.app_health import AppHealth
+from sidecar.channel import OutsideWorld
 from sidecar.health import Health
 from sidecar.http.server import HttpServer
 from sidecar.telemetry import Observers
@@ -70,6 +71,7 @@ class Runtime:
         app_id: str,
         logs: Sequence[EventLog],
         requests: Requests,
+        outside: OutsideWorld,
         callee: Callee,
         components: Mapping[str, Component],
         declared: Sequence[SubscriptionSpec],
@@ -84,6 +86,7 @@ class Runtime:
         self._app_id = app_id
         self._logs = logs
         self._requests = requests
+        self._outside = outside
         self._callee = callee
         self._service: Server | None = None
         self._components = components
@@ -210,12 +213,12 @@ class Runtime:
         try:
             parsed = subscriptions.parse_programmatic(*answer, default_pubsub=DEFAULT_COMPONENT)
         except subscriptions.InvalidSubscriptions as error:
-            logger.error("GET /dapr/subscribe: %s; the app gets none of its subscriptions", error)
+            logger.error("%s; the app gets none of its subscriptions", error)
             return []
         for problem in parsed.refused:
-            logger.error("GET /dapr/subscribe: %s", problem)
+            logger.error("%s", problem)
         for warning in parsed.warnings:
-            logger.warning("GET /dapr/subscribe: %s", warning)
+            logger.warning("%s", warning)
         return parsed.specs
 
     async def _shut_down(self) -> bool:
@@ -230,6 +233,7 @@ class Runtime:
                 for server in self._servers:
                     await server.stop(REQUEST_GRACE if grace is None else min(REQUEST_GRACE, REQUEST_SHARE * grace))
                 await self._requests.close()
+                await self._outside.close()
                 if self._app is not None:
                     await self._app.channel.close()
                 for log in self._logs:

@@ -6,6 +6,7 @@
 | `MESHWIRE_PREFIX` | first token of every subject, so that several meshes can share a broker | `mesh` |
 | `MESHWIRE_REPLICAS` | copies of each stream that the broker keeps, 1 to 5 | `1` |
 | `MESHWIRE_ALLOWED_HOSTS` | comma list of further host names under which clients reach the API without a token | none |
+| `MESHWIRE_CALLERS_VERIFIED` | `true`: the broker's permissions let each app call under its own name only | `false` |
 | `NAMESPACE` | namespace of this app (Dapr) | `default` |
 | `DAPR_API_TOKEN` | what clients must send as `dapr-api-token` (Dapr) | no check |
 | `APP_API_TOKEN` | what the app is sent as `dapr-api-token` (Dapr) | not sent |
@@ -29,7 +30,8 @@ from sidecar.flags import SidecarFlags
 
 BROKER, PREFIX, REPLICAS = "MESHWIRE_BROKER", "MESHWIRE_PREFIX", "MESHWIRE_REPLICAS"
 ALLOWED_HOSTS, REQUESTS = "MESHWIRE_ALLOWED_HOSTS", "MESHWIRE_REQUESTS"
-_KNOWN = (BROKER, PREFIX, REPLICAS, ALLOWED_HOSTS)
+CALLERS_VERIFIED = "MESHWIRE_CALLERS_VERIFIED"
+_KNOWN = (BROKER, PREFIX, REPLICAS, ALLOWED_HOSTS, CALLERS_VERIFIED)
 _OF_THE_COMMAND_LINE = ("MESHWIRE_HOME", "MESHWIRE_SYNC", "MESHWIRE_DEBUG", "MESHWIRE_LIFELINE_FD")
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -62,6 +64,8 @@ class Settings:
     app_token: str | None = field(repr=False)
     allowed_hosts: frozenset[str]
     """In lower case."""
+    callers_verified: bool = False
+    """Whether the broker vouches for who calls this app."""
     environ: Mapping[str, str] = field(repr=False)
     """A copy of the environment, for what manifests refer to."""
     warnings: tuple[str, ...] = ()
@@ -81,6 +85,7 @@ class Settings:
             api_token=_api_token("DAPR_API_TOKEN", environ),
             app_token=_api_token("APP_API_TOKEN", environ),
             allowed_hosts=frozenset(map(_host, comma_list(environ.get(ALLOWED_HOSTS, "")))),
+            callers_verified=_truth(CALLERS_VERIFIED, environ),
             environ=dict(environ),
             warnings=tuple(_unknown(environ)),
         )
@@ -138,6 +143,13 @@ def _name(variable: str, environ: Mapping[str, str], default: str) -> str:
     if not _TOKEN.fullmatch(value):
         raise ConfigurationError(f"{variable}: must be 1 to 64 letters, digits, '-' or '_' (got '{clip(value)}')")
     return value
+
+
+def _truth(variable: str, environ: Mapping[str, str]) -> bool:
+    value = environ.get(variable) or "false"
+    if value.lower() not in ("true", "false"):
+        raise ConfigurationError(f"{variable}: must be true or false (got '{clip(value)}')")
+    return value.lower() == "true"
 
 
 def _replicas(text: str) -> int:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+from mesh import spans, trace
 from mesh.errors import AppError, Code, MeshError
 from mesh.invocation import headers
 from mesh.ports import AppChannel, Peer, Request, Response
+from mesh.telemetry import NO_TRACER, SILENCE, Telemetry
+from mesh.trace import TraceContext
 
 Permits = Callable[[Peer | None, str, str], str | None]
 """May this caller call this path with this verb? `None`, or why not."""
@@ -36,21 +39,33 @@ class Callee:
         *,
         is_healthy: Callable[[], bool] = lambda: True,
         permits: Permits = lambda _caller, _path, _verb: None,
+        telemetry: Telemetry = SILENCE,
     ) -> None:
         """`channel` is `None` when the app has no port."""
         self._me = me
         self._channel = channel
         self._is_healthy = is_healthy
         self._permits = permits
+        self._tracer = telemetry.tracer
+        self._calls = telemetry.meter.calls
 
     async def answer(self, request: Request) -> Response:
         """Answer a call that came over the broker: a `RequestHandler`. Raises nothing but cancellation."""
-        try:
-            if denied := self._permits(request.caller, request.path, request.method):
-                raise Refused(denied, 403)
-            return await self._call(request, "app channel is not initialized")
-        except Refused as refused:
-            return refusal(self._me.app_id, refused)
+        caller = request.caller.app_id if request.caller else ""
+        self._calls.received(caller)
+        path = request.path.partition("?")[0]
+        with spans.called(self._tracer, self._me.app_id, request.method, path, trace.extract(request.headers)) as span:
+            try:
+                if denied := self._permits(request.caller, request.path, request.method):
+                    raise Refused(denied, 403)
+                if self._tracer is not NO_TRACER and span.context is not None:
+                    request = _with_trace(request, span.context)
+                response = await self._call(request, "app channel is not initialized")
+            except Refused as refused:
+                response = refusal(self._me.app_id, refused)
+            spans.answered(span, response.status)
+        self._calls.replied(caller, response.status)
+        return response
 
     async def answer_own(self, request: Request) -> Response:
         """Answer the app's call to itself: no broker, no access policy. Raises `Refused`."""
@@ -80,6 +95,18 @@ class Callee:
                 await response.body.aclose()
             raise Refused(f"error invoking app channel: {error}") from error
         return Response(status=response.status, headers=kept, body=response.body, trailers=response.trailers)
+
+
+def _with_trace(request: Request, context: TraceContext) -> Request:
+    """The request with the callee's span for the app to go on from."""
+    kept = [header for header in request.headers if header[0] not in (b"traceparent", b"tracestate")]
+    return Request(
+        method=request.method,
+        path=request.path,
+        headers=kept + headers.trace_headers(context),
+        body=request.body,
+        caller=request.caller,
+    )
 
 
 def refusal(target: str, refused: Refused) -> Response:

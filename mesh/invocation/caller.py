@@ -6,13 +6,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
+from mesh import spans
 from mesh.errors import AppError, BrokerUnavailable, MeshError
 from mesh.invocation import target as targets
 from mesh.invocation.callee import Callee
+from mesh.invocation.headers import trace_headers
 from mesh.ports import Clock, NoResponder, Peer, PeerLost, Request, Requests, Response
 from mesh.resiliency.policy import Policy, TimedOut
 from mesh.resiliency.retry import Failure
 from mesh.resiliency.targets import Resiliency
+from mesh.telemetry import SILENCE, Telemetry
+from mesh.trace import TraceContext
 
 SEEN_FOR = 30.0
 """Seconds for which an app that has answered counts as one that will be back."""
@@ -56,6 +60,7 @@ class Caller:
         *,
         external: External | None = None,
         resiliency: Resiliency | None = None,
+        telemetry: Telemetry = SILENCE,
     ) -> None:
         self._me = me
         self._requests = requests
@@ -63,28 +68,51 @@ class Caller:
         self._clock = clock
         self._external = external
         self._resiliency = resiliency or Resiliency(clock=clock)
+        self._tracer = telemetry.tracer
+        self._calls = telemetry.meter.calls
         self._seen: OrderedDict[Peer, float] = OrderedDict()
 
-    async def invoke(self, target: str, request: Request) -> Response:
-        """The answer of `target`, whatever its status. Raises `MeshError` when there is none; its text is the cause,
-        as Dapr's error text ends with it."""
+    async def invoke(self, target: str, request: Request, trace: TraceContext | None = None) -> Response:
+        """The answer of `target`, whatever its status. `trace` is the context of the call; the next hop's is added to
+        the headers of `request`. Raises `MeshError` when there is no answer; its text is the cause, as Dapr's error
+        text ends with it.
+        """
         origin = targets.url(target)
+        is_external = origin is not None or (self._external is not None and self._external.has(target))
+        peer = self._me if is_external else targets.peer(target, self._me.namespace)
+        name = origin or (target if is_external else peer.app_id)
         path = request.path.partition("?")[0]
-        if self._external is not None and (origin is not None or self._external.has(target)):
-            external, name = self._external, origin or target
-            policy = self._resiliency.for_endpoint(name, path)
-            if policy is None:
-                return await external.call(name, request)
-            return await policy.run(lambda: external.call(name, request), failed=_judge(request), discard=_discard)
-        if origin is not None:
-            raise InvocationFailed("URL targets are not served here")
-        peer = targets.peer(target, self._me.namespace)
-        if peer == self._me:
-            return await self._callee.answer_own(request)
+        with spans.calling(self._tracer, name, request.method, path, trace) as span:
+            if span.context is not None:
+                request = _with_trace(request, span.context)
+            if is_external:
+                response = await self._call_outside(name, path, request)
+            elif peer == self._me:
+                response = await self._callee.answer_own(request)
+            else:
+                response = await self._call_app(peer, path, request)
+            spans.answered(span, response.status)
+            return response
+
+    async def _call_outside(self, name: str, path: str, request: Request) -> Response:
+        external = self._external
+        if external is None:
+            raise InvocationFailed("nothing outside of the mesh can be called from here")
+        policy = self._resiliency.for_endpoint(name, path)
+        if policy is None:
+            return await external.call(name, request)
+        return await policy.run(lambda: external.call(name, request), failed=_judge(request), discard=_discard)
+
+    async def _call_app(self, peer: Peer, path: str, request: Request) -> Response:
+        kind = "unary" if isinstance(request.body, bytes) else "streaming"
+        begun = self._calls.sent(peer.app_id, kind)
         policy = self._resiliency.for_app(peer.app_id, path)
         if policy is None:
-            return await self._call(peer, request)
-        return await policy.run(lambda: self._call(peer, request), failed=_judge(request), discard=_discard)
+            response = await self._call(peer, request)
+        else:
+            response = await policy.run(lambda: self._call(peer, request), failed=_judge(request), discard=_discard)
+        self._calls.answered(begun, peer.app_id, response.status, kind)
+        return response
 
     async def _call(self, peer: Peer, request: Request) -> Response:
         try:
@@ -130,6 +158,11 @@ class Caller:
             raise NoResponder(
                 f"failed to invoke target {peer.app_id} after {attempts - 1} retries. Error: {last}"
             ) from last
+
+
+def _with_trace(request: Request, context: TraceContext) -> Request:
+    headers = [*request.headers, *trace_headers(context)]
+    return Request(method=request.method, path=request.path, headers=headers, body=request.body)
 
 
 def _judge(request: Request) -> Callable[[Response | Exception], Failure | None]:

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from mesh.errors import MeshError, clip
 from mesh.ports import HeaderList
+from mesh.trace import TraceContext
 
 _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection transfer-encoding upgrade http2-settings te trailer "
@@ -49,6 +50,13 @@ def of_response(headers: HeaderList) -> list[tuple[bytes, bytes]]:
         if lower is not None:
             kept.append((lower, value))
     return _without_named(headers, kept)
+
+
+def trace_headers(context: TraceContext) -> list[tuple[bytes, bytes]]:
+    headers = [(b"traceparent", context.traceparent.encode())]
+    if context.tracestate:
+        headers.append((b"tracestate", context.tracestate.encode()))
+    return headers
 
 
 def content_length(headers: HeaderList) -> int | None:

@@ -62,12 +62,13 @@ class InvokeApi:
                     upload = client.upload = body
                     if length is not None:
                         forwarded.append((b"content-length", b"%d" % length))
-                forwarded += asked.echo()
+                if asked.baggage is not None:
+                    forwarded.append((b"baggage", asked.baggage.encode("latin-1")))
                 query = scope["query_string"]
                 if query:
                     path = f"{path}?{query.decode('latin-1')}"
                 request = Request(method=scope["method"], path=path, headers=forwarded, body=body)
-                response = await self._caller.invoke(named.target, request)
+                response = await self._caller.invoke(named.target, request, asked.trace)
             except MeshError as error:
                 raise _failure(named.target, upload, error) from error
             await _respond(send, scope, client, named.target, asked, response)

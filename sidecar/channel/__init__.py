@@ -1,11 +1,13 @@
-"""The way to the app beside this sidecar, over plain HTTP/1.1.
+"""The way to the app beside this sidecar, and to servers outside the mesh.
 
-`guard` decides what may be written, `connection` speaks HTTP over one socket, `http` shares the sockets out
-among the calls.
+Plain HTTP/1.1 to the app is our own: `guard` decides what may be written, `connection` speaks HTTP over one socket,
+`streaming` adds bodies in pieces, `http` shares the sockets out among the calls. `library` speaks https and h2c to
+the app, `external` calls the outside; `choice` imports them when a configuration asks for them.
 """
 
+from sidecar.channel.choice import OutsideWorld, open_app_channel
 from sidecar.channel.connection import Limits
 from sidecar.channel.guard import UnsafeRequest
 from sidecar.channel.http import HttpAppChannel, HttpRoute
 
-__all__ = ["HttpAppChannel", "HttpRoute", "Limits", "UnsafeRequest"]
+__all__ = ["HttpAppChannel", "HttpRoute", "Limits", "OutsideWorld", "UnsafeRequest", "open_app_channel"]

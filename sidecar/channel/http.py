@@ -29,8 +29,8 @@ _SWEEP_PAUSE = 0.01
 _ROUTES_KEPT = 256
 """How many methods and paths `request` remembers in their encoded form."""
 
-_NO_LENGTH_WHEN_EMPTY = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "TRACE"})  # RFC 9110, 8.6
-_IDEMPOTENT = _NO_LENGTH_WHEN_EMPTY | {"PUT"}  # RFC 9110, 9.2.2
+NO_LENGTH_WHEN_EMPTY = frozenset({"GET", "HEAD", "DELETE", "OPTIONS", "TRACE"})  # RFC 9110, 8.6
+_IDEMPOTENT = NO_LENGTH_WHEN_EMPTY | {"PUT"}  # RFC 9110, 9.2.2
 
 _own_lines = lru_cache(_ROUTES_KEPT)(partial(header_lines, own=True))
 
@@ -38,6 +38,36 @@ _own_lines = lru_cache(_ROUTES_KEPT)(partial(header_lines, own=True))
 _HOST = re.compile(
     r"[0-9A-Fa-f]*:[0-9A-Fa-f:.]+(%[0-9A-Za-z._-]+)?|([0-9A-Za-z_-]{1,63}\.)*[0-9A-Za-z_-]{1,63}\.?"
 ).fullmatch
+
+
+def app_host(address: str) -> str:
+    """The address of the app as `Host` has it. Raises `ConfigurationError` for one that is none."""
+    if not _HOST(address):
+        raise ConfigurationError(f"the app channel address '{clip(address)}' is neither an IP address nor a host name")
+    host = address.partition("%")[0]  # the zone of a link-local address is for this machine only
+    return f"[{host}]" if ":" in host else host
+
+
+async def until_listening(address: str, port: int, protocol: str) -> None:
+    """Returns when the app's port accepts a connection. Waits for ever (Dapr), and says so now and then."""
+    logger.info("application protocol: %s. waiting on port %d.", protocol, port)
+    attempts = 0
+    while not await _accepts(address, port):
+        attempts += 1
+        if attempts % _DIALS_PER_LOG_LINE == 0:
+            logger.info("application protocol: %s. still waiting on port %d.", protocol, port)
+        await asyncio.sleep(DIAL_PAUSE)
+    logger.info("application discovered on port %d", port)
+
+
+async def _accepts(address: str, port: int) -> bool:
+    try:
+        async with asyncio.timeout(DIAL_TIMEOUT):
+            transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, address, port)
+    except OSError:  # TimeoutError is one
+        return False
+    transport.abort()
+    return True
 
 
 class HttpAppChannel:
@@ -66,12 +96,7 @@ class HttpAppChannel:
         self.port = port
         self.limits = limits or Limits()
         self.loop = asyncio.get_running_loop()
-        if not _HOST(address):
-            raise ConfigurationError(
-                f"the app channel address '{clip(address)}' is neither an IP address nor a host name"
-            )
-        host = address.partition("%")[0]  # the zone of a link-local address is for this machine only
-        self._host = f"[{host}]" if ":" in host else host
+        self._host = app_host(address)
         self._fixed_lines = b"host: %b:%d\r\n" % (self._host.encode(), port)
         self._token_line = token_line(token) if token else b""
         self._route_to = lru_cache(_ROUTES_KEPT)(self.prepare)
@@ -130,14 +155,7 @@ class HttpAppChannel:
         return 200 <= response.status < 300
 
     async def wait_until_listening(self) -> None:
-        logger.info("application protocol: http. waiting on port %d.", self.port)
-        attempts = 0
-        while not await self._accepts():
-            attempts += 1
-            if attempts % _DIALS_PER_LOG_LINE == 0:
-                logger.info("application protocol: http. still waiting on port %d.", self.port)
-            await asyncio.sleep(DIAL_PAUSE)
-        logger.info("application discovered on port %d", self.port)
+        await until_listening(self.address, self.port, "http")
 
     async def close(self) -> None:
         """Calls under way fail with `AppError`, as do later ones. Returns when all sockets are closed."""
@@ -277,15 +295,6 @@ class HttpAppChannel:
         if following < inf:
             self._sweep_no_later_than(max(following, now + _SWEEP_PAUSE))
 
-    async def _accepts(self) -> bool:
-        try:
-            async with asyncio.timeout(DIAL_TIMEOUT):
-                transport, _ = await self.loop.create_connection(asyncio.Protocol, self.address, self.port)
-        except OSError:  # TimeoutError is one
-            return False
-        transport.abort()
-        return True
-
 
 class HttpRoute:
     """`AppRoute`; made by `HttpAppChannel.prepare`."""
@@ -297,7 +306,7 @@ class HttpRoute:
         self._channel = channel
         self._name = clip(f"{method} {path.partition('?')[0]}")
         self._is_head = method == "HEAD"
-        self._says_length = method not in _NO_LENGTH_WHEN_EMPTY
+        self._says_length = method not in NO_LENGTH_WHEN_EMPTY
 
     def send(
         self,

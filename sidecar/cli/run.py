@@ -85,7 +85,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="PORT",
         help="where the app listens; without it the app only calls",
     )
-    add("--app-protocol", "-P", default="http", metavar="PROTOCOL", help="only http so far")
+    add("--app-protocol", "-P", default="http", metavar="PROTOCOL", help="http, https or h2c (default: http)")
     add("--app-ssl", nargs="?", const=True, type=_switch, help=argparse.SUPPRESS)
     add(
         "--dapr-http-port",
@@ -157,9 +157,8 @@ def execute(args: argparse.Namespace) -> int:
 def _refuse(args: argparse.Namespace) -> None:
     if args.run_file is not None or args.kubernetes:
         raise UsageError("run files (-f, --run-file) come later; start each app with a `meshwire run` of its own")
-    if args.app_ssl or args.app_protocol.lower() not in ("", "http"):
-        spoken = "https" if args.app_ssl else clip(args.app_protocol)
-        raise UsageError(f"--app-protocol {spoken} comes later; so far an app is called over http")
+    if args.app_protocol.lower() not in ("", "http", "https", "h2c"):
+        raise UsageError(f"--app-protocol {clip(args.app_protocol)} comes later; so far there are http, https and h2c")
     for flag, port in (("--app-port", args.app_port), ("--dapr-http-port", args.dapr_http_port)):
         if port is not None and port > 65535:
             raise UsageError(f"{flag} {port} is no port: the highest is 65535")
@@ -222,11 +221,18 @@ def _sidecar_command(args: argparse.Namespace, app_id: str, port: int) -> list[s
     command = [sys.executable, "-P", "-m", "sidecar", f"--app-id={app_id}", f"--dapr-http-port={port}"]
     if args.app_port > 0:
         command.append(f"--app-port={args.app_port}")
+    if (protocol := _protocol(args)) != "http":
+        command.append(f"--app-protocol={protocol}")
     for flag in PASSED_ON:
         given = getattr(args, flag.name.replace("-", "_"))
         values = given if isinstance(given, list) else [] if given is None else [given]
         command += [f"--{flag.name}={_text(value)}" for value in values]
     return command
+
+
+def _protocol(args: argparse.Namespace) -> str:
+    protocol: str = args.app_protocol.lower() or "http"
+    return "https" if args.app_ssl and protocol == "http" else protocol
 
 
 def _text(value: object) -> str:
@@ -238,7 +244,7 @@ def _app_environment(args: argparse.Namespace, app_id: str, port: int) -> dict[s
         "PYTHONUNBUFFERED": "1",  # what an app prints is to be seen when it is printed
         **os.environ,
         "APP_ID": app_id,
-        "APP_PROTOCOL": "http",
+        "APP_PROTOCOL": _protocol(args),
         "APP_CHANNEL_ADDRESS": args.app_channel_address or "127.0.0.1",
         "DAPR_HTTP_PORT": str(port),
     }

@@ -94,7 +94,7 @@ def test_yaml_can_be_used(document, tmp_path):
             found = configuration.load_configuration([folder / "shown.yaml"], {})
         else:
             found = resources.load([folder], app_id="warehouse", namespace="", environ={})
-            assert found.components or found.subscriptions
+            assert found.components or found.subscriptions or found.resiliency or found.http_endpoints
             assert subscriptions.from_manifests(found.subscriptions).refused == []
         assert found.warnings == ()
 
@@ -112,7 +112,7 @@ def test_flags_that_have_an_effect_are_documented():
     documented = set(re.findall(r"`--([a-z-]+)`", table))
     told = re.findall(r"^  --(\S+) +(.*)$", flags.usage(), re.MULTILINE)
     effective = {name for name, help_ in told if not help_.startswith(("without effect", "deprecated"))}
-    only_one_value = {"app-protocol", "mode"}
+    only_one_value = {"mode"}
     assert documented == effective - only_one_value - {"dapr-grpc-port"}
 
 

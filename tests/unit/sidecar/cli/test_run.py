@@ -83,7 +83,6 @@ def test_command_taken_for_the_value_of_a_switch():
         (["-f", "dapr.yaml"], "run files"),
         (["-k"], "run files"),
         (["--app-protocol", "grpc"], "--app-protocol grpc comes later"),
-        (["--app-ssl"], "--app-protocol https comes later"),
         (["--app-port", "65536"], "--app-port 65536 is no port"),
         (["--dapr-http-port", "70000"], "--dapr-http-port 70000 is no port"),
         (["--app-id", ""], "--app-id '' is no app id"),
