@@ -29,6 +29,8 @@ _BUILT_IN = {
     SERVICE_RETRIES: Retry(duration=1.0, max_retries=3),
     INITIALIZATION_RETRIES: Retry(exponential=True, max_interval=1.0, max_retries=3, max_elapsed=10.0),
 }
+# To be taken out by whoever calls `for_component`.
+_NO_COMPONENTS = "has no effect yet: components are not called under policies"
 _NOT_YET = ("DaprBuiltInActor", "DefaultActor")
 
 _COMPONENT_TYPES = {
@@ -98,6 +100,8 @@ class Resiliency:
             self._retries |= {name: self._adjusted(name, retry, manifest) for name, retry in manifest.retries.items()}
             self._circuit_breakers |= manifest.breakers
             self._warn_of_names(manifest)
+            if manifest.components:
+                self.warnings.append(f"{manifest.origin}: spec.targets.components: {_NO_COMPONENTS}")
             apps |= manifest.apps
             components |= manifest.components
         self._apps = {name: self._resolve(target) for name, target in apps.items()}
@@ -211,6 +215,8 @@ class Resiliency:
                 known += _BUILT_IN
             if name.startswith(_NOT_YET):
                 self.warnings.append(f"{origin}: actors are not there yet, so it has no effect")
+            elif name in known and "Component" in name:
+                self.warnings.append(f"{origin}: {_NO_COMPONENTS}")
             elif name not in known and re.fullmatch(r"DaprBuiltIn.*|Default.*Policy", name):
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""

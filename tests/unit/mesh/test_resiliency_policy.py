@@ -283,7 +283,7 @@ async def test_an_open_breaker_inside_ends_the_retries_outside(clock: VirtualClo
     outer = Policy("o", clock, retry=Retry(duration=1, max_retries=10))
     target = Target(clock, 500)
     with pytest.raises(BreakerOpen):
-        await finish(clock, outer.run(lambda: inner.run(target, failed=judge), failed=judge), 10)
+        await finish(clock, outer.run(lambda: inner.run(target, failed=judge), failed=judge), 1.5)
     assert target.times == [0]
 
 
