@@ -78,6 +78,7 @@ _HEADINGS: tuple[str, ...] = (
     "client",
     "server",
     "ratio",
+    "by CPU",
     "target",
 )
 
