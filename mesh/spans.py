@@ -57,7 +57,7 @@ def event_texts(message: Stored) -> dict[str, str]:
     texts = {}
     try:
         for name, raw in json_codec.members(payload).items():
-            if name in _WANTED and bytes(raw[:1]) == b'"':
+            if name in _WANTED and bytes(raw).startswith(b'"'):
                 texts[name] = msgspec.json.decode(raw, type=str)
     except (InvalidEvent, msgspec.DecodeError):
         return {}
