@@ -118,8 +118,8 @@ class AccessPolicy:
     """
 
     default: bool | None = True
-    """Whether a caller without a policy of its own is let in; `None` is only where there are no policies (Dapr: the
-    explicit empty text)."""
+    """Whether a caller without a policy of its own is let in. `None`, Dapr's explicit empty text, lets it in only if
+    there are no policies."""
     trust_domain: str = DEFAULT_TRUST_DOMAIN
     """Of this app, and of all callers: a mesh is one trust domain."""
     policies: tuple[AppPolicy, ...] = ()
@@ -300,12 +300,11 @@ class _Node:
         return None
 
     def fits(self, segment: str, is_last: bool) -> bool:
+        if len(self.pieces) == 1:
+            return segment == self.segment
         if self.segment == "*":
             return is_last
-        first, *rest = self.pieces
-        if not rest:
-            return segment == first
-        *middle, last = rest
+        first, *middle, last = self.pieces
         end = len(segment) - len(last)
         if end < len(first) or not segment.startswith(first) or not segment.endswith(last):
             return False
