@@ -31,12 +31,12 @@ def test_api_rules_and_merging(configured: Configured) -> None:
         api:
           allowed: [{name: state, version: v1, protocol: http}]
           denied: [{name: invoke, version: v1}]
-        tracing: {samplingRate: "1", zipkin: {endpointAddress: x}}
+        workflow: {maxConcurrentWorkflowInvocations: 1, statePolicy: {any: 1h}}
         """,
         """\
         api: {allowed: [{name: publish, version: v1.0, protocol: HTTP}, {name: state, version: v1, protocol: grpc}]}
         components: {deny: [state.redis]}
-        tracing: {samplingRate: "0"}
+        workflow: {maxConcurrentWorkflowInvocations: 2}
         """,
     )
     assert configuration.api_allowed == (
@@ -45,8 +45,8 @@ def test_api_rules_and_merging(configured: Configured) -> None:
     )
     assert configuration.api_denied == (ApiRule(name="invoke", version="v1"),)
     assert configuration.components_deny == ("state.redis",)
-    assert configuration.others == {"tracing": {"samplingRate": "0", "zipkin": {"endpointAddress": "x"}}}
-    assert all("spec.tracing has no effect yet" in warning for warning in configuration.warnings)
+    assert configuration.others == {"workflow": {"maxConcurrentWorkflowInvocations": 2, "statePolicy": {"any": "1h"}}}
+    assert all("spec.workflow has no effect yet" in warning for warning in configuration.warnings)
 
 
 PUBLISH, INVOKE = ("v1/publish", "/v1.0/publish/{pubsub}/{topic}"), ("v1/invoke", "/v1.0/invoke/{id}/method/{path}")
