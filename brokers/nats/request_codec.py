@@ -9,12 +9,14 @@ leaves no way to break out of the line. The names differ since nats-py's `respon
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
 
 from brokers.nats import codec
 from mesh import addressing
+from mesh.codec import attributes as rules
 from mesh.codec import header
 from mesh.errors import InvalidEvent, MeshError, MessageTooLarge
 from mesh.ids import random_id
@@ -127,7 +129,7 @@ def _encode(kind: str, event_type: str, head: list[object], pairs: _Pairs, sourc
     extra = "Meshwire-Stream: 1\r\n" if streamed else ""
     for name, value in pairs:
         if name == "content-type" or name.lower() == "content-type":
-            extra += f"ce-datacontenttype: {header.encode(value)}\r\n"
+            extra += _data_content_type(value)
             break
     block = (
         f"NATS/1.0\r\nMeshwire-{kind}: {encoded.decode()}\r\nce-specversion: 1.0\r\nce-type: {event_type}\r\n"
@@ -136,6 +138,16 @@ def _encode(kind: str, event_type: str, head: list[object], pairs: _Pairs, sourc
     if len(block) > MAX_HEADER_BLOCK:
         raise MessageTooLarge(len(block), MAX_HEADER_BLOCK)
     return block
+
+
+@lru_cache(maxsize=256)
+def _data_content_type(value: str) -> str:
+    """The header line for a `Content-Type`; empty for one that is no media type, as HTTP peers may send."""
+    try:
+        rules.check("datacontenttype", value)
+    except InvalidEvent:
+        return ""
+    return f"ce-datacontenttype: {header.encode(value)}\r\n"
 
 
 def decode_request(block: bytes, body: Body, caller: Peer) -> Request:
