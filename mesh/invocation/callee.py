@@ -62,6 +62,8 @@ class Callee:
                     request = _with_trace(request, span.context)
                 response = await self._call(request, "app channel is not initialized")
             except Refused as refused:
+                if not isinstance(request.body, bytes):
+                    await request.body.aclose()
                 response = refusal(self._me.app_id, refused)
             spans.answered(span, response.status)
         self._calls.replied(caller, response.status)
