@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
+from typing import cast
 
 import msgspec
 
@@ -19,6 +20,8 @@ from mesh.errors import InvalidEvent
 from mesh.event import CloudEvent
 from mesh.ports import Delivery, Mode, Topic
 
+_EXPIRY = frozenset(EXPIRY_ATTRIBUTES)
+_NAMES_A_TRACE = frozenset(("traceparent", "traceid"))
 _NO_HEADERS: dict[str, str] = {}
 
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
@@ -54,8 +57,9 @@ def read(delivery: Delivery, raw_from: Topic | None = None) -> Inbound:
         data = delivery.payload
         form = json_codec.json_form(None if content_type is None else str(content_type), data or b"")
         body = json_codec.encode_event(CloudEvent(attributes, data, form))
-        texts = {name: value for name, value in attributes.items() if isinstance(value, str)}
-        return Inbound(body, _expires(texts), _hop(headers, texts))
+        texts = cast(dict[str, str], attributes)  # in binary mode every value came as text
+        hop = _hop(headers, texts) if headers or not _NAMES_A_TRACE.isdisjoint(texts) else _NO_HEADERS
+        return Inbound(body, None if _EXPIRY.isdisjoint(texts) else _expires(texts), hop)
     body = delivery.payload or b""
     _check_object(body)
     if _may_expire(body) or ("traceparent" not in headers and _names_a_trace(body)):

@@ -18,7 +18,8 @@ STRUCTURED = b"Content-Type: application/cloudevents+json\r\n"
 
 _CE = "ce-"
 _MAX_NAMES = 1024
-_names: dict[bytes, str] = {}
+_WHITE_SPACE = " \t\r\n\v\f"
+_names: dict[str, str] = {}
 """Header names seen before, folded to lower case. Bounded: whoever may publish chooses names."""
 
 
@@ -31,8 +32,8 @@ def encode(message: Message, stored_as: str) -> bytes:
     if message.mode is Mode.STRUCTURED:
         lines.append(STRUCTURED)
     elif message.mode is Mode.BINARY:
-        for name, value in message.attributes.items():
-            lines.append(b"ce-%b: %b\r\n" % (name.encode(), header.encode(value).encode()))
+        coded = header.encode_all(message.attributes)
+        lines.append("".join([f"ce-{name}: {value}\r\n" for name, value in coded.items()]).encode())
         if message.payload is None:
             lines.append(b"Meshwire-No-Data: 1\r\n")
     elif message.content_type is not None:
@@ -56,17 +57,18 @@ def _line(name: str, value: str) -> bytes:
 def parse_block(block: bytes) -> dict[str, str]:
     """Header names (lower case) and values of a stored message. The last one of a repeated name wins."""
     parsed: dict[str, str] = {}
-    for line in block.split(b"\r\n")[1:]:
-        raw, separator, value = line.partition(b":")
-        if not separator:
-            continue
-        name = _names.get(raw)
-        if name is None:
-            name = raw.strip().decode("ascii", "replace").lower()
-            if len(_names) < _MAX_NAMES:
-                _names[raw] = name
-        parsed[name] = value.strip().decode("utf-8", "replace")
+    for line in block.decode("utf-8", "replace").split("\r\n")[1:]:
+        raw, separator, value = line.partition(":")
+        if separator:
+            parsed[_names.get(raw) or _name(raw)] = value.strip(_WHITE_SPACE)
     return parsed
+
+
+def _name(raw: str) -> str:
+    name = raw.strip(_WHITE_SPACE).lower()
+    if len(_names) < _MAX_NAMES:
+        _names[raw] = name
+    return name
 
 
 def mode(headers: Mapping[str, str], payload: bytes) -> Mode:
@@ -82,7 +84,7 @@ def mode(headers: Mapping[str, str], payload: bytes) -> Mode:
 
 def decode_attributes(headers: Mapping[str, str]) -> Attributes:
     """The attributes of a binary-mode event. Raises `InvalidEvent`."""
-    found = header.decode_all({name[3:]: value.encode() for name, value in headers.items() if name.startswith(_CE)})
+    found = header.decode_texts({name[3:]: value for name, value in headers.items() if name.startswith(_CE)})
     content_type = headers.get("content-type")
     if "datacontenttype" not in found and content_type is not None:
         found["datacontenttype"] = content_type
@@ -97,5 +99,5 @@ def transport_headers(headers: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in headers.items()
-        if not name.startswith((_CE, "nats-", "meshwire-")) and name != "content-type"
+        if name[:3] != _CE and name[:5] != "nats-" and name[:9] != "meshwire-" and name != "content-type"
     }

@@ -46,6 +46,7 @@ class NatsDelivery:
         "_block",
         "_headers",
         "_lane",
+        "_mode",
         "_reply",
         "_tokens",
         "handed_over",
@@ -58,6 +59,7 @@ class NatsDelivery:
         self._reply = reply
         self._block = block
         self._headers: dict[str, str] | None = None
+        self._mode: Mode | None = None
         self._tokens: list[bytes] | None = None
         self.held_since = now
         self.handed_over = False
@@ -73,7 +75,9 @@ class NatsDelivery:
 
     @property
     def mode(self) -> Mode:
-        return codec.mode(self._all_headers(), self.payload or b"")
+        if self._mode is None:
+            self._mode = codec.mode(self._all_headers(), self.payload or b"")
+        return self._mode
 
     @property
     def attributes(self) -> Attributes:

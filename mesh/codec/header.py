@@ -30,6 +30,17 @@ def encode(value: AttributeValue) -> str:
     return "".join([_CODED[byte] for byte in text.encode()]) if _needs_coding(text) else text
 
 
+def encode_all(attributes: Attributes) -> dict[str, str]:
+    """`encode` for each value. Most values need no coding, and it is cheaper to find that out for all together."""
+    try:
+        joined = "".join(attributes.values())  # type: ignore[arg-type]
+    except TypeError:  # an integer or a boolean
+        return {name: encode(value) for name, value in attributes.items()}
+    if joined.isascii() and joined.isprintable() and not (" " in joined or '"' in joined or "%" in joined):
+        return attributes  # type: ignore[return-value]
+    return {name: encode(value) for name, value in attributes.items()}
+
+
 def decode(raw: bytes, name: str) -> str:
     """The text of a header value: quotes removed, then percent-decoded once, then strictly UTF-8. The rules for
     attribute values are not applied yet. Raises `InvalidEvent` naming `name`.
@@ -62,3 +73,11 @@ def decode_all(values: Mapping[str, bytes]) -> Attributes:
         if len(texts) == len(values):  # else a value contains NUL
             return dict(zip(values, texts, strict=True))
     return {name: decode(value, name) for name, value in values.items()}
+
+
+def decode_texts(values: Mapping[str, str]) -> Attributes:
+    """As `decode_all`, for values that are text already."""
+    joined = "".join(values.values())
+    if joined.isascii() and "%" not in joined and '"' not in joined:
+        return dict(values)
+    return {name: decode(value.encode(), name) for name, value in values.items()}
