@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+
+import msgspec
 
 from mesh import spans, trace
 from mesh.errors import AppError, Code, MeshError
@@ -114,5 +115,5 @@ def _with_trace(request: Request, context: TraceContext) -> Request:
 def refusal(target: str, refused: Refused) -> Response:
     """A refusal as the response that the caller's client gets (Dapr: `ERR_DIRECT_INVOKE`)."""
     message = f"failed to invoke, id: {target}, err: {refused}"
-    body = json.dumps({"errorCode": Code.DIRECT_INVOKE.error_code, "message": message}).encode()
+    body = msgspec.json.encode({"errorCode": Code.DIRECT_INVOKE.error_code, "message": message})
     return Response(status=refused.status, headers=((b"content-type", b"application/json"),), body=body)
