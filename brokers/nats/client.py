@@ -61,8 +61,13 @@ class MeshClient(Client):
 
     def _write(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
-        if self._transport is not None and self._on_lost is not None:
+        if self._transport is None or self._on_lost is None:
+            return
+        try:
             self._transport.write(b"".join(outgoing))
+        except (OSError, RuntimeError) as error:  # uvloop: the socket was closed, and nothing has told us yet
+            self._lost(str(error) or type(error).__name__)
+            self.abandon()
 
     @property
     def unsent_bytes(self) -> int:
