@@ -6,11 +6,12 @@ Hot; guarded by `benchmarks/invoke.py`.
 from __future__ import annotations
 
 import asyncio
+import logging
 from types import TracebackType
 
 from starlette.types import Receive, Scope, Send
 
-from mesh.errors import ApiError, Code, MeshError
+from mesh.errors import ApiError, Code, MeshError, clip
 from mesh.invocation import Caller, InvocationFailed
 from mesh.invocation import headers as rules
 from mesh.invocation import target as targets
@@ -18,7 +19,9 @@ from mesh.ports import BodyStream, Request, Response
 from mesh.trace import InvalidBaggage
 from sidecar.api.request import Context, context
 from sidecar.http.body import BodyTooLarge, ClientGone, read_body
-from sidecar.http.responses import Headers, ResponseAborted, send_response, send_text
+from sidecar.http.responses import Headers, send_response, send_text
+
+logger = logging.getLogger(__name__)
 
 GROUP, TEMPLATE = "v1/invoke", "/v1.0/invoke/{id}/method/{method:path}"
 """What the API lists call it: refused there, unknown paths are a plain 404."""
@@ -214,8 +217,9 @@ async def _respond(
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
     except MeshError as error:
-        # What came must not look whole: the server closes the connection.
-        raise ResponseAborted(str(error)) from error
+        # What came must not look whole: an error after the head closes the connection.
+        logger.warning("the answer of %s broke off: %s", clip(target), error)
+        raise _failure(target, None, error) from error
     finally:
         await body.aclose()
 
