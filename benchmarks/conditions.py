@@ -16,11 +16,14 @@ from mesh.pubsub import DEFAULT_COMPONENT
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """`seconds` is the length of one run of a rate, `events` their number where it is fixed."""
+    """`seconds` is the length of one run of a rate, `slice` that of one way's turn where latencies of several ways
+    are compared, `events` their number where it is fixed, `streamed` the bytes of a long body."""
 
     runs: int = 5
     seconds: float = 3.0
+    slice: float = 10.0
     events: int = 20_000
+    streamed: int = 1 << 30
     rate: float = 1000.0
     """Events per second where latency is measured."""
     peer: Kind | None = None

@@ -10,11 +10,8 @@ It knows just enough HTTP to be no bottleneck: about 7 µs of CPU for a request.
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import os
 import random
 import re
-import struct
 import time
 from collections import Counter, deque
 
@@ -23,11 +20,10 @@ import msgspec
 from benchmarks import worker
 from benchmarks.events import Template
 from benchmarks.histogram import Histogram
+from benchmarks.pace import keep_pace
 
 PATIENCE = 30.0
 """Seconds to wait for the answers that are missing after the last request."""
-FASTEST_TICK = 100_000
-"""Nanoseconds between two looks at which requests are due, at the least."""
 
 _content_length = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE).search
 
@@ -207,41 +203,15 @@ class Load:
         total = int(self._plan.seconds * rate)
         self._last = total if self._last is None else min(self._last, total)
         self._idle.extend(self._connections)
-        pause = 1e9 / rate
-        loop = asyncio.get_running_loop()
-        ticks = _ticks(max(int(pause), FASTEST_TICK))
 
-        def send_what_is_due() -> None:
-            os.read(ticks, 8)
-            now = time.monotonic_ns()
-            while self._sent != self._last and (due := start + int(self._sent * pause)) <= now:
-                self._sent += 1
-                if self._idle:
-                    self._send(self._idle.popleft(), due)
-                else:
-                    self._late.append(due)
+        def send(due: int) -> None:
+            self._sent += 1
+            if self._idle:
+                self._send(self._idle.popleft(), due)
+            else:
+                self._late.append(due)
 
-        loop.add_reader(ticks, send_what_is_due)
-        try:
-            await self._done
-        finally:
-            loop.remove_reader(ticks)
-            os.close(ticks)
-
-
-def _ticks(nanoseconds: int) -> int:
-    """A descriptor that becomes readable every so often (timerfd_create(2); in `os` from Python 3.13 on).
-
-    The timers of event loops count milliseconds, which is more than most of the latencies to be measured.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    descriptor = int(libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_CLOEXEC))
-    seconds, rest = divmod(nanoseconds, 10**9)
-    interval = struct.pack("llll", seconds, rest, seconds, rest)
-    if descriptor < 0 or libc.timerfd_settime(descriptor, 0, interval, None) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return descriptor
+        await keep_pace(rate, self._last, start, send, self._done)
 
 
 async def _main(plan: Plan) -> Result:

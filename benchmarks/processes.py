@@ -70,6 +70,13 @@ class Process:
             sizes[name] = int(size) * 1024
         return Memory(sizes["Rss:"], sizes["Pss:"])
 
+    def peak(self) -> int:
+        """Most bytes that were ever resident (RSS)."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+        raise RuntimeError(f"{self._log.stem} has ended")
+
     def check(self) -> None:
         """Raise `RuntimeError` with the end of its output unless it runs."""
         if self._process.poll() is not None:

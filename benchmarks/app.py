@@ -1,0 +1,99 @@
+"""The app that is called: as little as can answer HTTP, so that the sidecars alone are measured.
+
+POST /echo            the body of the request
+POST /upload          how many bytes came, in decimal
+GET  /download/<n>    n bytes
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import httptools
+import uvloop
+
+from benchmarks.processes import Process
+
+ECHO = "/echo"
+UPLOAD = "/upload"
+DOWNLOAD = "/download"
+
+PIECE = bytes(256 * 1024)
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+_NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+
+
+class Connection(asyncio.Protocol):
+    """One connection to the app."""
+
+    def __init__(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        self._path = ""
+        self._body: list[bytes] = []
+        self._received = 0
+        self._left = 0
+        """Bytes of a download that are not written yet."""
+        self._full = False
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def on_url(self, url: bytes) -> None:
+        self._path = url.decode()
+        self._body = []
+        self._received = 0
+
+    def on_body(self, body: bytes) -> None:
+        self._received += len(body)
+        if self._path == ECHO:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._path == ECHO:
+            self._transport.write(_HEAD % self._received + b"".join(self._body))
+        elif self._path == UPLOAD:
+            count = b"%d" % self._received
+            self._transport.write(_HEAD % len(count) + count)
+        elif self._path.startswith(DOWNLOAD + "/"):
+            self._left = int(self._path.removeprefix(DOWNLOAD + "/"))
+            self._transport.write(_HEAD % self._left)
+            self._go_on()
+        else:
+            self._transport.write(_NOT_FOUND)
+
+    def _go_on(self) -> None:
+        while self._left and not self._full:
+            piece = PIECE[: self._left]
+            self._left -= len(piece)
+            self._transport.write(piece)
+
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+        self._go_on()
+
+
+class App(Process):
+    """The app in a process of its own, which listens once it is made."""
+
+    def __init__(self, port: int, log: Path) -> None:
+        super().__init__([sys.executable, "-P", "-m", "benchmarks.app", str(port)], log)
+        self.port = port
+        self.wait_until_listening(port)
+
+
+async def _serve(port: int) -> None:
+    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", port)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    uvloop.run(_serve(int(sys.argv[1])))
