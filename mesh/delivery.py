@@ -145,6 +145,7 @@ class Deliverer:
         )
         self._tracer = telemetry.tracer
         self._below_creation = telemetry.below_creation
+        self._observed = telemetry is not SILENCE
         self._deliveries = telemetry.meter.deliveries(topic.pubsub, topic.name)
         self._dead_lettering: set[asyncio.Task[None]] = set()
         self._draining = False
@@ -209,10 +210,11 @@ class Deliverer:
         if error is None:
             response = call.result()
             judged, reason = verdict(response)
-            self._deliveries.end(begun, judged.value, _said(response, judged))
-            if span.recording:
-                spans.describe_answer(span, response.status)
-            span.end(reason or None)
+            if self._observed:
+                self._deliveries.end(begun, judged.value, _said(response, judged))
+                if span.recording:
+                    spans.describe_answer(span, response.status)
+                span.end(reason or None)
             if judged is Verdict.SUCCESS:
                 delivery.ack()
             elif judged is Verdict.DROP:

@@ -113,11 +113,24 @@ class PubSub:
         self, component: Component, topic: str, address: Topic, messages: Sequence[Message]
     ) -> dict[int, BrokerError]:
         """Publish all; returns the failures by index."""
+        log = component.log
         publishes = self._meter.publishes(component.name, topic)
         begun = publishes.begin()
+        failures: dict[int, BrokerError] = {}
         stored = False
         try:
-            failures = await _store(component.log, address, messages)
+            if len(messages) == 1:
+                try:
+                    await log.publish(address, messages[0])
+                except BrokerError as error:
+                    failures[0] = error
+            else:
+                publishing = (log.publish(address, message) for message in messages)
+                for index, outcome in enumerate(await asyncio.gather(*publishing, return_exceptions=True)):
+                    if isinstance(outcome, BrokerError):
+                        failures[index] = outcome
+                    elif outcome is not None:
+                        raise outcome
             stored = not failures
         finally:
             publishes.end(begun, stored)
@@ -145,24 +158,6 @@ class PubSub:
                 resource=("pubsub", component.name),
                 metadata={"appID": self.app_id, "error": message},
             )
-
-
-async def _store(log: EventLog, topic: Topic, messages: Sequence[Message]) -> dict[int, BrokerError]:
-    """Publish all; returns the failures by index."""
-    if len(messages) == 1:
-        try:
-            await log.publish(topic, messages[0])
-        except BrokerError as error:
-            return {0: error}
-        return {}
-    outcomes = await asyncio.gather(*(log.publish(topic, message) for message in messages), return_exceptions=True)
-    failures: dict[int, BrokerError] = {}
-    for index, outcome in enumerate(outcomes):
-        if isinstance(outcome, BrokerError):
-            failures[index] = outcome
-        elif outcome is not None:
-            raise outcome
-    return failures
 
 
 def _not_stored(pubsub: str, topic: str, total: int, failures: Mapping[int, BrokerError]) -> ApiError:

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from mesh import __version__
 from mesh.errors import ConfigurationError
-from mesh.telemetry import NO_METER, NO_TRACER, Telemetry
+from mesh.telemetry import NO_METER, NO_TRACER, SILENCE, Telemetry
 from mesh.telemetry_settings import MetricsSettings, TracingSettings
 from sidecar.flags import SidecarFlags
 from sidecar.http.server import HttpServer
@@ -38,11 +38,13 @@ class Observers:
         self._tracer = tracer
         self._registry = _registry(flags, metrics, self._queues)
         self._server: HttpServer | None = None
-        self.telemetry = Telemetry(
-            tracer=tracer or NO_TRACER,
-            meter=PrometheusMeter(self._registry, metrics, namespace) if self._registry else NO_METER,
-            below_creation=tracing.below_creation,
-        )
+        self.telemetry = SILENCE
+        if tracer is not None or self._registry is not None:
+            self.telemetry = Telemetry(
+                tracer=tracer or NO_TRACER,
+                meter=PrometheusMeter(self._registry, metrics, namespace) if self._registry else NO_METER,
+                below_creation=tracing.below_creation,
+            )
 
     def around(self, api: ASGIApp) -> ASGIApp:
         """`api` with its requests traced and measured."""

@@ -13,7 +13,7 @@ import pytest
 
 from tests.contract.nats_server import free_port
 from tests.e2e.collectors import Collector, GrpcCollector, HttpCollector
-from tests.e2e.mesh import JSON, App, Mesh, Sidecar, call, subscription, until
+from tests.e2e.mesh import JSON, App, Mesh, Request, Sidecar, call, subscription, until
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = f"00-{TRACE}-00f067aa0ba902b7-01"
@@ -218,3 +218,55 @@ async def test_grpc_without_its_extra_names_the_extra(mesh: Mesh, tmp_path: Path
     shop = mesh.add("shop", "--config", configuration(tmp_path, otel=otel), PYTHONPATH=f"{tmp_path}{os.pathsep}")
     assert await shop.start().end(None) == 1
     assert "pip install 'meshwire[otel]'" in shop.log
+
+
+async def test_one_trace_through_four_services_and_a_topic(mesh: Mesh, tmp_path: Path) -> None:
+    """curl → shop (invoked) → topic → ship → stock (invoked): each app passes on the `traceparent` it was given."""
+    ports: dict[str, int] = {}
+
+    def given(request: Request) -> tuple[str, str]:
+        return "traceparent", request.headers["traceparent"]
+
+    async def order(request: Request) -> int:
+        return (await call(ports["shop"], "POST", "/v1.0/publish/pubsub/orders", [JSON, given(request)], b"{}")).status
+
+    async def ship(request: Request) -> int:
+        path = "/v1.0/invoke/stock/method/reserve"
+        return (await call(ports["ship"], "POST", path, [JSON, given(request)], b"{}")).status
+
+    with HttpCollector() as collector:
+        otel = {"endpointAddress": f"127.0.0.1:{collector.port}", "protocol": "http", "isSecure": False}
+        file = configuration(tmp_path, otel=otel)
+        async with App(answer=order) as shop, App([subscription("orders")], ship) as shipping, App() as stock:
+            web = await mesh.sidecar("web", "--config", file)
+            ports["shop"] = (await mesh.sidecar("shop", "--config", file, app=shop)).port
+            ports["ship"] = (await mesh.sidecar("ship", "--config", file, app=shipping, topics=["orders"])).port
+            await mesh.sidecar("stock", "--config", file, app=stock)
+            answer = await web.call("POST", "/v1.0/invoke/shop/method/order", [JSON, ("traceparent", CALLER)], b"{}")
+            assert answer.status == 204
+            (reserved,) = await stock.got()
+            spans = await collector.got(
+                *("/v1.0/invoke/shop/method/order", "CallLocal/shop/order", "CallLocal/shop/order"),
+                *("/v1.0/publish/pubsub/orders", "publish orders", "process orders"),
+                *("/v1.0/invoke/stock/method/reserve", "CallLocal/stock/reserve", "CallLocal/stock/reserve"),
+            )
+    assert {span.trace_id for span in spans} == {TRACE}
+    by_id = {span.span_id: span for span in spans}
+    path = []  # from the innermost outwards
+    at = reserved.headers["traceparent"][36:52]
+    while at in by_id:
+        path.append((by_id[at].service, by_id[at].name, by_id[at].kind))
+        at = by_id[at].parent_id
+    assert at == CALLER[36:52]
+    assert path == [
+        ("stock", "CallLocal/stock/reserve", "SERVER"),
+        ("ship", "CallLocal/stock/reserve", "CLIENT"),
+        ("ship", "/v1.0/invoke/stock/method/reserve", "SERVER"),
+        ("ship", "process orders", "CONSUMER"),
+        ("shop", "publish orders", "PRODUCER"),
+        ("shop", "/v1.0/publish/pubsub/orders", "SERVER"),
+        ("shop", "CallLocal/shop/order", "SERVER"),
+        ("web", "CallLocal/shop/order", "CLIENT"),
+        ("web", "/v1.0/invoke/shop/method/order", "SERVER"),
+    ]
+    assert len(spans) == len(path)
