@@ -537,7 +537,8 @@ async def test_closing_a_server_answers_what_is_under_way_and_takes_no_more(
 
 
 async def test_no_call_is_lost_when_an_instance_closes_under_load(join: Join, shop: Requests, stock: Peer) -> None:
-    servers = [await (await join("stock")).serve("stock", echo, concurrency=8) for _ in range(2)]
+    members = [await join("stock") for _ in range(2)]
+    servers = [await member.serve("stock", echo, concurrency=8) for member in members]
 
     async def call_on() -> int:
         answered = 0
@@ -551,6 +552,7 @@ async def test_no_call_is_lost_when_an_instance_closes_under_load(join: Join, sh
         callers = [group.create_task(call_on()) for _ in range(16)]
         await asyncio.sleep(0.05)
         await soon(servers[0].close())
+        await soon(members[0].close())
         await asyncio.sleep(0.05)
         done.set()
     assert all(caller.result() for caller in callers)

@@ -166,7 +166,83 @@ async def test_a_caller_that_dies_cancels_the_handler(server: NatsServer, peer: 
         call.cancel()
 
 
-# The server goes away
+async def test_a_caller_that_was_busy_itself_does_not_take_the_callee_for_dead(
+    server: NatsServer, shop: LoneRequests
+) -> None:
+    with peer_process(server.url):
+        call = asyncio.ensure_future(shop.request(PEER, get("/wait")))
+        await asyncio.sleep(BEAT)
+        time.sleep(BEAT * (MISSED_BEATS + 0.5))  # the beats of this time are not read yet
+        await asyncio.sleep(BEAT / 2)
+        assert not call.done()
+        call.cancel()
+
+
+async def test_a_cancel_does_not_wait_for_a_beat(server: NatsServer) -> None:
+    started, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def handler(request: Request) -> Response:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        return Response(status=200)
+
+    async with connected(server.url, PEER, REAL_BEAT) as peer, connected(server.url, SHOP, REAL_BEAT) as shop:
+        await peer.serve(PEER.app_id, handler, concurrency=8)
+        call = asyncio.ensure_future(shop.request(PEER, get()))
+        await asyncio.wait_for(started.wait(), 5)
+        call.cancel()
+        await asyncio.wait_for(cancelled.wait(), 0.5)
+
+
+# A connection is lost, the server goes away
+
+
+@pytest.mark.parametrize("direction", ["down", "up"])
+@pytest.mark.parametrize("end", ["caller", "callee"])
+@pytest.mark.parametrize("which", ["main", "bulk"])
+async def test_a_connection_lost_in_the_middle_of_a_stream_is_an_error_at_both_ends(
+    shop: LoneRequests, peer: LoneRequests, direction: str, end: str, which: str
+) -> None:
+    flows, ended = asyncio.Event(), asyncio.Event()
+
+    async def handler(request: Request) -> Response:
+        if direction == "down":
+            return Response(status=200, body=noted())
+        assert not isinstance(request.body, bytes)
+        try:
+            async for _ in request.body:
+                flows.set()
+        finally:
+            ended.set()
+        return Response(status=200)
+
+    async def noted() -> AsyncGenerator[bytes, None]:
+        try:
+            async for piece in endless():
+                yield piece
+        finally:
+            ended.set()
+
+    async def call() -> None:
+        response = await shop.request(PEER, get(body=endless() if direction == "up" else b""))
+        assert not isinstance(response.body, bytes)
+        async for _ in response.body:
+            flows.set()
+
+    await peer.serve(PEER.app_id, handler, concurrency=8)
+    under_way = asyncio.ensure_future(call())
+    await asyncio.wait_for(flows.wait(), 5)
+    requests = {"caller": shop, "callee": peer}[end]
+    connection = requests.connection if which == "main" else requests.bulk._connection
+    assert connection is not None
+    assert connection._client is not None
+    connection._client._lost("cut")
+    with pytest.raises(PeerLost):
+        await asyncio.wait_for(under_way, 3 * BEAT)
+    await asyncio.wait_for(ended.wait(), 3 * BEAT)
 
 
 @pytest.mark.parametrize("direction", ["down", "up"])
@@ -459,19 +535,22 @@ async def test_a_caller_cannot_have_the_callee_publish_where_it_may_not(
 async def test_a_caller_cannot_cancel_the_call_of_another(
     shop: LoneRequests, peer: LoneRequests, stock_client: Client
 ) -> None:
-    addresses: list[bytes] = []
+    started, release = asyncio.Event(), asyncio.Event()
 
     async def handler(request: Request) -> Response:
-        address = next(iter(peer_server._calls))
-        await stock_client.publish(f"{ADDRESS}.mallory.cancel", address)
-        await stock_client.flush()
-        addresses.append(address)
-        await asyncio.sleep(0.05)
+        started.set()
+        await release.wait()
         return Response(status=200)
 
-    peer_server = await peer.serve(PEER.app_id, handler, concurrency=8)
-    assert (await asyncio.wait_for(shop.request(PEER, get()), 5)).status == 200
-    assert addresses
+    service = await peer.serve(PEER.app_id, handler, concurrency=8)
+    call = asyncio.ensure_future(shop.request(PEER, get()))
+    await asyncio.wait_for(started.wait(), 5)
+    (address,) = service._calls  # which only the callee knows: not even its own peers may cancel
+    await stock_client.publish(f"{ADDRESS}.mallory.cancel", address)
+    await stock_client.flush()
+    await peer.connection.round_trip()
+    release.set()
+    assert (await asyncio.wait_for(call, 5)).status == 200
 
 
 async def test_a_caller_whose_connection_was_lost_does_not_keep_the_handler(
