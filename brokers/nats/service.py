@@ -112,11 +112,12 @@ class Service:
         if call is not None and subject == b"%b%b.%b" % (self._root.encode(), call.token, addressing.CANCEL.encode()):
             self.abandon(call)
 
-    def _on_lost(self, _reason: str) -> None:
-        """Streams lose credits with a connection; the callers of these calls hear no more beats."""
+    def _on_lost(self, reason: str) -> None:
+        """Streams lose credits with a connection. Other calls go on: their answers can wait for the next one."""
         for call in list(self._calls.values()):
             if call.streaming:
-                self.abandon(call)
+                call.lost = f"{self.peer.app_id} lost its connection to NATS: {reason}"
+                self._workers.withdraw(call)
 
     def _on_denied(self, text: str) -> bool:
         if f'"{self._root.lower()}*' not in text:
@@ -166,6 +167,8 @@ class IncomingCall:
         self.heard_of = now
         """When the caller last got something from us."""
         self.gone = False
+        self.lost: str | None = None
+        """Why the call cannot go on, for its caller to hear once there is a connection again."""
         self._control = b""
         self._inflow: Inflow | None = None
         self._outflow: Outflow | None = None
@@ -195,7 +198,7 @@ class IncomingCall:
         try:
             await self._answer()
         except asyncio.CancelledError:
-            problem = f"{self._service.peer.app_id} is shutting down"
+            problem = self.lost or f"{self._service.peer.app_id} is shutting down"
             raise
         except MeshError as error:
             problem = str(error)
@@ -204,8 +207,18 @@ class IncomingCall:
             problem = f"{self._service.peer.app_id} failed to answer; its log says why"
         finally:
             if problem is not None and not self.gone:
-                self._service.say(self.reply, request_codec.error(problem))
+                await self._excuse(problem)
             self._service.forget(self)
+
+    async def _excuse(self, problem: str) -> None:
+        """Tell the caller that there will be no answer. Only a lost connection is worth waiting for another."""
+        if self.lost is None:
+            self._service.say(self.reply, request_codec.error(problem))
+            return
+        try:
+            await self._publish(request_codec.error(problem), b"")
+        except BrokerError as error:
+            logger.warning("the caller of %s hears of it by silence only: %s", self._service.peer.app_id, error)
 
     async def _answer(self) -> None:
         service = self._service
