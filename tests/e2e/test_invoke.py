@@ -522,3 +522,24 @@ async def test_a_restarting_callee_is_waited_for(mesh, pool, echo):
     call = asyncio.create_task(caller.get("/echo"))
     callee.start()
     assert (await asyncio.wait_for(call, 10))[0] == 200
+
+
+async def test_a_plain_nats_program_calls_and_is_called(mesh, pool, echo):
+    """The example, and a sidecar app that answers the same call."""
+    folder = Path(__file__).parents[2] / "examples" / "nats"
+    port = free_port()
+    shop = Process(mesh.folder, "shop.py", [sys.executable, str(folder / "shop.py")], {"APP_PORT": str(port)}).start()
+    mesh.processes.append(shop)
+    caller = Client(pool, (await mesh.sidecar("shop", app=port)).port)
+    prices = Process(mesh.folder, "prices.py", [sys.executable, str(folder / "prices.py"), mesh.server.url], {}).start()
+    mesh.processes.append(prices)
+    await prices.says("the shop was told by prices: prices are served\n")
+    status, headers, content = await caller.request("GET", "/v1.0/invoke/prices/method/prices/lamp")
+    assert (status, content) == (200, b'{"item": "lamp", "price": 40}')
+    assert (b"cache-control", b"max-age=60") in headers
+    await prices.says("shop asked for /prices/lamp: 200\n")
+    for method, path, expected in (("GET", "piano", 404), ("DELETE", "lamp", 405)):
+        assert (await caller.request(method, f"/v1.0/invoke/prices/method/prices/{path}"))[0] == expected
+    prices.kill()
+    await mesh.sidecar("prices", app=echo.port)  # takes its place
+    assert (await caller.get("/v1.0/invoke/prices/method/prices/lamp"))[0] == 200
