@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import pytest
 
 from tests.contract.nats_server import free_port
 from tests.e2e.collectors import Collector, GrpcCollector, HttpCollector
-from tests.e2e.mesh import JSON, App, Mesh, Request, Sidecar, call, subscription, until
+from tests.e2e.mesh import JSON, LIMIT, App, Mesh, Request, Sidecar, call, subscription, until
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = f"00-{TRACE}-00f067aa0ba902b7-01"
@@ -201,6 +202,27 @@ async def test_a_collector_that_is_not_there_costs_spans_and_nothing_else(
     assert await shop.end() == 0
     assert time.monotonic() - begun < 5
     assert len(re.findall("are lost", shop.log)) == 1
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+async def test_a_collector_that_hangs_holds_up_nobody(mesh: Mesh, tmp_path: Path, protocol: str) -> None:
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        await reader.read()
+        writer.close()
+
+    connected = asyncio.Event()
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        otel = {"endpointAddress": f"127.0.0.1:{port}", "protocol": protocol, "isSecure": False}
+        shop = await mesh.sidecar("shop", "--config", configuration(tmp_path, otel=otel))
+        await shop.publish(b"{}", topic="orders")
+        await asyncio.wait_for(connected.wait(), LIMIT)
+        begun = time.monotonic()
+        for _ in range(20):
+            await shop.publish(b"{}", topic="orders")
+        assert await shop.end() == 0
+        assert time.monotonic() - begun < 5
 
 
 async def test_a_collector_that_refuses_is_not_asked_again(mesh: Mesh, tmp_path: Path) -> None:
