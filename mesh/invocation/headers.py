@@ -34,8 +34,11 @@ def of_request(headers: HeaderList) -> list[tuple[bytes, bytes]]:
     """The headers of a client's request that go to the callee. Names are in lower case. The trace and the length of
     the body are the caller's to add. `dapr-*` are gone: whoever calls is told by the callee's own sidecar.
     """
-    kept = [header for header in headers if _goes_with_request(header[0])]
-    return _without_named(headers, kept)
+    kept: list[tuple[bytes, bytes]] = []
+    left_out: list[tuple[bytes, bytes]] = []
+    for header in headers:
+        (kept if _goes_with_request(header[0]) else left_out).append(header)
+    return _without_named(kept, left_out)
 
 
 def of_response(headers: HeaderList) -> list[tuple[bytes, bytes]]:
@@ -43,13 +46,16 @@ def of_response(headers: HeaderList) -> list[tuple[bytes, bytes]]:
     sender's to decide. Raises `InvalidHeader` for a header that would break out of its line.
     """
     kept = []
+    left_out = []
     for name, value in headers:
         if _BAD_VALUE(value):
             raise InvalidHeader(f"the response has a control character in the value of the header '{_shown(name)}'")
         lower = _response_name(name)
-        if lower is not None:
+        if lower is None:
+            left_out.append((name, value))
+        else:
             kept.append((lower, value))
-    return _without_named(headers, kept)
+    return _without_named(kept, left_out)
 
 
 def trace_headers(context: TraceContext) -> list[tuple[bytes, bytes]]:
@@ -84,12 +90,10 @@ def _response_name(name: bytes) -> bytes | None:
     return None if lower in _HOP_BY_HOP or lower in _RESPONSE_ONLY or lower.endswith(b"-bin") else lower
 
 
-def _without_named(headers: HeaderList, kept: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """`kept` without what a `Connection` header names (RFC 9110, 7.6.1)."""
-    if len(kept) == len(headers):
-        return kept
+def _without_named(kept: list[tuple[bytes, bytes]], left_out: HeaderList) -> list[tuple[bytes, bytes]]:
+    """`kept` without what a `Connection` header among those `left_out` names (RFC 9110, 7.6.1)."""
     named: set[bytes] = set()
-    for name, value in headers:
+    for name, value in left_out:
         if name.lower() == b"connection":
             named.update(option.strip(b" \t").lower() for option in value.split(b","))
     return [header for header in kept if header[0] not in named] if named else kept
