@@ -226,18 +226,20 @@ async def _respond(
 
 def _headers(response: Response, asked: Context, *, bodiless: bool) -> Headers:
     """The headers of the answer. Raises `InvalidHeader`."""
-    headers = rules.of_response(response.headers)
-    names = {name for name, _ in headers}
-    length = None
-    if b"content-length" in names:
-        length = rules.content_length(headers)
-        headers = [header for header in headers if header[0] != b"content-length"]
+    passed = rules.of_response(response.headers)
+    headers = [header for header in passed if header[0] != b"content-length"]
     if isinstance(response.body, bytes) and not bodiless:
-        length = len(response.body)
+        length: int | None = len(response.body)
+    else:
+        length = rules.content_length(passed)
     if length is not None and response.status != 204:
         headers.append((b"content-length", b"%d" % length))
-    if response.status >= 400 and b"content-type" not in names:
+    if response.status >= 400 and not _has(headers, b"content-type"):
         headers.append((b"content-type", b"application/json"))  # Dapr
     if asked.trace is not None or asked.baggage is not None:
-        headers += [header for header in asked.echo() if header[0] not in names]
+        headers += [header for header in asked.echo() if not _has(passed, header[0])]
     return headers
+
+
+def _has(headers: Headers, wanted: bytes) -> bool:
+    return any(name == wanted for name, _ in headers)
