@@ -112,42 +112,51 @@ def encode_request(request: Request, caller: Peer, *, streamed: bool) -> bytes:
     """Raises `MessageTooLarge`."""
     pairs = _texts(request.headers)
     head: list[object] = [request.method, request.path, pairs]
-    return _encode("Request", addressing.INVOCATION_REQUEST, head, pairs, caller, streamed)
+    return _encode(b"Request", addressing.INVOCATION_REQUEST, head, pairs, caller, streamed)
 
 
 def encode_response(response: Response, source: Peer, *, streamed: bool) -> bytes:
     """Raises `MessageTooLarge`."""
     pairs = _texts(response.headers)
     head = [response.status, pairs, _texts(response.trailers)] if response.trailers else [response.status, pairs]
-    return _encode("Response", addressing.INVOCATION_RESPONSE, head, pairs, source, streamed)
+    return _encode(b"Response", addressing.INVOCATION_RESPONSE, head, pairs, source, streamed)
 
 
-def _encode(kind: str, event_type: str, head: list[object], pairs: _Pairs, source: Peer, streamed: bool) -> bytes:
+def _encode(kind: bytes, event_type: str, head: list[object], pairs: _Pairs, source: Peer, streamed: bool) -> bytes:
     encoded = _encode_json(head)
     if not encoded.isascii():  # odd bytes, each of them a character here
         encoded = json.dumps(head, separators=(",", ":")).encode()
-    extra = "Meshwire-Stream: 1\r\n" if streamed else ""
+    extra = b"Meshwire-Stream: 1\r\n" if streamed else b""
     for name, value in pairs:
         if name == "content-type" or name.lower() == "content-type":
             extra += _data_content_type(value)
             break
-    block = (
-        f"NATS/1.0\r\nMeshwire-{kind}: {encoded.decode()}\r\nce-specversion: 1.0\r\nce-type: {event_type}\r\n"
-        f"ce-source: {header.encode(source.app_id)}\r\nce-id: {random_id()}\r\n{extra}\r\n"
-    ).encode()
+    block = b"NATS/1.0\r\nMeshwire-%b: %b\r\n%bce-id: %b\r\n%b\r\n" % (
+        kind,
+        encoded,
+        _event_lines(event_type, source.app_id),
+        random_id().encode(),
+        extra,
+    )
     if len(block) > MAX_HEADER_BLOCK:
         raise MessageTooLarge(len(block), MAX_HEADER_BLOCK)
     return block
 
 
 @lru_cache(maxsize=256)
-def _data_content_type(value: str) -> str:
+def _event_lines(event_type: str, source: str) -> bytes:
+    """The header lines that are the same for all calls, or answers, of one app."""
+    return f"ce-specversion: 1.0\r\nce-type: {event_type}\r\nce-source: {header.encode(source)}\r\n".encode()
+
+
+@lru_cache(maxsize=256)
+def _data_content_type(value: str) -> bytes:
     """The header line for a `Content-Type`; empty for one that is no media type, as HTTP peers may send."""
     try:
         rules.check("datacontenttype", value)
     except InvalidEvent:
-        return ""
-    return f"ce-datacontenttype: {header.encode(value)}\r\n"
+        return b""
+    return f"ce-datacontenttype: {header.encode(value)}\r\n".encode()
 
 
 def decode_request(block: bytes, body: Body, caller: Peer) -> Request:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from functools import lru_cache
 
 from brokers.nats import request_codec
 from brokers.nats.bulk import Bulk, Inflow, Outflow
@@ -49,6 +50,7 @@ class NatsRequests:
         self._beat = beat
         self.bulk = Bulk(connection)
         self.mailbox = Mailbox(connection, self._refuse)
+        self._subject = lru_cache(maxsize=1024)(self._call_subject)
         self._stops = [
             self.mailbox.stop,
             connection.on_lost(self._on_lost),
@@ -94,9 +96,7 @@ class NatsRequests:
     def _begin(self, target: Peer, request: Request) -> OutgoingCall:
         if self._closed:
             raise Disconnected("the connection to NATS is closed")
-        root = addressing.invocation_root(self._prefix, target)
-        subject = (root + addressing.caller_token(self._peer, target.namespace)).encode()
-        call = OutgoingCall(self, target, subject)
+        call = OutgoingCall(self, target, self._subject(target))
         try:
             streamed = self._send(call, request)
         except BaseException:
@@ -108,6 +108,10 @@ class NatsRequests:
         if streamed:
             call.send_body(request.body)
         return call
+
+    def _call_subject(self, target: Peer) -> bytes:
+        root = addressing.invocation_root(self._prefix, target)
+        return (root + addressing.caller_token(self._peer, target.namespace)).encode()
 
     def _send(self, call: OutgoingCall, request: Request) -> bool:
         """Whether the body is to be streamed."""
