@@ -20,7 +20,7 @@ TIMEOUT = 1.0
 AT_ONCE = 8
 
 
-class Row(msgspec.Struct, rename="camel"):
+class Row(msgspec.Struct, rename="camel", omit_defaults=True):
     """One sidecar. The names are those of `dapr list -o json`, but for `status`."""
 
     app_id: str
@@ -34,6 +34,10 @@ class Row(msgspec.Struct, rename="camel"):
     cli_pid: int
     app_pid: int
     status: str
+    run_template_path: str = ""
+    run_template_name: str = ""
+    app_log_path: str = ""
+    daprd_log_path: str = ""
 
 
 class _Metadata(msgspec.Struct):
@@ -53,6 +57,8 @@ COLUMNS = {
     "APP PID": "app_pid",
     "STATUS": "status",
 }
+OF_A_RUN_FILE = {"RUN TEMPLATE": "run_template_name", "RUN TEMPLATE PATH": "run_template_path"}
+"""Shown when a listed app was started from one."""
 WIDEST = 40
 """Characters of a cell in the table."""
 
@@ -78,18 +84,21 @@ def execute(args: argparse.Namespace) -> int:
     return OK
 
 
-def _row(entry: registry.Entry) -> Row:
-    extended: dict[str, str] = {}
+def ask(entry: registry.Entry) -> tuple[dict[str, str], str]:
+    """What the sidecar was told to tell (`extended` of its metadata), and its status: `running`, or why not."""
     try:
         answer = call(address_of(entry), "GET", "/v1.0/metadata", timeout=TIMEOUT)
         if answer.status == 200:
-            extended, status = msgspec.json.decode(answer.body, type=_Metadata).extended, "running"
-        else:
-            status = f"refuses: {answer.problem}"
+            return msgspec.json.decode(answer.body, type=_Metadata).extended, "running"
+        return {}, f"refuses: {answer.problem}"
     except msgspec.DecodeError:
-        status = "answers, but not as a sidecar does"
+        return {}, "answers, but not as a sidecar does"
     except MeshError as error:
-        status = f"does not answer: {error}"
+        return {}, f"does not answer: {error}"
+
+
+def _row(entry: registry.Entry) -> Row:
+    extended, status = ask(entry)
     return Row(
         app_id=entry.app_id,
         http_port=entry.http_port or 0,
@@ -102,6 +111,10 @@ def _row(entry: registry.Entry) -> Row:
         cli_pid=entry.cli_pid or _number(extended.get("cliPID")),
         app_pid=_number(extended.get("appPID")),
         status=status,
+        run_template_path=extended.get("runTemplatePath", ""),
+        run_template_name=extended.get("runTemplateName", ""),
+        app_log_path=extended.get("appLogPath", ""),
+        daprd_log_path=extended.get("daprdLogPath", ""),
     )
 
 
@@ -118,8 +131,9 @@ def _number(text: str | None) -> int:
 
 
 def _table(rows: list[Row]) -> str:
-    cells = [[_cell(getattr(row, field)) for field in COLUMNS.values()] for row in rows]
-    lines = [list(COLUMNS), *cells]
+    columns = COLUMNS | OF_A_RUN_FILE if any(row.run_template_path for row in rows) else COLUMNS
+    cells = [[_cell(getattr(row, field)) for field in columns.values()] for row in rows]
+    lines = [list(columns), *cells]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 

@@ -13,14 +13,14 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from brokers.nats import embedded
 from mesh.errors import ConfigurationError, clip
 from sidecar.cli import UsageError
-from sidecar.supervisor import Api, App, say, supervise
+from sidecar.supervisor import Api, App, Plan, say, supervise
 
 DEFAULT_PORT = 3500
 ANY_PORT = 0
@@ -58,6 +58,7 @@ PASSED_ON = (
     Flag("max-body-size", "longest request to the sidecar, such as 8Mi (default 4Mi)"),
     Flag("read-buffer-size", "longest header of a request to the sidecar (default 4Ki)"),
     Flag("enable-api-logging", "log each call of the sidecar's API", kind=_switch),
+    Flag("metrics-port", "port of the Prometheus endpoint (default 9090, if that is free)", "M", kind=int),
     Flag("log-level", "debug, info, warn, error or fatal (default info)"),
     Flag("log-as-json", "log in JSON", kind=_switch),
 )
@@ -65,7 +66,6 @@ PASSED_ON = (
 WITHOUT_MEANING = {
     "dapr-grpc-port": ("G", "the gRPC API is not served yet"),
     "dapr-internal-grpc-port": ("I", "sidecars talk through the broker"),
-    "metrics-port": ("M", "metrics are not served yet"),
     "profile-port": (None, "there is no profiler"),
     "enable-profiling": (None, "there is no profiler"),
     "placement-host-address": (None, "there is no placement service"),
@@ -115,7 +115,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
             metavar="…",
             help=f"no effect: {reason}",
         )
-    add("--run-file", "-f", help=argparse.SUPPRESS)
+    add(
+        "--run-file",
+        "-f",
+        metavar="FILE",
+        help="start all apps of a run file (dapr.yaml), of the one in a folder, or -",
+    )
     add("--kubernetes", "-k", nargs="?", const=True, type=_switch, help=argparse.SUPPRESS)
     add("command", nargs=argparse.REMAINDER, metavar="-- COMMAND …", help="the app; without it the sidecar runs alone")
 
@@ -125,51 +130,65 @@ def execute(args: argparse.Namespace) -> int:
 
     Raises `UsageError` and `ConfigurationError` before anything has been started.
     """
+    if args.run_file is not None:
+        from sidecar.cli.run_file import execute as start_all
+
+        return start_all(args)
+    check(args)
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
-    _refuse(args)
-    app_id = _app_id(args.app_id)
-    if command and not shutil.which(command[0]):
-        raise ConfigurationError(f"there is no program '{clip(command[0])}' on the PATH")
+    app_id = args.app_id if args.app_id is not None else f"app-{os.urandom(3).hex()}"
+    if command:
+        check_program(command[0])
     port, _reservation = choose_port(args.dapr_http_port, args.app_port)
-    broker = os.environ.get("MESHWIRE_BROKER")
     for name, (_, reason) in WITHOUT_MEANING.items():
         if getattr(args, name.replace("-", "_")) is not None:
             print(f"--{name} has no effect: {reason}", file=sys.stderr)
-    if broker and args.mesh:
-        print("--mesh has no effect: MESHWIRE_BROKER names the broker", file=sys.stderr)
-
-    tend: Callable[[], None] = lambda: None  # noqa: E731
-    if not broker:
-        folder = embedded.mesh_folder(args.mesh or "default")
-        _hold = embedded.hold(folder)
-        embedded.ensure_keeper(folder)
-        broker, tend = f"embedded:{folder}", lambda: _tend(folder)
+    broker = open_broker(args.mesh)
     say(f"ℹ️  Starting Meshwire with id {app_id}. HTTP Port: {port}.")
-    return supervise(
-        _sidecar_command(args, app_id, port),
-        App(command, _app_environment(args, app_id, port), waits=args.app_port <= 0) if command else None,
-        _api(args, app_id, port),
-        environment={**os.environ, "MESHWIRE_BROKER": broker},
-        tend=tend,
-    )
+    app = App(command, app_environment(args, app_id, port), waits=args.app_port <= 0) if command else None
+    plan = Plan(sidecar_command(args, app_id, port), app, api_of(args, app_id, port), broker.environment)
+    return supervise([plan], tend=broker.tend)
 
 
-def _refuse(args: argparse.Namespace) -> None:
-    if args.run_file is not None or args.kubernetes:
-        raise UsageError("run files (-f, --run-file) come later; start each app with a `meshwire run` of its own")
+class Broker(NamedTuple):
+    environment: Mapping[str, str]
+    """Of a sidecar that uses it."""
+    tend: Callable[[], None] = lambda: None
+    hold: embedded.Hold | None = None
+    """Keeps an embedded one in use."""
+
+
+def open_broker(mesh: str | None) -> Broker:
+    """The broker that `MESHWIRE_BROKER` names, else the embedded one of `mesh`. Raises `ConfigurationError`."""
+    if os.environ.get("MESHWIRE_BROKER"):
+        if mesh:
+            print("--mesh has no effect: MESHWIRE_BROKER names the broker", file=sys.stderr)
+        return Broker(os.environ)
+    folder = embedded.mesh_folder(mesh or "default")
+    hold = embedded.hold(folder)
+    embedded.ensure_keeper(folder)
+    return Broker({**os.environ, "MESHWIRE_BROKER": f"embedded:{folder}"}, lambda: _tend(folder), hold)
+
+
+def check_program(name: str, folder: Path | None = None) -> None:
+    """Raises `ConfigurationError` when there is no program of this name on the PATH, or of this path in `folder`."""
+    if not shutil.which(str(folder / name) if folder and os.sep in name else name):
+        where = f"in {folder}" if folder and os.sep in name else "on the PATH"
+        raise ConfigurationError(f"there is no program '{clip(name)}' {where}")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises `UsageError` for a flag that cannot be obeyed."""
+    if args.kubernetes:
+        raise UsageError("--kubernetes: `meshwire run` starts apps on this machine only")
     if args.app_protocol.lower() not in ("", "http", "https", "h2c"):
         raise UsageError(f"--app-protocol {clip(args.app_protocol)} comes later; so far there are http, https and h2c")
-    for flag, port in (("--app-port", args.app_port), ("--dapr-http-port", args.dapr_http_port)):
+    ports = ("--app-port", args.app_port), ("--dapr-http-port", args.dapr_http_port)
+    for flag, port in (*ports, ("--metrics-port", args.metrics_port)):
         if port is not None and port > 65535:
             raise UsageError(f"{flag} {port} is no port: the highest is 65535")
-
-
-def _app_id(asked: str | None) -> str:
-    if asked is None:
-        return f"app-{os.urandom(3).hex()}"
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", asked):
-        raise UsageError(f"--app-id '{clip(asked)}' is no app id: 1 to 64 letters, digits, '-' and '_'")
-    return asked
+    if args.app_id is not None and not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", args.app_id):
+        raise UsageError(f"--app-id '{clip(args.app_id)}' is no app id: 1 to 64 letters, digits, '-' and '_'")
 
 
 def choose_port(asked: int | None, app_port: int) -> tuple[int, object]:
@@ -217,7 +236,7 @@ def _tend(folder: Path) -> None:
     embedded.ensure_keeper(folder)
 
 
-def _sidecar_command(args: argparse.Namespace, app_id: str, port: int) -> list[str]:
+def sidecar_command(args: argparse.Namespace, app_id: str, port: int) -> list[str]:
     command = [sys.executable, "-P", "-m", "sidecar", f"--app-id={app_id}", f"--dapr-http-port={port}"]
     if args.app_port > 0:
         command.append(f"--app-port={args.app_port}")
@@ -239,7 +258,7 @@ def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _app_environment(args: argparse.Namespace, app_id: str, port: int) -> dict[str, str]:
+def app_environment(args: argparse.Namespace, app_id: str, port: int) -> dict[str, str]:
     environment = {
         "PYTHONUNBUFFERED": "1",  # what an app prints is to be seen when it is printed
         **os.environ,
@@ -253,7 +272,7 @@ def _app_environment(args: argparse.Namespace, app_id: str, port: int) -> dict[s
     return environment
 
 
-def _api(args: argparse.Namespace, app_id: str, port: int) -> Api:
+def api_of(args: argparse.Namespace, app_id: str, port: int) -> Api:
     if args.unix_domain_socket:
         return Api("localhost", port, str(Path(args.unix_domain_socket) / f"dapr-{app_id}-http.socket"))
     hosts = [host.strip() for host in (args.dapr_listen_addresses or "").split(",") if host.strip()]

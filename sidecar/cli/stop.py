@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from brokers.nats.embedded import mesh_folder
@@ -19,8 +21,10 @@ GLANCE = 0.05
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--app-id", "-a", action="append", required=True, help="app to stop, all its replicas here; may be repeated"
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--app-id", "-a", action="append", help="app to stop, all its replicas here; may be repeated")
+    which.add_argument(
+        "--run-file", "-f", metavar="FILE", help="stop all apps of the run file, or folder, of a `run -f`"
     )
     parser.add_argument("--mesh", default="default", help="the mesh that it runs in (default: default)")
     parser.add_argument(
@@ -29,24 +33,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Signals SIGTERM to `meshwire run`, which ends the app too, or to a sidecar that stands alone."""
+    """Signals SIGTERM to `meshwire run`, which ends the app too, or to a sidecar that stands alone. Where one
+    `meshwire run` has several apps, its sidecar is signalled, which ends the app as well.
+    """
     running = registry.entries(mesh_folder(args.mesh))
     deadline = time.monotonic() + args.timeout
-    code = OK
-    signalled: list[registry.Entry] = []
-    for app_id in dict.fromkeys(args.app_id):
-        mine = [entry for entry in running if entry.app_id == app_id]
-        if not mine:
-            print(
-                f"❌ {clip(app_id)}: no such app runs in mesh '{clip(args.mesh)}' (see: meshwire list)", file=sys.stderr
-            )
+    if args.run_file is not None:
+        chosen, code = _of_file(args.run_file, running), OK
+        if not chosen:
+            told = f"{clip(args.run_file)}: no app of this run file runs in mesh '{clip(args.mesh)}'"
+            print(f"❌ {told} (see: meshwire list)", file=sys.stderr)
             code = FAILED
-        for entry in mine:
-            _terminate(entry)
-        signalled += mine
-    for entry in signalled:
+    else:
+        chosen, code = _of_apps(dict.fromkeys(args.app_id), running, args.mesh)
+    waiting: list[tuple[registry.Entry, list[int]]] = []
+    signalled: set[int] = set()
+    hosts = Counter(entry.cli_pid for entry in running)
+    for entry in chosen:
+        together = args.run_file is not None or hosts[entry.cli_pid] == 1
+        pids = [entry.cli_pid, entry.daprd_pid] if together else [entry.daprd_pid]
+        waiting.append((entry, [pid for pid in pids if pid is not None]))
+        _terminate(waiting[-1][1], signalled)
+    for entry, pids in waiting:
         shown = f"{clip(entry.app_id)} (process {entry.cli_pid or entry.daprd_pid})"
-        if _ended(entry, deadline):
+        if _ended(pids, deadline):
             print(f"✅ app stopped successfully: {shown}")
         else:
             print(f"❌ {shown} still runs after {args.timeout:g} s", file=sys.stderr)
@@ -54,18 +64,39 @@ def execute(args: argparse.Namespace) -> int:
     return code
 
 
-def _terminate(entry: registry.Entry) -> None:
-    for pid in (entry.cli_pid, entry.daprd_pid):
-        if pid is not None:
-            try:
+def _of_apps(app_ids: Iterable[str], running: list[registry.Entry], mesh: str) -> tuple[list[registry.Entry], int]:
+    chosen, code = [], OK
+    for app_id in app_ids:
+        mine = [entry for entry in running if entry.app_id == app_id]
+        if not mine:
+            told = f"{clip(app_id)}: no such app runs in mesh '{clip(mesh)}'"
+            print(f"❌ {told} (see: meshwire list)", file=sys.stderr)
+            code = FAILED
+        chosen += mine
+    return chosen, code
+
+
+def _of_file(given: str, running: list[registry.Entry]) -> list[registry.Entry]:
+    from sidecar.cli.list import ask
+    from sidecar.cli.run_file import locate
+
+    path = str(locate(given))
+    return [entry for entry in running if ask(entry)[0].get("runTemplatePath") == path]
+
+
+def _terminate(pids: list[int], signalled: set[int]) -> None:
+    """Signal the first of these processes that there is, unless it was: a second signal would kill."""
+    for pid in pids:
+        try:
+            if pid not in signalled:
                 os.kill(pid, signal.SIGTERM)
-                return
-            except ProcessLookupError:
-                continue
+            signalled.add(pid)
+            return
+        except ProcessLookupError:
+            continue
 
 
-def _ended(entry: registry.Entry, deadline: float) -> bool:
-    pids = [pid for pid in (entry.daprd_pid, entry.cli_pid) if pid is not None]
+def _ended(pids: list[int], deadline: float) -> bool:
     while any(map(_runs, pids)):
         if time.monotonic() >= deadline:
             return False

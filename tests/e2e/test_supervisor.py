@@ -17,14 +17,15 @@ DRIVER = """
 import os, sys
 from mesh.errors import ConfigurationError
 from sidecar import supervisor
-from sidecar.supervisor import Api, App, supervise
+from sidecar.supervisor import Api, App, Plan, supervise
 supervisor.GRACE, supervisor.START_LIMIT, supervisor.LEFT_BEHIND = {grace!r}, 0.5, 0.3
 supervisor.GUARD = supervisor.GUARD.replace("sleep 5", "sleep 0.5")
 def tend():
     if os.path.exists({trouble!r}):
         raise ConfigurationError("the broker is in trouble")
 app = App({app!r}, dict(os.environ), waits={waits!r}) if {app!r} else None
-sys.exit(supervise({sidecar!r}, app, Api("127.0.0.1", {port}), environment=dict(os.environ), tend=tend))
+plan = Plan({sidecar!r}, app, Api("127.0.0.1", {port}), dict(os.environ))
+sys.exit(supervise([plan], tend=tend))
 """
 
 

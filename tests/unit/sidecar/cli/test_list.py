@@ -64,6 +64,19 @@ def test_table(answering: Api, running: Running, capsys: pytest.CaptureFixture[s
     assert row.index("running") == head.index("STATUS")
 
 
+def test_what_came_from_a_run_file(api: Api, running: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    running("orders", http_port=api.port)
+    extended = {"runTemplatePath": "/x/dapr.yaml", "runTemplateName": "shop", "appLogPath": "/a", "daprdLogPath": "/d"}
+    api.status, api.body = 200, json.dumps({"extended": extended}).encode()
+    assert main(["list", "-o", "json"]) == main(["list"]) == 0
+    out = capsys.readouterr().out
+    (row,), end = json.JSONDecoder().raw_decode(out)
+    assert {name: row[name] for name in extended} == extended
+    head, line = out[end:].strip().splitlines()
+    assert head.endswith("RUN TEMPLATE  RUN TEMPLATE PATH")
+    assert line.endswith("shop          /x/dapr.yaml")
+
+
 def test_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     assert capsys.readouterr() == ("", "No sidecar runs in mesh 'default'.\n")

@@ -23,7 +23,7 @@ def parse(*words):
 
 
 def sidecar_flags(*words):
-    command = run._sidecar_command(parse(*words), "orders", 3500)
+    command = run.sidecar_command(parse(*words), "orders", 3500)
     assert command[:4] == [sys.executable, "-P", "-m", "sidecar"]
     return command[4:]
 
@@ -80,8 +80,8 @@ def test_command_taken_for_the_value_of_a_switch():
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["-f", "dapr.yaml"], "run files"),
-        (["-k"], "run files"),
+        (["-k"], "this machine only"),
+        (["-M", "70000"], "--metrics-port 70000 is no port"),
         (["--app-protocol", "grpc"], "--app-protocol grpc comes later"),
         (["--app-port", "65536"], "--app-port 65536 is no port"),
         (["--dapr-http-port", "70000"], "--dapr-http-port 70000 is no port"),
@@ -143,11 +143,11 @@ def test_environment_of_the_app(monkeypatch):
     monkeypatch.setenv("OF_THE_USER", "1")
     monkeypatch.setenv("APP_ID", "outer")
     monkeypatch.setenv("PYTHONUNBUFFERED", "")
-    found = run._app_environment(parse("-p", "6001"), "orders", 3501)
+    found = run.app_environment(parse("-p", "6001"), "orders", 3501)
     names = ("APP_ID", "APP_PORT", "APP_PROTOCOL", "APP_CHANNEL_ADDRESS", "DAPR_HTTP_PORT", "OF_THE_USER")
     assert [found[name] for name in names] == ["orders", "6001", "http", "127.0.0.1", "3501", "1"]
     assert found["PYTHONUNBUFFERED"] == ""
-    assert "APP_PORT" not in run._app_environment(parse(), "orders", 3501)
+    assert "APP_PORT" not in run.app_environment(parse(), "orders", 3501)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_environment_of_the_app(monkeypatch):
     ],
 )
 def test_where_the_sidecar_is_asked(words, api):
-    assert run._api(parse(*words), "orders", 3500) == api
+    assert run.api_of(parse(*words), "orders", 3500) == api
 
 
 def test_broker_that_cannot_run_ends_the_run(monkeypatch, tmp_path):

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from sidecar.cli import main
+from tests.unit.sidecar.cli.conftest import Api
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -59,6 +62,32 @@ def test_a_sidecar_whose_run_process_is_gone(start: Start, running: Running) -> 
     running("orders", daprd_pid=below.pid, cli_pid=supervisor.pid)
     assert main(["stop", "-a", "orders"]) == 0
     assert below.wait(10) == -15
+
+
+def test_of_several_apps_under_one_run_process_only_the_sidecar_is_signalled(start: Start, running: Running) -> None:
+    supervisor, orders, billing = (start(ENDS) for _ in range(3))
+    running("orders", daprd_pid=orders.pid, cli_pid=supervisor.pid)
+    running("billing", daprd_pid=billing.pid, cli_pid=supervisor.pid)
+    assert main(["stop", "-a", "orders"]) == 0
+    assert orders.wait(10) == -15
+    assert supervisor.poll() is billing.poll() is None
+
+
+def test_apps_of_a_run_file_are_ended_by_one_signal(
+    start: Start, running: Running, api: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = "import os, signal, time; signal.signal(signal.SIGTERM, lambda *_: print('TERM', flush=True))"
+    supervisor = start(f"{count}; print(flush=True); time.sleep(60)")
+    file = tmp_path / "dapr.yaml"
+    api.status, api.body = 200, json.dumps({"extended": {"runTemplatePath": str(file)}}).encode()
+    for app_id in ("orders", "billing"):
+        running(app_id, http_port=api.port, daprd_pid=supervisor.pid, cli_pid=supervisor.pid)
+    assert main(["stop", "-f", str(file), "--timeout", "0.2"]) == 1
+    supervisor.kill()
+    assert supervisor.stdout is not None
+    assert supervisor.stdout.read() == b"TERM\n"
+    assert main(["stop", "-f", str(tmp_path / "other.yaml")]) == 1
+    assert "other.yaml: no app of this run file runs in mesh 'default'" in capsys.readouterr().err
 
 
 def test_ends_all_replicas_and_several_apps(start: Start, running: Running, capsys: pytest.CaptureFixture[str]) -> None:
