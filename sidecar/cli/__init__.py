@@ -30,10 +30,11 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "run": Command(
-        "start an app with a sidecar beside it",
+        "start an app with a sidecar beside it, or all apps of a run file",
         (
             "meshwire run --app-id orders --app-port 6001 -- python app.py",
             "meshwire run --app-id shell --dapr-http-port 3500",
+            "meshwire run -f dapr.yaml",
         ),
     ),
     "sidecar": Command("start a sidecar alone; takes every flag of daprd", ()),
@@ -45,13 +46,20 @@ COMMANDS = {
             "generate | meshwire publish -t A -f -",
         ),
     ),
+    "invoke": Command(
+        "call a method of an app through a running sidecar",
+        (
+            "meshwire invoke --app-id orders --method status --verb GET",
+            "meshwire invoke -a orders -m orders/7/pay -d '{\"price\": 40}'",
+        ),
+    ),
     "list": Command(
         "show the running sidecars of this user",
         ("meshwire list", "meshwire list -o json"),
     ),
     "stop": Command(
         "stop running apps and their sidecars",
-        ("meshwire stop --app-id orders", "meshwire stop -a orders -a billing"),
+        ("meshwire stop --app-id orders", "meshwire stop -a orders -a billing", "meshwire stop -f dapr.yaml"),
     ),
     "unsubscribe": Command(
         "forget a durable subscription, and with it every event that still waits in it",

@@ -92,6 +92,7 @@ def call(
     try:
         connection.connect()
     except OSError as error:
+        connection.close()
         raise MeshError(f"nothing answers at {address}: {error.strerror or error}; does the sidecar run?") from None
     # A timeout of the socket starts anew at every byte; this one does not.
     alarm = threading.Timer(timeout, connection.hang_up)
