@@ -233,14 +233,43 @@ async def test_an_app_that_answers_before_the_upload_is_over(open_channel, servi
         finally:
             closed.set()
 
+    connections = 0
+
     async def serve(reader, writer):
+        nonlocal connections
+        connections += 1
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 413 No\r\ncontent-length: 0\r\n\r\n")
 
     channel = open_channel(await serving(serve))
-    response = await asyncio.wait_for(channel.call(Request(method="POST", path="/", body=body())), 5)
-    assert response.status == 413
-    await asyncio.wait_for(closed.wait(), 5)
+    for number in (1, 2):
+        response = await asyncio.wait_for(channel.call(Request(method="POST", path="/", body=body())), 5)
+        assert response.status == 413
+        await asyncio.wait_for(closed.wait(), 5)
+        assert connections == number  # what is left of the upload must not be the next request
+
+
+async def test_cancelling_a_call_closes_a_body_that_waits_for_the_app(open_channel):
+    class Endless:
+        closed = False
+
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            return bytes(MEGABYTE)
+
+        async def aclose(self):
+            self.closed = True
+
+    body = Endless()
+    async with running(is_silent) as app:
+        app.on_connect = lambda peer: peer.transport.pause_reading()
+        call = open_channel(app.port).call(Request(method="POST", path="/", body=body))
+        await asyncio.sleep(0.1)
+        call.cancel()
+        await asyncio.sleep(0.01)
+        assert body.closed
 
 
 async def test_cancelling_a_call_ends_its_upload(open_channel):
