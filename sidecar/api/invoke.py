@@ -15,7 +15,7 @@ from mesh.errors import ApiError, Code, MeshError, clip
 from mesh.invocation import Caller, InvocationFailed
 from mesh.invocation import headers as rules
 from mesh.invocation import target as targets
-from mesh.ports import BodyStream, Request, Response
+from mesh.ports import BodyStream, HeaderList, Request, Response
 from mesh.trace import InvalidBaggage
 from sidecar.api.request import Context, context
 from sidecar.http.body import BodyTooLarge, ClientGone, read_body
@@ -32,6 +32,8 @@ PATIENCE = 0.05
 """Seconds until we begin to listen whether the client is still there: most calls are over sooner."""
 
 _FINAL = range(200, 600)
+_NO_TRAILERS = (b"content-length", b"content-type", b"content-encoding", b"set-cookie", b"cache-control", b"location")
+"""What must not come after the body (RFC 9110, 6.5.1)."""
 _WITHOUT_BODY = (204, 304)
 
 
@@ -201,12 +203,16 @@ async def _respond(
             raise InvocationFailed(f"the app answered with the status {response.status}, which HTTP has no use for")
         bodiless = response.status in _WITHOUT_BODY or scope["method"] == "HEAD"
         headers = _headers(response, asked, bodiless=bodiless)
+        trailers = rules.of_response(response.trailers) if response.trailers and _takes_trailers(scope) else ()
     except MeshError as error:
         if not isinstance(body, bytes):
             await body.aclose()
         raise _failure(target, None, error) from error
     if isinstance(body, bytes):
-        await send_response(send, response.status, headers, b"" if bodiless else body)
+        if trailers and not bodiless:
+            await _send_with_trailers(send, response.status, headers, body, trailers)
+        else:
+            await send_response(send, response.status, headers, b"" if bodiless else body)
         return
     client.listen()
     try:
@@ -222,6 +228,21 @@ async def _respond(
         raise _failure(target, None, error) from error
     finally:
         await body.aclose()
+
+
+def _takes_trailers(scope: Scope) -> bool:
+    """Whether the client says so (RFC 9110, 10.1.4)."""
+    return scope["http_version"] == "1.1" and any(
+        name == b"te" and b"trailers" in value.lower() for name, value in scope["headers"]
+    )
+
+
+async def _send_with_trailers(send: Send, status: int, headers: Headers, body: bytes, trailers: HeaderList) -> None:
+    headers = [header for header in headers if header[0] != b"content-length"]
+    await send({"type": "http.response.start", "status": status, "headers": headers, "trailers": True})
+    await send({"type": "http.response.body", "body": body})
+    allowed = [trailer for trailer in trailers if trailer[0] not in _NO_TRAILERS]
+    await send({"type": "http.response.trailers", "headers": allowed})
 
 
 def _headers(response: Response, asked: Context, *, bodiless: bool) -> Headers:

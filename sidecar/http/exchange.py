@@ -31,6 +31,13 @@ def _header_name(name: bytes) -> bytes:
     return name.lower() + b": "
 
 
+def _checked(section: bytes, lines: int) -> bytes:
+    """A header section of so many lines: every CR and LF is one of ours, so no value splits the response."""
+    if section.count(b"\n") != lines or section.count(b"\r") != lines or b"\0" in section:
+        raise RuntimeError("a header of the response has a line break or NUL in its value")
+    return section
+
+
 _FRAMING = frozenset((b"content-length: ", b"transfer-encoding: ", b"connection: "))
 
 
@@ -44,6 +51,7 @@ class Exchange:
         "_expects_continue",
         "_remaining",
         "_size",
+        "_trailers",
         "_waiter",
         "disconnected",
         "flow",
@@ -74,6 +82,8 @@ class Exchange:
         """The app has been given the last piece of the body."""
         self._waiter: asyncio.Future[None] | None = None
         self._chunked = False
+        self._trailers = False
+        """Trailers follow the body (ASGI: `http.response.trailers`); they need chunks."""
         self._remaining = 0
 
     # From the connection
@@ -153,7 +163,12 @@ class Exchange:
             if kind != "http.response.start":
                 raise RuntimeError(f"expected http.response.start, got {kind}")
             self.transport.write(self._head(message["status"], message.get("headers", ())))
+            self._trailers = self._chunked and message.get("trailers", False)
             self.response_started = True
+        elif kind == "http.response.trailers" and self._trailers:
+            lines = [piece for name, value in message["headers"] for piece in (_header_name(name), value, b"\r\n")]
+            self.transport.write(_checked(b"".join([b"0\r\n", *lines, b"\r\n"]), len(lines) // 3 + 2))
+            self._complete()
         elif kind != "http.response.body" or self.response_complete:
             raise RuntimeError(f"unexpected {kind}: the response is complete or under way")
         else:
@@ -194,11 +209,7 @@ class Exchange:
             content.append(b"connection: close\r\n")
             lines += 1
         content.append(b"\r\n")
-        head = b"".join(content)
-        # Every CR and LF is one of ours: no value splits the response.
-        if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
-            raise RuntimeError("a header of the response has a line break or NUL in its value")
-        return head
+        return _checked(b"".join(content), lines)
 
     def _discardable(self) -> bool:
         if self._expects_continue:
@@ -211,6 +222,9 @@ class Exchange:
     def _write_body(self, body: bytes, more: bool) -> None:
         if self._chunked:
             chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            if not more and self._trailers:
+                self.transport.write(chunk)
+                return
             self.transport.write(chunk if more else chunk + b"0\r\n\r\n")
         elif self._remaining < 0:
             self.transport.write(body)
@@ -222,7 +236,10 @@ class Exchange:
         if not more:
             if not self._chunked and self._remaining > 0:
                 raise RuntimeError("the body of the response is shorter than its Content-Length")
-            self.response_complete = True
-            self._chunks = []
-            self._wake()
-            self.protocol.on_exchange_complete(self)
+            self._complete()
+
+    def _complete(self) -> None:
+        self.response_complete = True
+        self._chunks = []
+        self._wake()
+        self.protocol.on_exchange_complete(self)

@@ -404,3 +404,34 @@ async def test_urls_need_no_configuration(start):
         answer = await api.call("GET", "/v1.0/invoke/http%3A%2F%2F169.254.169.254/method/latest")
         assert answer.status == 500
         assert "may not be called" in json.loads(answer.body)["message"]
+
+
+@pytest.mark.parametrize(
+    ("version", "te", "end"),
+    [
+        ("1.1", "te: trailers\r\n", b"2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n"),
+        ("1.1", "", b"content-length: 2\r\nconnection: close\r\n\r\nok"),
+        ("1.0", "te: trailers\r\n", b"ok"),
+    ],
+)
+async def test_trailers_of_a_whole_answer(start, version, te, end):
+    async def serve(reader, writer):
+        asked = await reader.readline()
+        while (await reader.readline()).strip():
+            pass
+        if b"/dapr/" in asked:
+            writer.write(b"HTTP/1.1 404 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        else:
+            head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n"
+            writer.write(head + b"X-Sum: 1\r\nSet-Cookie: a\r\nConnection: x\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        api = await start(f"--app-port={server.sockets[0].getsockname()[1]}")
+        request = f"GET /v1.0/invoke/app1/method/x HTTP/{version}\r\nhost: localhost\r\n{te}connection: close\r\n\r\n"
+        raw = await exchange(api.port, request.encode())
+    finally:
+        server.close()
+    assert raw.startswith(b"HTTP/1.1 200")
+    assert raw.endswith(end)
