@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mesh import __version__, resources, subscriptions
@@ -104,10 +104,10 @@ def _nats_connection(broker: BrokerAddress, name: str) -> Connection:
     return Connection(lookup, name=name)
 
 
-def assemble(settings: Settings, exit_now: Callable[[], None]) -> Runtime:
-    """A sidecar, not started. `exit_now` ends the process on the spot. Raises `ConfigurationError`.
+def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: Callable[[], None]) -> Runtime:
+    """A sidecar, not started. Raises `ConfigurationError`. To be called inside the event loop.
 
-    To be called inside the event loop.
+    `extended` is the part of the metadata that clients write. `exit_now` ends the process on the spot.
     """
     flags = settings.flags
     clock = SystemClock()
@@ -181,7 +181,7 @@ def assemble(settings: Settings, exit_now: Callable[[], None]) -> Runtime:
     body_limit = flags.max_body_size or 0
     pubsub = PubSub(flags.app_id, components.values(), clock, telemetry=observers.telemetry)
     health_api = HealthApi(flags.app_id, health)
-    metadata_api = MetadataApi(lambda: _describe(flags, components, runtime.subscriptions), __version__)
+    metadata_api = MetadataApi(lambda: _describe(flags, components, runtime.subscriptions), __version__, extended)
     for block in (
         PublishApi(pubsub, body_limit),
         EventsApi(pubsub, body_limit),

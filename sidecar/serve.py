@@ -98,6 +98,7 @@ async def _serve(settings: Settings) -> int:
 
     loop = asyncio.get_running_loop()
     runtime: Runtime | None = None
+    extended: dict[str, str] = {}  # outlives a reload: `meshwire run` tells it once
     signalled = False
 
     def stop() -> None:
@@ -111,6 +112,7 @@ async def _serve(settings: Settings) -> int:
 
     def reload() -> None:
         if runtime is not None:
+            logger.info("SIGHUP: starting anew, with the files read again")
             runtime.stop(End.RELOAD)
 
     def exit_now() -> None:
@@ -130,7 +132,7 @@ async def _serve(settings: Settings) -> int:
         while end is End.RELOAD and not signalled:
             with ExitStack() as run:
                 try:
-                    runtime = assemble(settings, exit_now)
+                    runtime = assemble(settings, extended, exit_now)
                     runtime.on_ready = lambda run=run: _announce(settings, supervised, run)  # type: ignore[misc]
                     end = await runtime.run()
                 except ConfigurationError as error:
@@ -161,6 +163,11 @@ def _announce(settings: Settings, supervised: bool, run: ExitStack) -> None:
         run.callback(registry.register(folder, entry).close)
     except (OSError, ConfigurationError) as error:
         logger.info("this sidecar will not be listed: %s", error)
-    # What was made until now stays for good: leave it out of every later collection.
+    leave_out_of_collections()
+
+
+def leave_out_of_collections() -> None:
+    """What was made until now stays as long as this run: leave it out of every later collection."""
+    gc.unfreeze()  # what an earlier run left is garbage by now
     gc.collect()
     gc.freeze()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 from starlette.background import BackgroundTask
@@ -50,9 +50,12 @@ class HealthApi:
 class MetadataApi:
     """`describe` gives the members of the metadata object (Dapr) but `extended`, which callers write here."""
 
-    def __init__(self, describe: Callable[[], Mapping[str, Any]], version: str) -> None:
+    def __init__(
+        self, describe: Callable[[], Mapping[str, Any]], version: str, extended: MutableMapping[str, str]
+    ) -> None:
         self._describe = describe
-        self._extended = {"daprRuntimeVersion": version}
+        self._extended = extended
+        extended["daprRuntimeVersion"] = version
 
     def add_to(self, router: Router) -> None:
         router.add(("GET",), "/v1.0/metadata", request_response(self.get), group="v1/metadata")

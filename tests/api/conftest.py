@@ -24,7 +24,7 @@ class Api:
         words = ["--app-id=app1", f"--dapr-http-port={self.port}", *arguments]
         words += [] if app is None else [f"--app-port={app.port}"]
         settings = Settings.from_environment(flags.parse(words), {"MESHWIRE_BROKER": "memory", **environ})
-        self.runtime: Runtime = assemble(settings, self._exit_now)
+        self.runtime: Runtime = assemble(settings, {}, self._exit_now)
         self.running = asyncio.create_task(self.runtime.run())
 
     def _exit_now(self) -> None:

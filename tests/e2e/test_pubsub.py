@@ -421,6 +421,7 @@ spec: {pubsubname: pubsub, topic: TOPIC, route: /TOPIC}
         await publish(sub, 1, topic="old")
         await app.got(1, "/old")
         pid = sub.pid
+        assert (await call(sub.port, "PUT", "/v1.0/metadata/appCommand", (), b"python app.py")).status == 204
         manifest(folder, "one.yaml", text.replace("TOPIC", "new"))
         sub.send(signal.SIGHUP)
         await sub.ready("new")
@@ -429,5 +430,7 @@ spec: {pubsubname: pubsub, topic: TOPIC, route: /TOPIC}
         await app.got(1, "/new")
         assert numbers(app.events) == [1, 3]
         assert sub.pid == pid
+        told = (await call(sub.port, "GET", "/v1.0/metadata")).json["extended"]
+        assert told["appCommand"] == "python app.py"
         assert (await call(sub.port, "POST", "/v1.0/shutdown")).status == 204
         assert await sub.end(None) == 0
