@@ -58,25 +58,27 @@ class InvokeApi:
             await send_text(send, 400, str(error))
             return
         upload: RequestBody | None = None
-        with Attendance(receive) as client:
-            try:
-                path = targets.method_path(named.method)
-                body, length = await self._body(scope, receive)
-                forwarded = rules.of_request(headers)
-                if not isinstance(body, bytes):
-                    upload = client.upload = body
-                    if length is not None:
-                        forwarded.append((b"content-length", b"%d" % length))
-                if asked.baggage is not None:
-                    forwarded.append((b"baggage", asked.baggage.encode("latin-1")))
-                query = scope["query_string"]
-                if query:
-                    path = f"{path}?{query.decode('latin-1')}"
-                request = Request(method=scope["method"], path=path, headers=forwarded, body=body)
+        try:
+            path = targets.method_path(named.method)
+            body, length = await self._body(scope, receive)
+            forwarded = rules.of_request(headers)
+            if not isinstance(body, bytes):
+                upload = body
+                if length is not None:
+                    forwarded.append((b"content-length", b"%d" % length))
+            if asked.baggage is not None:
+                forwarded.append((b"baggage", asked.baggage.encode("latin-1")))
+            query = scope["query_string"]
+            if query:
+                path = f"{path}?{query.decode('latin-1')}"
+            request = Request(method=scope["method"], path=path, headers=forwarded, body=body)
+            with Attendance(receive, upload) as client:
                 response = await self._caller.invoke(named.target, request, asked.trace)
-            except MeshError as error:
-                raise _failure(named.target, upload, error) from error
-            await _respond(send, scope, client, named.target, asked, response)
+                await _respond(send, scope, client, named.target, asked, response)
+        except ApiError:
+            raise
+        except MeshError as error:
+            raise _failure(named.target, upload, error) from error
 
     async def _body(self, scope: Scope, receive: Receive) -> tuple[bytes | RequestBody, int | None]:
         """The request's body, and its length when that was announced. Raises `BodyTooLarge` and `ClientGone`."""
@@ -149,9 +151,10 @@ class Attendance:
     ASGI tells of it through `receive` only, which the body is read from, too: we listen when that is over.
     """
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, upload: RequestBody | None) -> None:
+        """`upload` is the body that is still read, by somebody else."""
         self._receive = receive
-        self.upload: RequestBody | None = None
+        self._upload = upload
         self._gone = False
         self._listener: asyncio.Task[None] | None = None
 
@@ -176,8 +179,8 @@ class Attendance:
             self._listener = self._loop.create_task(self._listen(), name="attendance of the client")
 
     async def _listen(self) -> None:
-        if self.upload is not None:
-            await self.upload.over.wait()
+        if self._upload is not None:
+            await self._upload.over.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self._gone = True

@@ -10,7 +10,7 @@ from mesh.clock import SystemClock
 from mesh.errors import ApiError
 from mesh.invocation import Callee, Caller
 from mesh.ports import Peer, PeerLost, Request, Response
-from sidecar.api.invoke import InvokeApi
+from sidecar.api.invoke import PATIENCE, InvokeApi
 from sidecar.http.body import BodyTooLarge, ClientGone
 from tests.e2e.mesh import App, exchange
 
@@ -76,6 +76,17 @@ async def test_a_body_of_known_length_is_read_whole():
     assert (asked.method, asked.path, asked.headers, asked.body) == ("POST", "/x?a=%20", [(b"x", b"1")], b"hello")
     assert client.sent[0] == {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
     assert client.sent[1]["body"] == b"ok"
+
+
+async def test_a_body_that_comes_slowly_is_read_by_one_reader_only():
+    client = Client(Response(status=200))
+    client.feed(b"hel", more=True)
+    call = asyncio.create_task(client.call("POST", headers=[("content-length", "5")]))
+    await asyncio.sleep(2 * PATIENCE)
+    client.feed(b"l", more=True)
+    client.feed(b"o")
+    await asyncio.wait_for(call, 5)
+    assert client.requests.asked[0].body == b"hello"
 
 
 @pytest.mark.parametrize(
