@@ -12,7 +12,7 @@ from starlette.routing import request_response
 
 from mesh.errors import ApiError, Code
 from sidecar.health import Health
-from sidecar.http.body import read_body
+from sidecar.http.body import BodyTooLarge, read_body
 from sidecar.http.responses import go_json
 from sidecar.http.routing import Router
 
@@ -68,7 +68,11 @@ class MetadataApi:
     async def put(self, request: Request) -> Response:
         """The body is the value, as plain text."""
         key = request.path_params["key"]
-        body = await read_body(request.receive, MAX_VALUE, request.scope)
+        try:
+            body = await read_body(request.receive, MAX_VALUE, request.scope)
+        except BodyTooLarge:
+            problem = f"failed to read request body: stream too large: the body is longer than {MAX_VALUE} bytes"
+            raise ApiError(Code.BODY_READ, problem) from None
         if key not in self._extended and len(self._extended) >= MAX_EXTENDED:
             raise ApiError(Code.BODY_READ, f"there are {MAX_EXTENDED} metadata entries already; reuse one")
         self._extended[key] = body.decode("utf-8", "replace")

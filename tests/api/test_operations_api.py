@@ -96,6 +96,7 @@ async def test_metadata_that_callers_add(api):
     assert extended == {"cliPID": '"1234"', "daprRuntimeVersion": __version__}
     answer = await api.call("PUT", "/v1.0/metadata/long", (), b"x" * 65537)
     assert (answer.status, answer.json["errorCode"]) == (400, "ERR_BODY_READ")
+    assert answer.json["message"].endswith("stream too large: the body is longer than 65536 bytes")
     for number in range(254):
         assert (await api.call("PUT", f"/v1.0/metadata/k{number}", (), b"")).status == 204
     assert (await api.call("PUT", "/v1.0/metadata/one-too-many", (), b"")).status == 400
