@@ -84,6 +84,7 @@ async def test_a_body_that_comes_slowly_is_read_by_one_reader_only():
     call = asyncio.create_task(client.call("POST", headers=[("content-length", "5")]))
     await asyncio.sleep(2 * PATIENCE)
     client.feed(b"l", more=True)
+    await asyncio.sleep(0.01)
     client.feed(b"o")
     await asyncio.wait_for(call, 5)
     assert client.requests.asked[0].body == b"hello"
