@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from mesh.errors import MeshError
 from mesh.ports import AppChannel, Clock
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("meshwire.app")
 
 Callback = Callable[[], Awaitable[None]]
 

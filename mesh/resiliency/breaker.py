@@ -14,7 +14,7 @@ from mesh.errors import MeshError, clip
 from mesh.ports import Clock
 from mesh.resiliency.trip import Counts, Trip
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("meshwire.resiliency")
 
 
 class BreakerOpen(MeshError):

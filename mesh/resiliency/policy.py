@@ -13,7 +13,7 @@ from mesh.ports import Clock
 from mesh.resiliency.breaker import Breaker, BreakerOpen
 from mesh.resiliency.retry import Failure, Retry
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("meshwire.resiliency")
 
 T = TypeVar("T")
 

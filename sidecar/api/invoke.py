@@ -21,7 +21,7 @@ from sidecar.api.request import Context, context
 from sidecar.http.body import BodyTooLarge, ClientGone, read_body
 from sidecar.http.responses import Headers, send_response, send_text
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("meshwire.http")
 
 GROUP, TEMPLATE = "v1/invoke", "/v1.0/invoke/{id}/method/{method:path}"
 """What the API lists call it: refused there, unknown paths are a plain 404."""

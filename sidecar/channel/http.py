@@ -17,7 +17,7 @@ from sidecar.channel.connection import Call, Connection, Limits
 from sidecar.channel.guard import Text, header_lines, request_line, token_line
 from sidecar.channel.streaming import StreamedCall, Upload
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("meshwire.app")
 
 DIAL_PAUSE = 0.1
 DIAL_TIMEOUT = 0.5

@@ -19,7 +19,7 @@ from sidecar.http.responses import ResponseAborted
 if TYPE_CHECKING:
     from sidecar.http.protocol import BoundedProtocol
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("meshwire.http")
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 

@@ -23,7 +23,7 @@ from uvicorn.server import ServerState
 
 from sidecar.http.exchange import Exchange
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("meshwire.http")
 
 
 @dataclass(frozen=True, slots=True)

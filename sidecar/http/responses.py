@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mesh.errors import ApiError, Code, MeshError
 from sidecar.http.body import BodyTooLarge, ClientGone
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("meshwire.http")
 
 Headers = list[tuple[bytes, bytes]]
 

@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 from mesh.errors import ConfigurationError
 from sidecar.http.protocol import BoundedProtocol, Limits, protocol_class
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("meshwire.http")
 
 _BACKLOG = 2048
 _CUT_TIME = 1.0

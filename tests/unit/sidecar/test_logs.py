@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,20 @@ def log_file(tmp_path: Path) -> Iterator[Path]:
     for handler in before:
         root.addHandler(handler)
     root.setLevel(level)
+
+
+def test_scopes_do_not_depend_on_where_a_module_is() -> None:
+    """What users filter logs by must survive that a module is moved."""
+    root = Path(__file__).parents[3]
+    named = {
+        name
+        for folder in ("mesh", "brokers", "bindings", "sidecar")
+        for module in (root / folder).rglob("*.py")
+        for name in re.findall(r"getLogger\((.+?)\)", module.read_text())
+    }
+    ours = {name for name in named if name.startswith('"meshwire.')}
+    assert named - ours == {'"dapr.runtime.http-info"', '"nats"'}
+    assert len(ours) > 5
 
 
 def test_text_lines_have_daprs_fields_in_their_order(log_file: Path) -> None:
