@@ -16,6 +16,10 @@ from mesh.ports import Message, Mode
 
 STRUCTURED = b"Content-Type: application/cloudevents+json\r\n"
 
+MAX_TTL = 100 * 365 * 24 * 3600
+"""Seconds. The server adds a lifetime to now in 64-bit nanoseconds; one that ends after the year 2262 overflows, and it
+forgets the event at once."""
+
 _CE = "ce-"
 _MAX_NAMES = 1024
 _WHITE_SPACE = " \t\r\n\v\f"
@@ -40,7 +44,7 @@ def encode(message: Message, stored_as: str) -> bytes:
         lines.append(_line("Content-Type", message.content_type))
     if message.ttl is not None:
         # The server counts whole seconds; rounding up lets the exact time be judged at delivery.
-        lines.append(b"Nats-TTL: %d\r\n" % max(1, int(-(-message.ttl // 1))))
+        lines.append(b"Nats-TTL: %d\r\n" % max(1, min(MAX_TTL, int(-(-message.ttl // 1)))))
     for name, text in message.headers.items():
         lines.append(_line(name, text))
     lines.append(b"\r\n")
