@@ -263,7 +263,7 @@ _REPEATABLE = frozenset({"config", "resources-path", "components-path", "allowed
 def parse(argv: Sequence[str]) -> SidecarFlags:
     """The flags in `argv` (without the command itself), GNU style; a single dash is as good as two.
 
-    Ends the process with the usage on stderr and status 2 for what is no flag, and with status 0 for `--help`.
+    Ends the process with a line on stderr and status 2 for what is no flag, and with status 0 for `--help`.
     Raises `ConfigurationError`, naming flag, value and rule, for a bad value and for flags that contradict each
     other. With `--wait`, `--version` and `--build-info` no app id is needed.
     """
@@ -307,7 +307,10 @@ def _split(argv: Sequence[str]) -> dict[str, list[str]]:
             raise SystemExit(0)
         flag = _FLAGS.get(name)
         if flag is None:
-            _refuse(f"unknown flag '--{clip(name)}'")
+            import difflib
+
+            near = difflib.get_close_matches(name.lower(), _FLAGS, n=1)
+            _refuse(f"unknown flag '--{clip(name)}'" + (f", did you mean '--{near[0]}'?" if near else ""))
         if not equals:
             text = "true" if flag.parse is boolean else next(arguments, "\0")
             if text == "\0":
@@ -317,7 +320,7 @@ def _split(argv: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _refuse(problem: str) -> NoReturn:
-    sys.stderr.write(f"{problem}\n\n{usage()}")
+    sys.stderr.write(f"meshwire sidecar: {problem} (see meshwire sidecar --help)\n")
     raise SystemExit(2)
 
 

@@ -18,12 +18,13 @@ from mesh import __version__
 from mesh.errors import ConfigurationError
 from sidecar import flags as command_line
 from sidecar import lifeline, logs, registry
+from sidecar.flags import SidecarFlags
 from sidecar.http.server import socket_path
 from sidecar.settings import Settings
 
 logger = logging.getLogger("meshwire.runtime")
 
-OK, FAILED = 0, 1
+OK, FAILED, WRONG_USE = 0, 1, 2
 WAIT_LIMIT = 60.0
 """Seconds that `--wait` waits for a sidecar (Dapr)."""
 WAIT_PAUSE = 0.1
@@ -33,19 +34,25 @@ FORCED_EXIT_DELAY = 0.1
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a sidecar until it is told to stop. Returns its exit code: 0; 1 when it could not start, or not stop in time.
-
-    Flags that are none of daprd's end the process with 2.
+    """Run a sidecar until it is told to stop. Returns its exit code: 0; 1 when it could not start, or not stop in time;
+    2 for bad flags. Flags that are none of daprd's end the process with 2.
     """
     try:
-        return _run(argv)
+        flags = command_line.parse(argv)
     except ConfigurationError as error:
-        print(f"meshwire sidecar: {error}", file=sys.stderr)
-        return FAILED
+        return _complain(error, WRONG_USE)
+    try:
+        return _run(flags)
+    except ConfigurationError as error:
+        return _complain(error, FAILED)
 
 
-def _run(argv: Sequence[str]) -> int:
-    flags = command_line.parse(argv)
+def _complain(error: ConfigurationError, code: int) -> int:
+    print(f"meshwire sidecar: {error}", file=sys.stderr)
+    return code
+
+
+def _run(flags: SidecarFlags) -> int:
     if flags.version or flags.build_info:
         print(f"meshwire {__version__}")
         return OK
@@ -137,8 +144,7 @@ async def _serve(settings: Settings) -> int:
                     end = await runtime.run()
                 except ConfigurationError as error:
                     logger.critical("%s", error)
-                    print(f"meshwire sidecar: {error}", file=sys.stderr)
-                    return FAILED
+                    return _complain(error, FAILED)
     return FAILED if end is End.OVERDUE else OK
 
 

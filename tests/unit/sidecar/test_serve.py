@@ -1,7 +1,17 @@
 import gc
 import weakref
 
-from sidecar.serve import leave_out_of_collections
+import pytest
+
+from sidecar.serve import leave_out_of_collections, main
+
+
+@pytest.mark.parametrize("argument", ["--app-id=a b", "--dapr-http-port=x", "--app-port=3500", "--log-level=loud"])
+def test_a_bad_flag_is_wrong_use(argument, capsys):
+    flags = [argument] if "app-id" in argument else ["--app-id=shop", argument]
+    assert main(flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"meshwire sidecar: {argument.partition('=')[0]}: must ")
 
 
 class Node:
