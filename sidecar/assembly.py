@@ -67,7 +67,7 @@ def open_backbone(broker: BrokerAddress, me: Peer, *, prefix: str, replicas: int
     from brokers.nats.event_log import NatsEventLog
     from brokers.nats.requests import NatsRequests
 
-    connection = _nats_connection(broker, me.app_id)
+    connection = nats_connection(broker, me.app_id)
     return Backbone(
         NatsEventLog(connection, namespace=me.namespace, prefix=prefix, replicas=replicas),
         NatsRequests(connection, me, prefix=prefix),
@@ -82,10 +82,10 @@ def open_event_log(broker: BrokerAddress, *, name: str, namespace: str, prefix: 
         return MemoryEventLog()
     from brokers.nats.event_log import NatsEventLog
 
-    return NatsEventLog(_nats_connection(broker, name), namespace=namespace, prefix=prefix)
+    return NatsEventLog(nats_connection(broker, name), namespace=namespace, prefix=prefix)
 
 
-def _nats_connection(broker: BrokerAddress, name: str) -> Connection:
+def nats_connection(broker: BrokerAddress, name: str) -> Connection:
     from brokers.nats.connection import Connection, Lookup, Servers
 
     if broker.folder is None:

@@ -53,6 +53,10 @@ COMMANDS = {
             "meshwire invoke -a orders -m orders/7/pay -d '{\"price\": 40}'",
         ),
     ),
+    "doctor": Command(
+        "look for what is wrong, from the broker to the app's routes",
+        ("meshwire doctor", "meshwire doctor --app-id orders -o json", "meshwire doctor --broker nats://host:4222"),
+    ),
     "list": Command(
         "show the running sidecars of this user",
         ("meshwire list", "meshwire list -o json"),
