@@ -148,9 +148,7 @@ def test_bad_values_name_flag_value_and_rule(arguments: str, message: str) -> No
         (["--app-id"], "--app-id needs a value"),
     ],
 )
-def test_what_is_no_flag_is_wrong_use(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_no_flag_is_wrong_use(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         parse(arguments)
     assert ended.value.code == 2
