@@ -125,6 +125,7 @@ class Consumer:
     """The pull loop over one durable consumer.
 
     `offer` gets each delivery. At most `limit` deliveries are taken from the server and not settled.
+    `restore_stream` makes the stream if it is gone, and returns when it was made.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class Consumer:
         config: dict[str, Any],
         offer: Callable[[NatsDelivery], None],
         on_settled: Callable[[NatsDelivery], None],
-        recover: Callable[[], Awaitable[None]],
+        restore_stream: Callable[[], Awaitable[str]],
         limit: int,
     ) -> None:
         self._connection = connection
@@ -143,7 +144,7 @@ class Consumer:
         self.name: str = config["durable_name"]
         self._offer = offer
         self._on_settled = on_settled
-        self._recover = recover
+        self._restore_stream = restore_stream
         self._limit = limit
         self._loop = asyncio.get_running_loop()
         self._pull_subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{self.name}".encode()
@@ -151,6 +152,7 @@ class Consumer:
         self._inbox = f"{connection.inbox}.p.{next(_numbers)}"
         self._requested = 0
         self._held: dict[NatsDelivery, None] = {}
+        self._stream_made: str | None = None
         self._seen: int | None = None
         self._unacked: dict[int, None] = {}
         self._heard = 0.0
@@ -199,12 +201,13 @@ class Consumer:
 
     def settled(self, delivery: NatsDelivery, reply: bytes, verdict: bytes) -> None:
         self._held.pop(delivery, None)
-        if verdict is ACK:
-            self._unacked.pop(int(delivery.position), None)
-        elif len(self._unacked) > MAX_ACK_PENDING:
-            # What other members acknowledge is never struck off here.
-            self._unacked.pop(next(iter(self._unacked)))
-        self._connection.send(reply, verdict)
+        if reply:
+            if verdict is ACK:
+                self._unacked.pop(int(delivery.position), None)
+            elif len(self._unacked) > MAX_ACK_PENDING:
+                # What other members acknowledge is never struck off here.
+                self._unacked.pop(next(iter(self._unacked)))
+            self._connection.send(reply, verdict)
         self._on_settled(delivery)
         if self._open:
             self._pull()
@@ -274,7 +277,8 @@ class Consumer:
         for delivery in self._held:
             if now - delivery.held_since < ACK_WAIT / 3:
                 break  # in the order of arrival: the rest is younger
-            self._connection.send(delivery._reply, b"+WPI")
+            if delivery._reply:
+                self._connection.send(delivery._reply, b"+WPI")
         if self._open and self._connection.problem is None and self._requested and now - self._heard > 2 * HEARTBEAT:
             self._begin_repair("no heartbeat")
 
@@ -288,7 +292,6 @@ class Consumer:
         try:
             while True:
                 try:
-                    await self._recover()
                     await self._create()
                     return
                 except BrokerUnavailable as error:
@@ -304,9 +307,21 @@ class Consumer:
 
     async def _create(self) -> None:
         """Make the consumer unless it exists. One that vanished goes on where nothing is missed."""
+        made = await self._restore_stream()
+        if self._stream_made not in (None, made):
+            self._forget_stream()
+        self._stream_made = made
         config = self._config
         if self._seen is not None:
             start = min(self._unacked, default=self._seen + 1)
             config = config | {"deliver_policy": "by_start_sequence", "opt_start_seq": start}
         info = await jetstream.ensure_consumer(self._connection, self._stream, config)
         self._seen = max(self._seen or 0, int(info["delivered"]["stream_seq"]))
+
+    def _forget_stream(self) -> None:
+        """The stream was lost with all that it held, and the new one counts from 1 again: settling what is in hand
+        would settle another message there."""
+        for delivery in self._held:
+            delivery._reply = b""
+        self._unacked.clear()
+        self._seen = 0

@@ -72,7 +72,7 @@ class NatsEventLog:
             "allow_msg_ttl": True,
         }
         self._subscriptions: set[NatsSubscription] = set()
-        self._stream_check: asyncio.Future[None] | None = None
+        self._stream_check: asyncio.Future[str] | None = None
 
     @property
     def problem(self) -> str | None:
@@ -126,13 +126,11 @@ class NatsEventLog:
             try:
                 await self._connection.wait_connected(remaining)
                 if isinstance(error, _NoStream):
-                    await self._ensure_stream()
+                    await self._restore_stream()
                 timeout = min(ATTEMPT_TIMEOUT, deadline - loop.time())
                 _check(await self._connection.call(subject, headers, payload, timeout))
             except BrokerUnavailable as again:
                 error = again
-            except ConfigurationError as refusal:  # somebody changed the stream under our feet
-                raise BrokerError(str(refusal)) from None
             else:
                 return
 
@@ -146,7 +144,7 @@ class NatsEventLog:
                     config,
                     offer=subscription.offer,
                     on_settled=subscription.settled,
-                    recover=self._ensure_stream,
+                    restore_stream=self._restore_stream,
                     limit=concurrency,
                 )
                 for config in self._lanes(group)
@@ -187,15 +185,22 @@ class NatsEventLog:
         removed = [await jetstream.delete_consumer(self._connection, self._stream, name) for name in names]
         return any(removed)
 
-    async def _ensure_stream(self) -> None:
-        """One look at a time, shared by all who find the stream missing."""
+    async def _restore_stream(self) -> str:
+        """As `_ensure_stream`, once the log has started: raises `BrokerError` only."""
+        try:
+            return await self._ensure_stream()
+        except ConfigurationError as refusal:  # somebody changed the stream under our feet
+            raise BrokerError(str(refusal)) from None
+
+    async def _ensure_stream(self) -> str:
+        """See `jetstream.ensure_stream`. One look at a time, shared by all who miss the stream."""
         if self._stream_check is None:
             self._stream_check = asyncio.ensure_future(self._check_stream())
-        await asyncio.shield(self._stream_check)
+        return await asyncio.shield(self._stream_check)
 
-    async def _check_stream(self) -> None:
+    async def _check_stream(self) -> str:
         try:
-            await jetstream.ensure_stream(self._connection, self._stream_config)
+            return await jetstream.ensure_stream(self._connection, self._stream_config)
         finally:
             self._stream_check = None
 

@@ -67,21 +67,24 @@ async def call(connection: Connection, subject: str, request: object = None) -> 
     return decode_answer(reply.payload)
 
 
-async def ensure_stream(connection: Connection, config: dict[str, Any]) -> None:
+async def ensure_stream(connection: Connection, config: dict[str, Any]) -> str:
     """Make the stream unless it exists. Settings that its operator chose (limits, replicas) are left alone.
+
+    Returns when it was made: a stream of another time is another stream, which counts its messages from 1 again.
 
     Raises `ConfigurationError` when a stream of that name cannot serve us.
     """
     name = config["name"]
     try:
-        found = (await call(connection, f"STREAM.INFO.{name}"))["config"]
+        info = await call(connection, f"STREAM.INFO.{name}")
     except Refused as refusal:
         if refusal.code != STREAM_NOT_FOUND:
             raise
         try:
-            found = (await call(connection, f"STREAM.CREATE.{name}", config))["config"]
+            info = await call(connection, f"STREAM.CREATE.{name}", config)
         except Refused as creation:
             raise ConfigurationError(f"cannot make the stream {name}: {creation}") from creation
+    found = info["config"]
     if not set(config["subjects"]) <= set(found["subjects"]):
         raise ConfigurationError(
             f"the stream {name} exists and does not take the subjects {', '.join(config['subjects'])}; "
@@ -95,6 +98,7 @@ async def ensure_stream(connection: Connection, config: dict[str, Any]) -> None:
             raise ConfigurationError(f"the stream {name} has {flag} switched on, with which {harm}; switch it off")
     if config.get("allow_msg_ttl") and not found.get("allow_msg_ttl"):
         raise ConfigurationError(f"the stream {name} has allow_msg_ttl switched off; switch it on")
+    return str(info["created"])
 
 
 async def ensure_consumer(connection: Connection, stream: str, config: dict[str, Any]) -> dict[str, Any]:

@@ -389,6 +389,58 @@ async def test_a_consumer_deleted_while_the_server_was_away_is_made_again(
     await until(lambda: b"after" in arrivals.payloads, within=15)
 
 
+async def test_a_deleted_stream_is_made_again_and_nothing_new_is_missed(
+    log: EventLog, admin: JetStreamContext, stream: str
+) -> None:
+    arrivals = inbox()
+    await log.subscribe(SHIPPING, arrivals, concurrency=8)
+    for number in range(20):
+        await log.publish(ORDERS, raw(f"{number}"))
+    await arrivals.reaches(20)
+    await admin.delete_stream(stream)
+    for number in range(20, 25):  # at positions that the group has had before
+        await log.publish(ORDERS, raw(f"{number}", key=None if number % 2 else "k"))
+    await arrivals.reaches(25)
+    assert set(arrivals.payloads) == {f"{number}".encode() for number in range(25)}
+
+
+async def test_what_a_lost_stream_held_settles_nothing_in_the_new_one(
+    log: EventLog, admin: JetStreamContext, stream: str
+) -> None:
+    arrivals = inbox(keep)
+    await log.subscribe(SHIPPING, arrivals, concurrency=8)
+    await log.publish(ORDERS, raw("old"))
+    await arrivals.reaches(1)
+    await admin.delete_stream(stream)
+    await log.publish(ORDERS, raw("new"))
+    old, new = await arrivals.reaches(2)
+    assert old.position == new.position
+    old.ack()
+    await asyncio.sleep(0.1)
+    assert sum(info.num_ack_pending or 0 for info in await consumers_of(admin, stream)) == 1
+    new.ack()
+    async with asyncio.timeout(5):
+        while any(info.num_ack_pending for info in await consumers_of(admin, stream)):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_subscribe_makes_a_missing_stream(log: EventLog, admin: JetStreamContext, stream: str) -> None:
+    await admin.delete_stream(stream)
+    arrivals = inbox()
+    await log.subscribe(SHIPPING, arrivals, concurrency=8)
+    await log.publish(ORDERS, raw("0"))
+    await arrivals.reaches(1)
+
+
+async def test_a_subscribe_to_a_stream_that_was_replaced_is_refused(
+    log: EventLog, admin: JetStreamContext, stream: str
+) -> None:
+    await admin.delete_stream(stream)
+    await admin.add_stream(name=stream, subjects=["something.else"])
+    with pytest.raises(BrokerError, match="does not take the subjects"):
+        await log.subscribe(SHIPPING, inbox(), concurrency=8)
+
+
 @pytest.mark.parametrize("setting", ["allow_rollup_hdrs", "allow_msg_schedules"])
 async def test_a_stream_that_could_erase_events_is_refused_by_name(
     server: NatsServer, admin: JetStreamContext, namespace: str, stream: str, setting: str
