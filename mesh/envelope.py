@@ -250,7 +250,8 @@ def _amend(members: dict[str, msgspec.Raw], publication: Publication, asked: Opt
         mode=Mode.STRUCTURED,
         payload=json_codec.join_members(event),
         key=asked.key or _string(members.get("partitionkey")) or None,
-        dedupe_id=None if given_id is None else addressing.identity(_string(event["source"]) or "", given_id),
+        # An empty id names nothing: all such events would be repeats of the first.
+        dedupe_id=addressing.identity(_string(event["source"]) or "", given_id) if given_id else None,
         ttl=lifetime(asked.ttl, [_string(members.get(name)) for name in EXPIRY_ATTRIBUTES], now),
         headers=publication.hop(),
     )

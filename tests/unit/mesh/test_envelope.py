@@ -187,6 +187,7 @@ class TestCallersEvent:
     def test_only_a_callers_id_is_deduplicated_on(self) -> None:
         assert publish(b'{"source":"/a"}', CLOUD_EVENT).dedupe_id is None
         assert publish(b'{"id":"1","source":"/a"}', CLOUD_EVENT).dedupe_id == "2:/a1"
+        assert publish(b'{"id":"","source":"/a"}', CLOUD_EVENT).dedupe_id is None
 
     def test_partitionkey_and_expiry_reach_the_broker(self) -> None:
         body = b'{"id":"1","partitionkey":"k","expirytime":"2023-11-14T22:13:30Z"}'
