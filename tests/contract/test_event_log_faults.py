@@ -231,6 +231,24 @@ async def test_start_waits_for_the_first_server(tmp_path: Path, namespace: str) 
         await asyncio.wait_for(log.close(), 5)
 
 
+@pytest.mark.parametrize("greeting", [b"INFO\r\n", b"INFO []\r\n", b"x" * 100_000])
+async def test_a_stranger_at_the_servers_address_is_survived(
+    log: EventLog, server: NatsServer, greeting: bytes
+) -> None:
+    met = asyncio.Event()
+
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        met.set()
+        writer.write(greeting)
+        writer.close()
+
+    server.stop()
+    async with asyncio.timeout(5), await asyncio.start_server(greet, "127.0.0.1", server.port):
+        await met.wait()
+    server.start()
+    await log.publish(ORDERS, raw("0"))
+
+
 async def test_the_log_moves_to_a_server_that_is_alive(server: NatsServer, tmp_path: Path, namespace: str) -> None:
     gone = NatsServer(tmp_path)
     log = nats_event_log([gone.url, server.url], namespace)
