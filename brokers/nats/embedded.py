@@ -114,7 +114,7 @@ def endpoint(folder: Path) -> Endpoint | None:
         known = json.loads((folder / keeper.ENDPOINT).read_bytes())
         os.kill(known["pid"], 0)  # whoever listens where a dead server did must not be given the token
         return Endpoint(known["url"], known["token"])
-    except (OSError, ValueError):  # a power cut leaves an empty file
+    except (OSError, ValueError, KeyError, TypeError):  # a power cut leaves an empty file
         return None
 
 

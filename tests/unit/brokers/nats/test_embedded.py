@@ -183,6 +183,12 @@ def test_no_endpoint_while_the_server_is_dead(used):
     assert embedded.endpoint(used) is None
 
 
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"pid": "1"}', '{"pid": 1e9}'])
+def test_a_damaged_endpoint_is_none(folder, content):
+    (folder / keeper.ENDPOINT).write_text(content)
+    assert embedded.endpoint(folder) is None
+
+
 async def test_what_was_acknowledged_survives_the_kill_of_server_and_keeper(used):
     async def connect():
         where = embedded.endpoint(used)
