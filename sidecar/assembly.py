@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, MutableMapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from starlette.types import ASGIApp
 
 from mesh import __version__, resources, subscriptions
 from mesh.access import AccessPolicy
@@ -13,11 +15,10 @@ from mesh.configuration import load_configuration
 from mesh.errors import ConfigurationError
 from mesh.invocation import Callee, Caller
 from mesh.invocation.callee import Permits
-from mesh.ports import AppChannel, Clock, EventLog, Peer, Requests
+from mesh.ports import Clock, EventLog, Peer, Requests
 from mesh.pubsub import DEFAULT_COMPONENT, Component, PubSub
 from mesh.resiliency.targets import Resiliency
 from mesh.scopes import TopicScopes
-from mesh.subscriptions import SubscriptionSpec
 from mesh.telemetry import Meter
 from mesh.telemetry_settings import with_environment
 from sidecar.api import invoke
@@ -35,6 +36,7 @@ from sidecar.http.protocol import Limits
 from sidecar.http.responses import CatchErrors
 from sidecar.http.routing import Router
 from sidecar.http.server import HttpServer, socket_path
+from sidecar.metadata import describe
 from sidecar.runtime import App, Runtime
 from sidecar.settings import CALLERS_VERIFIED, BrokerAddress, Settings
 from sidecar.telemetry import Observers
@@ -135,23 +137,7 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
     for refusal in declared.refused:
         logger.error("%s", refusal)
 
-    app = None
-    if flags.app_port is not None:
-        channel = open_app_channel(
-            flags.app_protocol,
-            flags.app_channel_address,
-            flags.app_port,
-            token=settings.app_token,
-            max_concurrency=flags.app_max_concurrency,
-        )
-        app = App(
-            channel=channel,
-            port=flags.app_port,
-            health=_app_health(channel, flags, clock),
-            ask_config="config" not in flags.disable_init_endpoints,
-            ask_subscriptions="subscribe" not in flags.disable_init_endpoints,
-        )
-
+    app = _app(settings, clock)
     resiliency = Resiliency(manifests.resiliency, clock=clock)
     for warning in resiliency.warnings:
         logger.warning("%s", warning)
@@ -181,7 +167,7 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
     body_limit = flags.max_body_size or 0
     pubsub = PubSub(flags.app_id, components.values(), clock, telemetry=observers.telemetry)
     health_api = HealthApi(flags.app_id, health)
-    metadata_api = MetadataApi(lambda: _describe(flags, components, runtime.subscriptions), __version__, extended)
+    metadata_api = MetadataApi(lambda: describe(flags, components, runtime.subscriptions), __version__, extended)
     for block in (
         PublishApi(pubsub, body_limit),
         EventsApi(pubsub, body_limit),
@@ -199,6 +185,60 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
     api = observers.around(CatchErrors(guarded))
     if flags.enable_api_logging:
         api = ApiLog(api)
+    public = Router()
+    health_api.add_to(public)
+    metadata_api.add_to(public)
+    runtime = Runtime(
+        app_id=flags.app_id,
+        logs=logs,
+        requests=backbone.requests,
+        outside=outside,
+        callee=callee,
+        components=components,
+        declared=declared.specs,
+        health=health,
+        servers=_servers(flags, api, CatchErrors(public)),
+        observers=observers,
+        app=app,
+        clock=clock,
+        grace=flags.graceful_shutdown,
+        block_shutdown=flags.block_shutdown,
+    )
+    return runtime
+
+
+def _app(settings: Settings, clock: Clock) -> App | None:
+    """The app beside this sidecar, if there is one."""
+    flags = settings.flags
+    if flags.app_port is None:
+        return None
+    channel = open_app_channel(
+        flags.app_protocol,
+        flags.app_channel_address,
+        flags.app_port,
+        token=settings.app_token,
+        max_concurrency=flags.app_max_concurrency,
+    )
+    health = AppHealth(
+        channel,
+        clock,
+        enabled=flags.enable_app_health_check,
+        path=flags.app_health_check_path,
+        interval=flags.app_health_probe_interval,
+        timeout=flags.app_health_probe_timeout,
+        threshold=flags.app_health_threshold,
+    )
+    return App(
+        channel=channel,
+        port=flags.app_port,
+        health=health,
+        ask_config="config" not in flags.disable_init_endpoints,
+        ask_subscriptions="subscribe" not in flags.disable_init_endpoints,
+    )
+
+
+def _servers(flags: SidecarFlags, api: ASGIApp, public: ASGIApp) -> list[HttpServer]:
+    """The listeners: of the API, and of its public part where a port is given for it."""
     limits = Limits(head=flags.read_buffer_size + HEADER_SLACK)
     socket = flags.unix_domain_socket
     servers = [
@@ -211,35 +251,16 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
         )
     ]
     if flags.public_port is not None:
-        public = Router()
-        health_api.add_to(public)
-        metadata_api.add_to(public)
         servers.append(
             HttpServer(
-                CatchErrors(public),
+                public,
                 addresses=(flags.public_listen_address,),
                 port=flags.public_port,
                 flag="--dapr-public-port",
                 limits=limits,
             )
         )
-    runtime = Runtime(
-        app_id=flags.app_id,
-        logs=logs,
-        requests=backbone.requests,
-        outside=outside,
-        callee=callee,
-        components=components,
-        declared=declared.specs,
-        health=health,
-        servers=servers,
-        observers=observers,
-        app=app,
-        clock=clock,
-        grace=flags.graceful_shutdown,
-        block_shutdown=flags.block_shutdown,
-    )
-    return runtime
+    return servers
 
 
 def _permits(policy: AccessPolicy | None, verified: bool) -> Permits:
@@ -305,63 +326,3 @@ def _pubsub_component(
         scopes=TopicScopes.from_metadata(manifest.metadata),
         topic_prefix=namespace if manifest.namespace_scoped else "",
     )
-
-
-def _app_health(channel: AppChannel, flags: SidecarFlags, clock: Clock) -> AppHealth:
-    return AppHealth(
-        channel,
-        clock,
-        enabled=flags.enable_app_health_check,
-        path=flags.app_health_check_path,
-        interval=flags.app_health_probe_interval,
-        timeout=flags.app_health_probe_timeout,
-        threshold=flags.app_health_threshold,
-    )
-
-
-def _describe(
-    flags: SidecarFlags, components: Mapping[str, Component], specs: Sequence[SubscriptionSpec]
-) -> dict[str, Any]:
-    """The metadata object (Dapr), without what would be empty."""
-    described: dict[str, Any] = {
-        "id": flags.app_id,
-        "runtimeVersion": __version__,
-        "components": [
-            {
-                "name": component.name,
-                "type": component.type,
-                "version": component.version,
-                "capabilities": ["MESSAGE_TTL"],
-            }
-            for component in components.values()
-        ],
-    }
-    if specs:
-        described["subscriptions"] = [
-            {
-                "pubsubname": spec.pubsub,
-                "topic": spec.topic,
-                **({"metadata": dict(spec.metadata)} if spec.metadata else {}),
-                "rules": [{"path": route.path} for route in spec.routes],
-                "deadLetterTopic": spec.dead_letter_topic or "",
-                "type": spec.type,
-            }
-            for spec in specs
-        ]
-    if flags.app_port is not None:
-        connection: dict[str, Any] = {
-            "port": flags.app_port,
-            "protocol": flags.app_protocol,
-            "channelAddress": flags.app_channel_address,
-        }
-        if flags.app_max_concurrency is not None:
-            connection["maxConcurrency"] = flags.app_max_concurrency
-        if flags.enable_app_health_check:
-            connection["health"] = {
-                "healthCheckPath": flags.app_health_check_path,
-                "healthProbeInterval": f"{flags.app_health_probe_interval:g}s",
-                "healthProbeTimeout": f"{1000 * flags.app_health_probe_timeout:g}ms",
-                "healthThreshold": flags.app_health_threshold,
-            }
-        described["appConnectionProperties"] = connection
-    return described
