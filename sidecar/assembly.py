@@ -17,7 +17,7 @@ from mesh.invocation import Callee, Caller
 from mesh.invocation.callee import Permits
 from mesh.ports import Clock, EventLog, Peer, Requests
 from mesh.pubsub import DEFAULT_COMPONENT, Component, PubSub
-from mesh.resiliency.targets import Resiliency
+from mesh.resiliency.targets import INITIALIZATION_RETRIES, Resiliency
 from mesh.scopes import TopicScopes
 from mesh.telemetry import Meter
 from mesh.telemetry_settings import with_environment
@@ -194,6 +194,7 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
         requests=backbone.requests,
         outside=outside,
         callee=callee,
+        init_retries=resiliency.built_in(INITIALIZATION_RETRIES),
         components=components,
         declared=declared.specs,
         health=health,

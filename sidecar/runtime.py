@@ -16,6 +16,8 @@ from mesh.errors import AppError, BrokerError
 from mesh.invocation import Callee
 from mesh.ports import AppChannel, Clock, EventLog, Requests, Server
 from mesh.pubsub import DEFAULT_COMPONENT, Component
+from mesh.resiliency.policy import Policy
+from mesh.resiliency.retry import Failure
 from mesh.subscriber import Subscriber
 from mesh.subscriptions import SubscriptionSpec
 from sidecar.app_health import AppHealth
@@ -28,8 +30,6 @@ logger = logging.getLogger("meshwire.runtime")
 
 INIT_TIMEOUT = 10.0
 """Seconds in which the app must answer `GET /dapr/config` and `GET /dapr/subscribe`."""
-INIT_PAUSES = (0.5, 1.0, 1.0)
-"""Seconds before each repeat of such a call when the app cannot be reached (Dapr: its built-in retries)."""
 DRAIN_LIMIT = 30.0
 """Seconds that events in the hands of the app get to be settled when no other limit is set."""
 DRAIN_SHARE = 0.7
@@ -73,6 +73,7 @@ class Runtime:
         requests: Requests,
         outside: OutsideWorld,
         callee: Callee,
+        init_retries: Policy,
         components: Mapping[str, Component],
         declared: Sequence[SubscriptionSpec],
         health: Health,
@@ -89,6 +90,7 @@ class Runtime:
         self._outside = outside
         self._callee = callee
         self._service: Server | None = None
+        self._init_retries = init_retries
         self._components = components
         self._declared = declared
         self._health = health
@@ -180,16 +182,13 @@ class Runtime:
 
     async def _ask(self, channel: AppChannel, path: str) -> tuple[int, bytes] | None:
         """Status and body of a `GET` to the app; `None` when it cannot be reached."""
-        for pause in (*INIT_PAUSES, None):
-            try:
-                route = channel.prepare("GET", path, [("dapr-app-id", self._app_id)])
-                response = await route.send(timeout=INIT_TIMEOUT)
-                return response.status, response.body
-            except AppError as error:
-                logger.warning("GET %s: %s", path, error)
-            if pause is not None:
-                await asyncio.sleep(pause)
-        return None
+        route = channel.prepare("GET", path, [("dapr-app-id", self._app_id)])
+        try:
+            response = await self._init_retries.run(lambda: route.send(timeout=INIT_TIMEOUT), failed=_unreachable)
+        except AppError as error:
+            logger.warning("GET %s: %s", path, error)
+            return None
+        return response.status, response.body
 
     async def _ask_config(self, channel: AppChannel) -> None:
         """`GET /dapr/config`: all it can ask for is actors, which are not there yet."""
@@ -269,3 +268,7 @@ class Runtime:
                 await self._service.close()
         except TimeoutError:
             logger.warning("cutting off calls that other apps make and the app has not answered")
+
+
+def _unreachable(outcome: object) -> Failure | None:
+    return Failure() if isinstance(outcome, AppError) else None

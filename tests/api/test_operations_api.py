@@ -39,6 +39,34 @@ async def test_sidecar_serves_its_app_before_the_app_listens():
         await api.stop()
 
 
+class Moody(App):
+    """Hangs up on the first `left` questions for its subscriptions."""
+
+    left = 8
+
+    async def _reply(self, request):
+        if request.path == "/dapr/subscribe" and self.left:
+            self.left -= 1
+            raise ConnectionError
+        return await super()._reply(request)
+
+
+async def test_the_app_is_asked_under_the_policy_for_that(start, tmp_path):
+    (tmp_path / "resiliency.yaml").write_text("""
+apiVersion: dapr.io/v1alpha1
+kind: Resiliency
+metadata: {name: start}
+spec:
+  policies:
+    retries:
+      DaprBuiltInInitializationRetries: {policy: constant, duration: 1ms, maxRetries: 9}
+""")
+    async with Moody([subscription("A")]) as app:
+        api = await start(f"--resources-path={tmp_path}", app=app)
+        (known,) = (await api.call("GET", "/v1.0/metadata")).json["subscriptions"]
+        assert (known["topic"], app.left) == ("A", 0)
+
+
 async def test_metadata(start):
     async with App(
         [subscription("A", deadLetterTopic="dead", metadata={"rawPayload": "false"}), subscription("B")]
