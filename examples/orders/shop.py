@@ -1,16 +1,22 @@
-"""Takes orders at POST /orders, and hears what becomes of them."""
+"""Takes orders at POST /orders, has them paid, and hears what becomes of them."""
 
 import uuid
 from typing import Any
 
-from app import publish, serve
+from app import invoke, serve
+
+PAID, REFUSED = 200, 402
 
 
 def place(order: Any) -> int:
     order = {"id": uuid.uuid4().hex[:8], "item": order["item"], "price": order["price"]}
-    publish("orders", "order.placed", order)
-    print(f"placed   {order['item']}")
-    return 202
+    print(f"ordered  {order['item']}")
+    status = invoke("payment", "pay", order)
+    if status == PAID:
+        print(f"paid     {order['item']}")
+        return 202
+    print(f"unpaid   {order['item']}: {status}")
+    return REFUSED if status == REFUSED else 503
 
 
 def shipped(event: Any) -> int:
@@ -18,15 +24,15 @@ def shipped(event: Any) -> int:
     return 200
 
 
-def refused(event: Any) -> int:
-    print(f"refused  {event['data']['item']}")
+def undeliverable(event: Any) -> int:
+    print(f"to fetch {event['data']['item']}")
     return 200
 
 
 serve(
-    {"/orders": place, "/shipped": shipped, "/refused": refused},
+    {"/orders": place, "/shipped": shipped, "/undeliverable": undeliverable},
     [
         {"pubsubname": "pubsub", "topic": "shipments", "route": "/shipped"},
-        {"pubsubname": "pubsub", "topic": "orders-refused", "route": "/refused"},
+        {"pubsubname": "pubsub", "topic": "undeliverable", "route": "/undeliverable"},
     ],
 )

@@ -1,4 +1,4 @@
-"""Ships what is paid."""
+"""Packs and ships what is paid."""
 
 from typing import Any
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
+import shutil
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -11,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.contract.nats_server import NatsServer, free_port
-from tests.e2e.mesh import JSON, Process, Run, call, running, until
+from tests.e2e.collectors import CollectedSpan, Collector, HttpCollector
+from tests.e2e.mesh import JSON, MESHWIRE, Process, Run, call, running, until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PYTHON = [sys.executable, "-P"]
@@ -70,37 +75,114 @@ async def test_the_node_publisher_fails_without_a_sidecar(tmp_path: Path) -> Non
     assert "ECONNREFUSED" in publisher.log
 
 
-async def test_orders(start: Start) -> None:
-    folder = EXAMPLES / "orders"
-    port = free_port()
-    shop = start("shop", *PYTHON[:1], str(folder / "shop.py"), app_port=port)
-    payment = start(
-        "payment",
-        *PYTHON[:1],
-        str(folder / "payment.py"),
-        app_port=free_port(),
-        flags=["--resources-path", str(folder / "resources")],
-    )
-    warehouse = start("warehouse", *PYTHON[:1], str(folder / "warehouse.py"), app_port=free_port())
-    await subscribed(shop, "shipments", "orders-refused")
-    await subscribed(payment, "orders")
-    await subscribed(warehouse, "payments")
+def ordering(tmp_path: Path, collector: Collector) -> list[int]:
+    """Copy the example of orders to `tmp_path/orders`, with ports that are free; returns those of the apps."""
+    folder = tmp_path / "orders"
+    shutil.copytree(EXAMPLES / "orders", folder, ignore=shutil.ignore_patterns(".dapr"))
+    ports = [free_port() for _ in range(4)]
+    changes = {str(6001 + number): str(port) for number, port in enumerate(ports)} | {"9411": str(collector.port)}
+    for file in (folder / "dapr.yaml", folder / "tracing.yaml"):
+        text = file.read_text()
+        for old, new in changes.items():
+            text = text.replace(old, new)
+        file.write_text(text)
+    return ports
 
-    for order in ({"item": "lamp", "price": 40}, {"item": "piano", "price": 9000}):
-        assert (await call(port, "POST", "/orders", [JSON], json.dumps(order).encode())).status == 202
-    await shop.says("== APP == shipped  lamp\n")
-    await shop.says("== APP == refused  piano\n")
-    await payment.says("== APP == too dear piano\n")
-    await warehouse.says("== APP == packing  lamp\n")
-    assert "piano" not in warehouse.log
 
-    # The warehouse is away for a while.
-    await warehouse.end()
-    assert (await call(port, "POST", "/orders", [JSON], b'{"item": "chair", "price": 60}')).status == 202
-    await payment.says("== APP == paid     chair\n")
-    start("warehouse", *PYTHON[:1], str(folder / "warehouse.py"), app_port=free_port())
-    await shop.says("== APP == shipped  chair\n")
-    assert [shop.log.count(f"shipped  {item}\n") for item in ("lamp", "chair", "piano")] == [1, 1, 0]
+async def test_orders(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {"MESHWIRE_HOME": str(home), "PATH": path}
+    with HttpCollector() as collector:
+        shop, _, warehouse, _ = ordering(tmp_path, collector)
+        command = [*MESHWIRE, "run", "-f", str(tmp_path / "orders")]
+        run = Process(tmp_path, "orders", command, environment).start()
+        log = tmp_path / "orders" / ".dapr" / "logs"
+
+        def lines(app: str) -> list[str]:
+            found = re.findall(rf"^== APP - {app} == (.*)$", run.log, re.MULTILINE)
+            return [" ".join(line.split()) for line in found]
+
+        async def tells(app: str, line: str) -> None:
+            await until(lambda: line in lines(app), lambda: f"{app} does not tell {line!r}:\n{run.log}")
+
+        async def order(item: str, price: int) -> Process:
+            words = ["invoke", "-a", "shop", "-m", "orders", "-d", json.dumps({"item": item, "price": price})]
+            process = Process(tmp_path, f"order-{item}", [*MESHWIRE, *words], environment).start()
+            await process.end(None)
+            return process
+
+        try:
+            for app in ("shop", "payment", "warehouse", "delivery"):
+                await run.says(f"{app}: ✅  You're up and running!")
+            for app, topic in (("shop", "undeliverable"), ("warehouse", "payments"), ("delivery", "payments")):
+                await until(
+                    lambda app=app, topic=topic: any(  # type: ignore[misc]
+                        f"subscribed to the following topics: [{topic}]" in file.read_text()
+                        for file in log.glob(f"{app}_daprd_*")
+                    ),
+                    lambda: run.log,
+                )
+
+            assert (await order("lamp", 40)).code == 0
+            await tells("shop", "shipped lamp")
+            await tells("delivery", "booked lamp")
+            assert lines("payment") == ["no bank lamp", "paid lamp"]
+            assert lines("warehouse") == ["packing lamp"]
+            await check_one_trace(collector)
+
+            assert (await order("piano", 4000)).code == 0
+            await tells("shop", "to fetch piano")
+            assert "booked piano" not in lines("delivery")
+            refused = await order("yacht", 900000)
+            assert (refused.code, "(402)" in refused.log) == (1, True)
+            assert lines("payment").count("too dear yacht") == 1  # an answer, not to be asked for again
+            assert (await call(shop, "POST", "/orders", [JSON], b'{"item": "chair", "price": 60}')).status == 202
+            await tells("shop", "shipped chair")
+
+            # The warehouse is away for a while.
+            stop = Process(tmp_path, "stop", [*MESHWIRE, "stop", "-a", "warehouse"], environment).start()
+            assert await stop.end(None) == 0
+            assert (await order("table", 70)).code == 0
+            await tells("delivery", "booked table")
+            assert "packing table" not in lines("warehouse")
+            script = str(tmp_path / "orders" / "warehouse.py")
+            again = Run(home, "warehouse", sys.executable, script, app_port=warehouse).start()
+            await tells("shop", "shipped table")
+            assert [lines("shop").count(f"shipped {item}") for item in ("lamp", "chair", "table", "yacht")] == [
+                1,
+                1,
+                1,
+                0,
+            ]
+            assert await again.end() == 0
+        finally:
+            code = await run.end(signal.SIGINT)
+        assert code == 0, run.log
+        assert "Traceback" not in run.log
+    await until(lambda: not running(home), lambda: f"left behind: {running(home)}")
+
+
+async def check_one_trace(collector: Collector) -> None:
+    """One order is one trace through the four apps, and every span of it has its parent in it."""
+    await collector.got("publish payments", "process payments", "process payments", "process shipments")
+    published = collector.one("publish payments", "payment")
+
+    def spans() -> list[CollectedSpan]:
+        return [span for span in collector.spans if span.trace_id == published.trace_id]
+
+    def roots() -> list[CollectedSpan]:
+        known = {span.span_id for span in spans()}
+        return [span for span in spans() if span.parent_id not in known]
+
+    # each sidecar sends its part when it likes
+    await until(lambda: [span.parent_id for span in roots()] == [""], lambda: f"{roots()} are roots of {spans()}")
+    assert {span.service for span in spans()} == {"shop", "payment", "warehouse", "delivery"}
+    readers = [span for span in spans() if span.name == "process payments"]
+    assert {(span.service, span.parent_id) for span in readers} == {
+        ("warehouse", published.span_id),
+        ("delivery", published.span_id),
+    }
 
 
 async def test_faststream(start: Start, tmp_path: Path) -> None:
