@@ -11,6 +11,7 @@ import yaml
 from mesh import configuration, resources, subscriptions
 from mesh.errors import Code
 from sidecar import cli, flags
+from sidecar.cli import run_file
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
@@ -87,10 +88,15 @@ def test_commands_are_there(document, capsys):
 def test_yaml_can_be_used(document, tmp_path):
     """Each manifest that a document shows is loaded as an app's own, without an error or a warning."""
     for number, block in enumerate(blocks(document, "yaml")):
-        kind = yaml.safe_load(block).get("kind")
+        shown = yaml.safe_load(block)
+        kind = shown.get("kind")
         (folder := tmp_path / str(number)).mkdir()
         (folder / "shown.yaml").write_text(block)
-        if kind == "Configuration":
+        if "apps" in shown:
+            for app in shown["apps"]:
+                (folder / app["appDirPath"]).mkdir()
+            assert not run_file.load(str(folder / "shown.yaml")).without_meaning
+        elif kind == "Configuration":
             found = configuration.load_configuration([folder / "shown.yaml"], {})
         else:
             found = resources.load([folder], app_id="warehouse", namespace="", environ={})
