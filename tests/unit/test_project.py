@@ -96,7 +96,8 @@ def test_yaml_can_be_used(document, tmp_path):
             for app in shown["apps"]:
                 (folder / app["appDirPath"]).mkdir()
             assert not run_file.load(str(folder / "shown.yaml")).without_meaning
-        elif kind == "Configuration":
+            continue
+        if kind == "Configuration":
             found = configuration.load_configuration([folder / "shown.yaml"], {})
         else:
             found = resources.load([folder], app_id="warehouse", namespace="", environ={})
