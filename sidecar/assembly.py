@@ -167,7 +167,9 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
     body_limit = flags.max_body_size or 0
     pubsub = PubSub(flags.app_id, components.values(), clock, telemetry=observers.telemetry)
     health_api = HealthApi(flags.app_id, health)
-    metadata_api = MetadataApi(lambda: describe(flags, components, runtime.subscriptions), __version__, extended)
+    metadata_api = MetadataApi(
+        lambda: describe(flags, manifests, components, runtime.subscriptions), __version__, extended
+    )
     for block in (
         PublishApi(pubsub, body_limit),
         EventsApi(pubsub, body_limit),

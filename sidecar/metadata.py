@@ -7,12 +7,13 @@ from typing import Any
 
 from mesh import __version__
 from mesh.pubsub import Component
+from mesh.resources import Resources
 from mesh.subscriptions import SubscriptionSpec
 from sidecar.flags import SidecarFlags
 
 
 def describe(
-    flags: SidecarFlags, components: Mapping[str, Component], specs: Sequence[SubscriptionSpec]
+    flags: SidecarFlags, manifests: Resources, components: Mapping[str, Component], specs: Sequence[SubscriptionSpec]
 ) -> dict[str, Any]:
     """All members but `extended`, without those that would be empty."""
     described: dict[str, Any] = {
@@ -27,7 +28,11 @@ def describe(
             }
             for component in components.values()
         ],
+        "actorRuntime": {"runtimeStatus": "DISABLED", "hostReady": False},  # which SDKs look for
     }
+    for member, resources in (("httpEndpoints", manifests.http_endpoints), ("resiliencies", manifests.resiliency)):
+        if resources:
+            described[member] = [{"name": resource.name} for resource in resources]
     if specs:
         described["subscriptions"] = [
             {

@@ -67,12 +67,21 @@ spec:
         assert (known["topic"], app.left) == ("A", 0)
 
 
-async def test_metadata(start):
+async def test_metadata(start, tmp_path):
+    (tmp_path / "more.yaml").write_text("""
+{apiVersion: dapr.io/v1alpha1, kind: HTTPEndpoint, metadata: {name: github}, spec: {baseUrl: "https://api.github.com"}}
+---
+{apiVersion: dapr.io/v1alpha1, kind: Resiliency, metadata: {name: patience}, spec: {policies: {timeouts: {fast: 1s}}}}
+""")
     async with App(
         [subscription("A", deadLetterTopic="dead", metadata={"rawPayload": "false"}), subscription("B")]
     ) as app:
         api = await start(
-            "--app-max-concurrency=3", "--enable-app-health-check", "--app-health-probe-interval=1", app=app
+            f"--resources-path={tmp_path}",
+            "--app-max-concurrency=3",
+            "--enable-app-health-check",
+            "--app-health-probe-interval=1",
+            app=app,
         )
         async with asyncio.timeout(10):
             while "subscriptions" not in (answer := await api.call("GET", "/v1.0/metadata")).json:
@@ -85,6 +94,9 @@ async def test_metadata(start):
                 {"name": "pubsub", "type": "pubsub.meshwire", "version": "v1", "capabilities": ["MESSAGE_TTL"]}
             ],
             "extended": {"daprRuntimeVersion": __version__},
+            "httpEndpoints": [{"name": "github"}],
+            "resiliencies": [{"name": "patience"}],
+            "actorRuntime": {"runtimeStatus": "DISABLED", "hostReady": False},
             "subscriptions": [
                 {
                     "pubsubname": "pubsub",
