@@ -35,6 +35,7 @@ CATEGORIES = (
 DEFAULT_INIT_TIMEOUT = 5.0
 
 V1, _V2 = "dapr.io/v1alpha1", "dapr.io/v2alpha1"
+_KINDS = ("Component", "Subscription", "Resiliency", "HTTPEndpoint")
 # What Kubernetes keeps beside the name, without meaning to us.
 OBJECT_METADATA = (
     *("name", "namespace", "labels", "annotations", "creationTimestamp", "deletionGracePeriodSeconds"),
@@ -210,6 +211,8 @@ class _Loader:
             self.http_endpoint(document)
         elif isinstance(version, str) and version.startswith("dapr.io/"):
             self.warnings.append(f"{document.at()}: kind {clip(kind)} of {clip(version)} has no effect yet, skipped")
+        elif kind in _KINDS:
+            self.warnings.append(f"{document.at()}: a {kind} must have the apiVersion {V1}, skipped")
 
     def named(self, top: Fields, noun: str, taken: Mapping[str, Component | HttpEndpoint]) -> str | None:
         """The name under which this app has the resource; `None` when it is not for this app."""

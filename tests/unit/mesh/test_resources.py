@@ -162,6 +162,14 @@ def test_many_documents_json_bom_and_foreign_kinds(loads: Loads, tmp_path: Path)
     )
 
 
+@pytest.mark.parametrize("version", ["dapr/v1alpha1", "v1", ""])
+def test_a_manifest_of_ours_with_a_wrong_version_is_told(loads: Loads, tmp_path: Path, version: str) -> None:
+    resources = loads(f"kind: Resiliency\napiVersion: '{version}'\nmetadata: {{name: a}}\n")
+    assert resources.warnings == (
+        f"{tmp_path}/0.yaml:1: a Resiliency must have the apiVersion dapr.io/v1alpha1, skipped",
+    )
+
+
 @pytest.mark.parametrize(
     ("broken", "line", "reason"),
     [
