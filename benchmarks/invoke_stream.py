@@ -17,6 +17,8 @@ RATE = 100.0
 """Small calls per second meanwhile."""
 SLICE = 1.0
 """Seconds of small calls at once. Those during which the transfer ended do not count, unless there are no others."""
+ALONE = 3.0
+"""Seconds of small calls before: what the machine itself does to them."""
 PEAK = Target(150, at_most=True)
 """Megabytes, of 1,000,000 bytes."""
 SMALL = Target(20, at_most=True)
@@ -44,17 +46,20 @@ class _Rows:
         amount = f"{size / (1 << 20):,.0f} MiB"
         ways = {True: "up", False: "down"}
         self.speed = {up: row(f"{amount} {way}", "MB/s") for up, way in ways.items()}
+        self.alone = row(f"calls at {RATE:g}/s before, p99", "ms")
         self.small = {up: row(f"calls at {RATE:g}/s during {way}, p99", "ms", SMALL) for up, way in ways.items()}
         self.peaks = [row(f"peak RSS at the {side}'s side", "MB", PEAK) for side in Pair._fields]
 
     def all(self) -> list[Row]:
-        return [*self.speed.values(), *self.small.values(), *self.peaks]
+        return [*self.speed.values(), self.alone, *self.small.values(), *self.peaks]
 
 
 def _measure(here: Place, both: Pair, size: int, rows: _Rows) -> None:
+    before = small_calls(both.caller.port, both.path(ECHO), seconds=ALONE, rate=RATE)
+    rows.alone.values.append(Histogram.from_pairs(before.latencies).quantile(0.99) / 1e6)
     for up in (True, False):
         plan = transfer.Plan(port=both.caller.port, prefix=both.path(""), size=size, up=up)
-        before, server_before = sum(both.cpu()), here.server.cpu()
+        cpu_before, server_before = sum(both.cpu()), here.server.cpu()
         histogram = Histogram()
         with transfer.start(plan) as under_way:
             over = False
@@ -68,7 +73,7 @@ def _measure(here: Place, both: Pair, size: int, rows: _Rows) -> None:
         rows.speed[up].values.append(size / 1e6 / result.elapsed)
         rows.speed[up].costs.append(
             Cost(
-                sidecar=(sum(both.cpu()) - before) / mebibytes * 1e6,
+                sidecar=(sum(both.cpu()) - cpu_before) / mebibytes * 1e6,
                 client=result.cpu / mebibytes * 1e6,
                 server=(here.server.cpu() - server_before) / mebibytes * 1e6,
             )

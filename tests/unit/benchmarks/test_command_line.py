@@ -18,6 +18,7 @@ def test_names_choose() -> None:
 def test_quick_is_shorter_and_runs_may_still_be_said() -> None:
     _, quick = parse(["--quick"])
     assert quick.runs < 5 and quick.seconds < Options().seconds and quick.events < Options().events
+    assert quick.slice < Options().slice and quick.streamed < Options().streamed
     assert parse(["--quick", "--runs", "7"])[1].runs == 7
 
 
