@@ -30,6 +30,8 @@ MAX_ACK_PENDING = 10_000
 """Messages of a group that may be unsettled or waiting for a retry; then the group waits for some to settle."""
 TICK = 1.0
 """Seconds between looks at heartbeats and at messages held for long."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+"""Seconds between attempts to mend a consumer, and before the next repair of one that did not last."""
 
 ACK, NAK = b"+ACK", b"-NAK"
 
@@ -158,6 +160,8 @@ class Consumer:
         self._heard = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._repair: asyncio.Task[None] | None = None
+        self._pause = 0.0
+        self._mended = 0.0
         self._stops: list[Callable[[], None]] = []
         self._idle: asyncio.Future[None] | None = None
         self._open = False
@@ -284,13 +288,16 @@ class Consumer:
 
     def _begin_repair(self, reason: str) -> None:
         if self._open and self._repair is None:
+            if self._loop.time() - self._mended > 2 * LONGEST_PAUSE:
+                self._pause = 0.0
             logger.warning("consumer %s: %s; looking after it", self.name, reason)
             self._repair = self._loop.create_task(self._mend(), name=f"mend {self.name}")
 
     async def _mend(self) -> None:
-        pause = 0.1
         try:
             while True:
+                await asyncio.sleep(self._pause)
+                self._pause = min(2 * self._pause or FIRST_PAUSE, LONGEST_PAUSE)
                 try:
                     await self._create()
                     return
@@ -298,10 +305,9 @@ class Consumer:
                     logger.warning("consumer %s: %s", self.name, error)
                 except MeshError as error:
                     logger.error("consumer %s: %s", self.name, error)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, 5.0)
         finally:
             self._repair = None
+            self._mended = self._loop.time()
             if self._open:
                 self._restart()
 

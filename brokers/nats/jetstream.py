@@ -112,9 +112,11 @@ async def ensure_consumer(connection: Connection, stream: str, config: dict[str,
         # Two members may come here at once: the same request twice is no error.
         return await _create_consumer(connection, stream, name, config, "")
     start = {"deliver_policy", "opt_start_seq"}
-    wanted = {key: value for key, value in config.items() if key not in start}
-    if any(info["config"].get(key) != value for key, value in wanted.items()):
-        return await _create_consumer(connection, stream, name, info["config"] | wanted, "update")
+    found = info["config"]
+    wanted = found | {key: value for key, value in config.items() if key not in start}
+    wanted["metadata"] = found.get("metadata", {}) | config["metadata"]  # the server adds some of its own
+    if wanted != found:
+        return await _create_consumer(connection, stream, name, wanted, "update")
     return info
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -350,6 +351,23 @@ async def consumers_of(admin: JetStreamContext, stream: str) -> list[nats.js.api
     return await admin.consumers_info(stream)
 
 
+@asynccontextmanager
+async def observed(server: NatsServer, subject: str) -> AsyncIterator[list[str]]:
+    """The subjects of the messages that are sent there."""
+    seen: list[str] = []
+
+    async def note(message: nats.aio.msg.Msg) -> None:
+        seen.append(message.subject)
+
+    client = await nats.connect(server.url)
+    try:
+        await client.subscribe(subject, cb=note)
+        await client.flush()
+        yield seen
+    finally:
+        await client.close()
+
+
 async def test_acks_reach_the_server(log: EventLog, admin: JetStreamContext, stream: str) -> None:
     arrivals = inbox()
     await log.subscribe(SHIPPING, arrivals, concurrency=8)
@@ -405,6 +423,39 @@ async def test_a_consumer_deleted_while_the_server_was_away_is_made_again(
             await admin.delete_consumer(stream, name)
     await log.publish(ORDERS, raw("after"))
     await until(lambda: b"after" in arrivals.payloads, within=15)
+
+
+async def test_a_consumer_that_cannot_be_mended_is_not_hurried(
+    log: EventLog, server: NatsServer, admin: JetStreamContext, stream: str
+) -> None:
+    arrivals = inbox()
+    await log.subscribe(SHIPPING, arrivals, concurrency=8)
+    async with observed(server, "$JS.API.CONSUMER.INFO.>") as looks:
+        for info in await consumers_of(admin, stream):
+            config = info.config.as_dict() | {"max_batch": 1}  # every pull for more is refused from now on
+            request = json.dumps({"stream_name": stream, "config": config, "action": "update"}).encode()
+            await admin._nc.request(f"$JS.API.CONSUMER.CREATE.{stream}.{info.name}", request)
+        for number in range(8):
+            await log.publish(ORDERS, raw(f"{number}"))
+        await arrivals.reaches(8)
+        await asyncio.sleep(1)
+    assert 0 < len(looks) < 20
+
+
+async def test_a_consumer_that_is_as_it_should_be_is_left_alone(
+    log: EventLog, server: NatsServer, admin: JetStreamContext, stream: str
+) -> None:
+    await log.subscribe(SHIPPING, inbox(), concurrency=8)
+    async with observed(server, "$JS.API.CONSUMER.CREATE.>") as changes:
+        await log.subscribe(SHIPPING, inbox(), concurrency=8)
+        assert not changes
+        info, *_ = await consumers_of(admin, stream)
+        info.config.max_ack_pending = 5
+        await admin.add_consumer(stream, info.config)
+        changes.clear()
+        await log.subscribe(SHIPPING, inbox(), concurrency=8)
+        await until(lambda: changes, within=5)
+    assert [info.config.max_ack_pending for info in await consumers_of(admin, stream)] == [10_000, 10_000]
 
 
 async def test_a_deleted_stream_is_made_again_and_nothing_new_is_missed(
