@@ -222,10 +222,12 @@ class Runtime:
 
     async def _shut_down(self) -> bool:
         """False when the grace was not enough."""
-        logger.info("dapr shutting down")
         grace = self._grace if self._grace > 0 else None
-        if self._block_shutdown is not None and self._app is not None:
-            await self._block(self._block_shutdown, self._app)
+        end = self._end
+        if end.done() and not end.cancelled() and end.exception() is None:  # else there is nothing to go on with
+            logger.info("dapr shutting down")
+            if self._block_shutdown is not None and self._app is not None:
+                await self._block(self._block_shutdown)
         try:
             async with asyncio.timeout(grace):
                 await asyncio.gather(self._stop_subscriptions(grace), self._stop_service(grace))
@@ -243,7 +245,7 @@ class Runtime:
             return False
         return True
 
-    async def _block(self, seconds: float, app: App) -> None:
+    async def _block(self, seconds: float) -> None:
         """Dapr: take no more events, but serve the API until the time is over or the app is unhealthy."""
         logger.info("blocking the shutdown for %.0f s, or until the app is unhealthy", seconds)
         if self._subscriber is not None:

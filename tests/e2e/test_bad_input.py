@@ -381,10 +381,12 @@ async def test_taken_port_is_named_and_its_owner_is_not_disturbed(tmp_path):
     home = tmp_path / "home"
     async with App(answer=lambda _: (200, b"mine")) as owner:
         port = f"--dapr-http-port={owner.port}"
+        block = ["--dapr-block-shutdown-duration=60s", f"--app-port={free_port()}"]
         code, output = await asyncio.to_thread(
-            start, tmp_path, [*SIDECAR, "--app-id=app", port], MESHWIRE_BROKER="memory"
+            start, tmp_path, [*SIDECAR, "--app-id=app", port, *block], MESHWIRE_BROKER="memory"
         )
         assert code == 1
+        assert "shut" not in output  # what has not started has nothing to block, and only says what is wrong
         assert f"port {owner.port}: it is in use by another program; choose another port" in output
         code, output = await asyncio.to_thread(start, tmp_path, [*MESHWIRE, "run", "--app-id=app", port])
         assert code == 1
