@@ -25,8 +25,20 @@ class PublishApi:
 
     def add_to(self, router: Router) -> None:
         router.add(("POST", "PUT"), "/v1.0/publish/{pubsubname}/{topic:path}", self.publish, group="v1/publish")
-        # One segment is a topic of the only broker that there was then.
-        router.add(("POST", "PUT"), "/v1.0/publish/{topic}", self.publish, group="v1/publish")
+        router.add(("POST", "PUT"), "/v1.0/publish/{topic}", self.publish_without_name, group="v1/publish")
+
+    async def publish_without_name(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As in 2019: to a topic of the only broker that there was. The name of a component is no topic: whoever sends
+        that has forgotten the topic, and would never learn where the events went."""
+        name = scope["path_params"]["topic"]
+        if name in self._pubsub.components:
+            raise ApiError(
+                Code.TOPIC_EMPTY,
+                f"topic is empty in pubsub {name}",
+                resource=("pubsub", name),
+                metadata=query_metadata(scope),
+            )
+        await self.publish(scope, receive, send)
 
     async def publish(self, scope: Scope, receive: Receive, send: Send) -> None:
         parameters = scope["path_params"]

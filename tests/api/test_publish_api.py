@@ -185,6 +185,15 @@ async def test_trace_and_baggage_are_echoed_as_far_as_they_are_valid(api):
     assert answer.headers.keys() == {"connection"}
 
 
+@pytest.mark.parametrize("target", ["/v1.0/publish/pubsub", "/v1.0/publish/pubsub/", "/v1.0/publish//pubsub//"])
+async def test_a_component_without_a_topic_is_no_topic(api, target):
+    answer = await api.call("POST", target, [JSON], b"{}")
+    assert (answer.status, answer.json["errorCode"]) == (404, "ERR_TOPIC_NAME_EMPTY")
+    assert answer.json["message"] == "topic is empty in pubsub pubsub"
+    (info,) = (detail for detail in answer.json["details"] if detail["@type"].endswith("ErrorInfo"))
+    assert info["reason"] == "DAPR_PUBSUB_TOPIC_NAME_EMPTY"
+
+
 @pytest.mark.parametrize(
     ("target", "topic"),
     [
