@@ -98,7 +98,7 @@ def load_configuration(paths: Sequence[Path], environ: Mapping[str, str]) -> Con
             tracing = read_tracing(spec.fields("tracing"), tracing)
             for alias in ("metric", "metrics"):  # of which the second wins (Dapr)
                 metrics = read_metrics(spec.fields(alias), metrics)
-            for section in spec.keys() - _READ:
+            for section in [name for name in spec if name not in _READ]:
                 if section in _GUARDS and _says_something(spec[section]):
                     raise spec.fault(section, "not there yet, and leaving it out would open what it guards")
                 merged[section] = _merge(merged.get(section), spec[section])
