@@ -139,8 +139,9 @@ async def _reach(patient: Patient) -> Finding:
         try:
             return _ok(check, f"{redacted(url)} answers: NATS {await inspection.knock(url)}")
         except (OSError, MeshError) as error:
-            reason = "no greeting in time" if isinstance(error, TimeoutError) else getattr(error, "strerror", None)
-            problems.append(f"{redacted(url)}: {reason or error}")
+            number = getattr(error, "errno", None)
+            why = os.strerror(number) if number else str(error) or "no greeting in time"
+            problems.append(f"{redacted(url)}: {why}")
     return _failed(check, "; ".join(problems), "start the broker, or correct host and port of MESHWIRE_BROKER")
 
 

@@ -202,13 +202,12 @@ class _Supervisor:
             os.read(self.wake, 4096)
 
     def result(self) -> int:
-        codes = [pair.result() for pair in self.pairs]
         if len(self.pairs) > 1:
-            return int(any(codes))
-        (pair,), (code,) = self.pairs, codes
+            return int(any(pair.code or pair.failed for pair in self.pairs))
+        (pair,) = self.pairs
         if pair.plan.app and not pair.app and not pair.failed and self.signals:
             return 128 + self.signals[0]
-        return code
+        return pair.code
 
 
 class _Pair:
@@ -228,6 +227,8 @@ class _Pair:
         self.asked_app = False
         """Whether the app ran when we asked it to stop."""
         self.killed = False
+        self.code = 0
+        """What `outcome` told, once all is over."""
         self.started = time.monotonic()
         output = plan.output
         copied = output is not None and output.console
@@ -347,6 +348,7 @@ class _Pair:
                 self.complain(f"Process {child.pid} cannot be ended")
         if self.sidecar_copying:
             self.sidecar_copying.join(KILL_LIMIT)  # its last words
+        self.code = self.outcome()
 
     def signal_app(self, number: int) -> None:
         """Signal the app and all that is in its process group."""
@@ -359,7 +361,7 @@ class _Pair:
         except (ProcessLookupError, PermissionError):
             pass  # gone meanwhile, or it runs as somebody else now
 
-    def result(self) -> int:
+    def outcome(self) -> int:
         sidecar, app = self.sidecar.returncode or 0, self.app.returncode or 0 if self.app else 0
         if self.asked_app and app == -signal.SIGTERM:
             app = 0  # we asked for it

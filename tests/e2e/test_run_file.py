@@ -88,7 +88,7 @@ async def test_all_start_are_told_apart_and_end_together(start: Start, tmp_path:
 
 
 async def test_stop_of_one_leaves_the_others_and_stop_of_the_file_ends_all(start: Start, tmp_path: Path) -> None:
-    run = start(*(app(name, "sh", "-c", TALKS) for name in ("one", "two", "three")))
+    run = start(app("one", "sh", "-c", TALKS), app("two", "sleep", "60"), app("three", "sh", "-c", TALKS))
     for name in ("one", "two", "three"):
         await run.says(rf"{name}: ✅  You're up and running!")
     before = listed(tmp_path)

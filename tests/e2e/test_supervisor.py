@@ -25,7 +25,8 @@ def tend():
         raise ConfigurationError("the broker is in trouble")
 app = App({app!r}, dict(os.environ), waits={waits!r}) if {app!r} else None
 plan = Plan({sidecar!r}, app, Api("127.0.0.1", {port}), dict(os.environ))
-sys.exit(supervise([plan], tend=tend))
+beside = [Plan(["sleep", "60"], None, Api("127.0.0.1", 1), dict(os.environ))] if {beside!r} else []
+sys.exit(supervise([plan, *beside], tend=tend))
 """
 
 
@@ -36,12 +37,18 @@ def free_port():
 
 
 class Run:
-    def __init__(self, tmp_path, app, behaviour="", waits=False, grace=1.0):
+    def __init__(self, tmp_path, app, behaviour="", waits=False, grace=1.0, beside=False):
         self.port = free_port()
         self.trouble = tmp_path / "trouble"
         sidecar = [sys.executable, "-P", str(STAND_IN), str(self.port), behaviour]
         driver = DRIVER.format(
-            trouble=str(self.trouble), app=app, sidecar=sidecar, waits=waits, port=self.port, grace=grace
+            trouble=str(self.trouble),
+            app=app,
+            sidecar=sidecar,
+            waits=waits,
+            port=self.port,
+            grace=grace,
+            beside=beside,
         )
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", driver],
@@ -200,6 +207,23 @@ def test_broker_in_trouble_ends_the_run(start):
     code, output = run.end()
     assert code == 1
     assert "the broker is in trouble" in output
+
+
+def test_broker_in_trouble_ends_several_and_is_told_once(start):
+    run = start("exec sleep 60", beside=True)
+    run.trouble.touch()
+    code, output = run.end()
+    assert code == 1
+    assert output.count("the broker is in trouble") == 1
+
+
+def test_of_several_each_ends_for_itself(start):
+    run = start("exit 3", beside=True)
+    run.until("The app exited with exit status 3")
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.process.wait(0.3)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end()[0] == 1
 
 
 def test_what_an_app_leaves_behind_is_ended(start):
