@@ -158,6 +158,7 @@ class Consumer:
         self._seen: int | None = None
         self._unacked: dict[int, None] = {}
         self._heard = 0.0
+        self._ticked = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._repair: asyncio.Task[None] | None = None
         self._pause = 0.0
@@ -175,6 +176,7 @@ class Consumer:
             self._connection.on_reconnected(self._restart),
         ]
         self._restart()
+        self._ticked = self._loop.time()
         self._timer = self._loop.call_later(TICK, self._tick)
 
     async def stop(self) -> None:
@@ -278,6 +280,9 @@ class Consumer:
     def _tick(self) -> None:
         now = self._loop.time()
         self._timer = self._loop.call_later(TICK, self._tick)
+        if now - self._ticked > 2 * TICK:
+            self._heard = now  # this process stood still, and has yet to read what the server sent meanwhile
+        self._ticked = now
         for delivery in self._held:
             if now - delivery.held_since < ACK_WAIT / 3:
                 break  # in the order of arrival: the rest is younger

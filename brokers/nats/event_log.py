@@ -71,6 +71,8 @@ class NatsEventLog:
             "allow_direct": True,
             "allow_msg_ttl": True,
         }
+        self._stored = b'{"stream":"%b"' % self._stream.encode()
+        """How the acknowledgement of the stream begins."""
         self._subscriptions: set[NatsSubscription] = set()
         self._stream_check: asyncio.Future[str] | None = None
 
@@ -106,9 +108,19 @@ class NatsEventLog:
         headers = codec.encode(message, stored_as)
         payload = message.payload or b""
         try:
-            _check(await self._connection.call(subject, headers, payload, ATTEMPT_TIMEOUT))
+            self._check(await self._connection.call(subject, headers, payload, ATTEMPT_TIMEOUT))
         except BrokerUnavailable as error:
             await self._publish_again(subject, headers, payload, error)
+
+    def _check(self, reply: Reply) -> None:
+        """Raise unless `reply` says that the message is stored. Anybody who hears it may answer it."""
+        if reply.payload.startswith(self._stored):
+            return
+        if reply.no_responders:
+            raise _NoStream("no JetStream stream took the event: it was removed, or it has no leader right now")
+        if b'"error"' in reply.payload:
+            jetstream.decode_answer(reply.payload)
+        raise _NoStream(f"something else than the stream {self._stream} answered; who else serves its subjects?")
 
     async def _publish_again(self, subject: str, headers: bytes, payload: bytes, error: BrokerUnavailable) -> None:
         """Repeat a publish whose outcome is unknown until it is known, or until `PUBLISH_TIMEOUT`."""
@@ -128,7 +140,7 @@ class NatsEventLog:
                 if isinstance(error, _NoStream):
                     await self._restore_stream()
                 timeout = min(ATTEMPT_TIMEOUT, deadline - loop.time())
-                _check(await self._connection.call(subject, headers, payload, timeout))
+                self._check(await self._connection.call(subject, headers, payload, timeout))
             except BrokerUnavailable as again:
                 error = again
             else:
@@ -206,15 +218,7 @@ class NatsEventLog:
 
 
 class _NoStream(BrokerUnavailable):
-    """Nobody takes the subject: the stream is gone, or it has no leader right now."""
-
-
-def _check(reply: Reply) -> None:
-    """Raise unless `reply` says that the message is stored."""
-    if reply.headers:
-        raise _NoStream("no JetStream stream took the event: it was removed, or it has no leader right now")
-    if b'"error"' in reply.payload:
-        jetstream.decode_answer(reply.payload)
+    """The stream did not answer: it is gone, it has no leader right now, or somebody else was faster."""
 
 
 class NatsSubscription:
@@ -225,6 +229,7 @@ class NatsSubscription:
         self._free = concurrency
         self._on_closed = on_closed
         self._waiting: deque[NatsDelivery] = deque()
+        self._handing_over = False
         self._lanes: list[Consumer] = []
 
     async def start(self, lanes: list[Consumer]) -> None:
@@ -250,8 +255,17 @@ class NatsSubscription:
     def settled(self, delivery: NatsDelivery) -> None:
         if delivery.handed_over:
             self._free += 1
-            if self._waiting:
+            if self._waiting and not self._handing_over:
+                self._hand_over_waiting()
+
+    def _hand_over_waiting(self) -> None:
+        """One after the other: a handler that settles at once does not come back in, as deep as the queue is long."""
+        self._handing_over = True
+        try:
+            while self._waiting and self._free > 0:
                 self._hand_over(self._waiting.popleft())
+        finally:
+            self._handing_over = False
 
     async def close(self) -> None:
         waiting, self._waiting = self._waiting, deque()

@@ -29,6 +29,10 @@ def keep(delivery: Delivery) -> None:
     """Leave it unsettled."""
 
 
+def ack(delivery: Delivery) -> None:
+    delivery.ack()
+
+
 def event(**attributes: str | int | bool) -> dict[str, str | int | bool]:
     return {"specversion": "1.0", "id": "1", "source": "/orders", "type": "order.placed", **attributes}
 
@@ -293,6 +297,21 @@ async def test_no_more_than_concurrency_are_unsettled(
 
 
 # Groups
+
+
+async def test_many_deliveries_that_wait_may_be_settled_in_one_go(log: EventLog, inbox: MakeInbox) -> None:
+    settle = keep
+    arrivals = inbox(lambda delivery: settle(delivery))
+    await log.subscribe(SHIPPING, arrivals, concurrency=500)
+    for number in range(1000):  # of each kind 500, so that half of them wait
+        await log.publish(ORDERS, raw(f"{number}", key=f"{number}" if number % 2 else None))
+    held = list(await arrivals.reaches(500))
+    settle = ack
+    held[0].ack()
+    await arrivals.reaches(501)
+    for delivery in held:
+        delivery.ack()
+    await arrivals.reaches(1000)
 
 
 async def test_a_group_starts_at_its_first_subscribe(log: EventLog, inbox: MakeInbox) -> None:

@@ -206,6 +206,19 @@ async def test_a_frozen_server_is_noticed_and_survived(log: EventLog, server: Na
     assert set(arrivals.payloads) == {b"before", b"after"}
 
 
+async def test_silence_while_this_process_stood_still_is_not_the_servers(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(consumer, "HEARTBEAT", 0.1)
+    monkeypatch.setattr(consumer, "TICK", 0.05)
+    arrivals = inbox()
+    await log.subscribe(SHIPPING, arrivals, concurrency=8)
+    await asyncio.sleep(0.1)
+    time.sleep(0.5)  # nobody else runs meanwhile
+    await asyncio.sleep(0.2)
+    assert "no heartbeat" not in caplog.text
+
+
 async def test_close_does_not_wait_for_a_frozen_server(server: NatsServer, namespace: str) -> None:
     async with connected(server, namespace) as log:
         await log.subscribe(SHIPPING, keep, concurrency=8)
@@ -368,6 +381,25 @@ async def observed(server: NatsServer, subject: str) -> AsyncIterator[list[str]]
         await client.close()
 
 
+@asynccontextmanager
+async def responder(server: NatsServer, subject: str) -> AsyncIterator[list[str]]:
+    """Somebody who answers one message that is sent there."""
+    asked: list[str] = []
+
+    async def answer(message: nats.aio.msg.Msg) -> None:
+        asked.append(message.subject)
+        if len(asked) == 1:
+            await client.publish(message.reply, b'{"thanks": "a lot"}')
+
+    client = await nats.connect(server.url)
+    try:
+        await client.subscribe(subject, cb=answer)
+        await client.flush()
+        yield asked
+    finally:
+        await client.close()
+
+
 async def test_acks_reach_the_server(log: EventLog, admin: JetStreamContext, stream: str) -> None:
     arrivals = inbox()
     await log.subscribe(SHIPPING, arrivals, concurrency=8)
@@ -456,6 +488,16 @@ async def test_a_consumer_that_is_as_it_should_be_is_left_alone(
         await log.subscribe(SHIPPING, inbox(), concurrency=8)
         await until(lambda: changes, within=5)
     assert [info.config.max_ack_pending for info in await consumers_of(admin, stream)] == [10_000, 10_000]
+
+
+async def test_what_a_stranger_answers_to_a_publish_is_no_acknowledgement(
+    log: EventLog, server: NatsServer, admin: JetStreamContext, namespace: str, stream: str
+) -> None:
+    await admin.delete_stream(stream)
+    async with responder(server, addressing.event_subjects("mesh", namespace)) as asked:
+        await log.publish(ORDERS, raw("0"))
+    assert asked
+    assert (await admin.stream_info(stream)).state.messages == 1
 
 
 async def test_a_deleted_stream_is_made_again_and_nothing_new_is_missed(
