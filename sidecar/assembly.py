@@ -185,8 +185,9 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
         allowed_hosts=settings.allowed_hosts,
     )
     api = observers.around(CatchErrors(guarded))
-    if flags.enable_api_logging:
-        api = ApiLog(api)
+    api_logging = configuration.api_logging
+    if api_logging.enabled if flags.enable_api_logging is None else flags.enable_api_logging:
+        api = ApiLog(api, omit_health_checks=api_logging.omit_health_checks)
     public = Router()
     health_api.add_to(public)
     metadata_api.add_to(public)

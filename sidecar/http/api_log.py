@@ -1,4 +1,4 @@
-"""One log line per API call, where `--enable-api-logging` asks for it (Dapr: API logging)."""
+"""One log line per API call, where `--enable-api-logging` or the configuration asks for it (Dapr: API logging)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sidecar.http.guard import is_health_probe
+
 logger = logging.getLogger("dapr.runtime.http-info")
 
 
 class ApiLog:
     """ASGI wrapper. Paths are logged without their query, which may hold what is nobody's business."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, omit_health_checks: bool = False) -> None:
         self._app = app
+        self._omit_health_checks = omit_health_checks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._omit_health_checks and is_health_probe(scope):
+            await self._app(scope, receive, send)
+            return
         started = time.monotonic()
         code = size = 0
 

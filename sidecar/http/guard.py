@@ -73,7 +73,7 @@ class Guard:
                 return self._preflight(scope, origin, send)
             send = self._with_cors(origin, send)
         if self._token is not None:
-            if not hmac.compare_digest(token, self._token) and not token_exempt(scope):
+            if not hmac.compare_digest(token, self._token) and not is_health_probe(scope):
                 return send_text(send, 401, "invalid api token\n")
             if token:
                 scope["headers"] = [header for header in scope["headers"] if header[0] != b"dapr-api-token"]
@@ -85,12 +85,12 @@ class Guard:
 
     def _host_allowed(self, scope: Scope, host: bytes) -> bool:
         server = scope.get("server")
-        return (server is not None and server[1] is None) or is_local(host, self._hosts) or token_exempt(scope)
+        return (server is not None and server[1] is None) or is_local(host, self._hosts) or is_health_probe(scope)
 
     def _page_allowed(self, scope: Scope, host: bytes, origin: bytes) -> bool:
         if origin and (origin == scope["scheme"].encode() + b"://" + host or self._origin_allowed(origin)):
             return True
-        return token_exempt(scope)
+        return is_health_probe(scope)
 
     def _origin_allowed(self, origin: bytes) -> bool:
         if self._any_origin:
@@ -133,7 +133,7 @@ class Guard:
         return send_with_cors
 
 
-def token_exempt(scope: Scope) -> bool:
+def is_health_probe(scope: Scope) -> bool:
     """Whether the request is one of the two health probes, which need no token."""
     return scope["method"] == "GET" and clean_path(scope["raw_path"]) in _HEALTH
 

@@ -67,6 +67,25 @@ spec:
         assert (known["topic"], app.left) == ("A", 0)
 
 
+@pytest.mark.parametrize(
+    ("flags", "logged"),
+    [
+        ([], ["GET /v1.0/metadata"]),
+        (["--enable-api-logging=false"], []),
+    ],
+)
+async def test_the_configuration_says_which_calls_are_logged_unless_the_flag_does(
+    start, tmp_path, caplog, flags, logged
+):
+    path = tmp_path / "config.yaml"
+    path.write_text("spec: {logging: {apiLogging: {enabled: true, omitHealthChecks: true}}}\n")
+    api = await start(f"--config={path}", *flags)
+    with caplog.at_level("INFO", logger="dapr.runtime.http-info"):
+        for target in ("/v1.0/healthz", "/v1.0/healthz/outbound", "/v1.0/metadata"):
+            await api.call("GET", target)
+    assert [record.fields["method"] for record in caplog.records if hasattr(record, "fields")] == logged
+
+
 async def test_metadata(start, tmp_path):
     (tmp_path / "more.yaml").write_text("""
 {apiVersion: dapr.io/v1alpha1, kind: HTTPEndpoint, metadata: {name: github}, spec: {baseUrl: "https://api.github.com"}}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mesh.configuration import ApiRule, Configuration, load_configuration
+from mesh.configuration import ApiLogging, ApiRule, Configuration, load_configuration
 from mesh.errors import ConfigurationError
 
 
@@ -99,6 +99,18 @@ def test_environment_expansion(configured: Configured) -> None:
 def test_bad_configurations(configured: Configured, spec: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         configured(spec)
+
+
+def test_api_logging(configured: Configured) -> None:
+    assert configured("logging: {}").api_logging == ApiLogging()
+    both = configured(
+        "logging: {apiLogging: {enabled: true, omitHealthChecks: true, obfuscateURLs: false}}",
+        "logging: {apiLogging: {enabled: false}}",
+    )
+    assert both.api_logging == ApiLogging(enabled=False, omit_health_checks=True)
+    assert both.warnings == ()
+    with pytest.raises(ConfigurationError, match=r"0\.yaml:4: spec\.logging\.apiLogging\.obfuscateURLs: not there yet"):
+        configured("logging: {apiLogging: {obfuscateURLs: true}}")
 
 
 def test_an_empty_guard_guards_nothing(configured: Configured) -> None:
