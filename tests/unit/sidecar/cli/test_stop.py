@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -74,18 +76,26 @@ def test_of_several_apps_under_one_run_process_only_the_sidecar_is_signalled(sta
 
 
 def test_apps_of_a_run_file_are_ended_by_one_signal(
-    start: Start, running: Running, api: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    start: Start,
+    running: Running,
+    api: Api,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    count = "import os, signal, time; signal.signal(signal.SIGTERM, lambda *_: print('TERM', flush=True))"
-    supervisor = start(f"{count}; print(flush=True); time.sleep(60)")
+    """A second one would kill."""
+    supervisor = start(ENDS)
     file = tmp_path / "dapr.yaml"
     api.status, api.body = 200, json.dumps({"extended": {"runTemplatePath": str(file)}}).encode()
     for app_id in ("orders", "billing"):
         running(app_id, http_port=api.port, daprd_pid=supervisor.pid, cli_pid=supervisor.pid)
-    assert main(["stop", "-f", str(file), "--timeout", "0.2"]) == 1
-    supervisor.kill()
-    assert supervisor.stdout is not None
-    assert supervisor.stdout.read() == b"TERM\n"
+    sent: list[int] = []
+    kill = os.kill
+    monkeypatch.setattr("os.kill", lambda pid, number: (sent.append(number), kill(pid, number)))
+    assert main(["stop", "-f", str(file)]) == 0
+    assert sent.count(signal.SIGTERM) == 1
+    assert supervisor.wait(10) == -15
+    assert capsys.readouterr().out.count("✅") == 2
     assert main(["stop", "-f", str(tmp_path / "other.yaml")]) == 1
     assert "other.yaml: no app of this run file runs in mesh 'default'" in capsys.readouterr().err
 
