@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sidecar.http.guard import is_health_probe
+from sidecar.http.responses import WatchedSend
 
 logger = logging.getLogger("dapr.runtime.http-info")
 
@@ -25,16 +25,7 @@ class ApiLog:
             await self._app(scope, receive, send)
             return
         started = time.monotonic()
-        code = size = 0
-
-        def watched(message: Message) -> Awaitable[None]:
-            nonlocal code, size
-            if message["type"] == "http.response.start":
-                code = message["status"]
-            else:
-                size += len(message.get("body", b""))
-            return send(message)
-
+        watched = WatchedSend(send)
         try:
             await self._app(scope, receive, watched)
         finally:
@@ -42,7 +33,7 @@ class ApiLog:
                 "method": f"{scope['method']} {scope['raw_path'].decode('ascii', 'replace')}",
                 "useragent": dict(scope["headers"]).get(b"user-agent", b"").decode("latin-1"),
                 "duration": round(1000 * (time.monotonic() - started)),
-                "code": code,
-                "size": size,
+                "code": watched.status,
+                "size": watched.size,
             }
             logger.info("HTTP API Called", extra={"fields": fields})

@@ -73,6 +73,24 @@ def error_response(error: ApiError) -> tuple[int, Headers, bytes]:
     return error.status, headers, body
 
 
+class WatchedSend:
+    """A `send` that notes the answer's status (0 before there is one) and how many bytes its body has."""
+
+    __slots__ = ("_send", "size", "status")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status = 0
+        self.size = 0
+
+    def __call__(self, message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        else:
+            self.size += len(message.get("body", b""))
+        return self._send(message)
+
+
 async def send_response(send: Send, status: int, headers: Headers, body: bytes) -> None:
     """Send a whole response. `headers` are sent as they are: they state the body's length."""
     await send({"type": "http.response.start", "status": status, "headers": headers})

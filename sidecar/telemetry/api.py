@@ -12,7 +12,7 @@ from mesh import spans, trace
 from mesh.errors import ApiError
 from mesh.telemetry import Attribute, Kind, Tracer
 from mesh.telemetry_settings import MetricsSettings
-from sidecar.http.responses import Headers
+from sidecar.http.responses import Headers, WatchedSend
 from sidecar.telemetry.metrics import Counter, Family, Histogram, Registry
 from sidecar.telemetry.paths import PathLabels
 
@@ -127,24 +127,15 @@ class MeteredApi:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = perf_counter()
-        status = sent = 0
-
-        def counted(message: Message) -> Awaitable[None]:
-            nonlocal status, sent
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            else:
-                sent += len(message.get("body", b""))
-            return send(message)
-
+        watched = WatchedSend(send)
         try:
-            await self._app(scope, receive, counted)
+            await self._app(scope, receive, watched)
         finally:
-            key = scope["method"], scope["raw_path"], status
+            key = scope["method"], scope["raw_path"], watched.status
             series = self._series.get(key)
             if series is None:
                 series = self._find(key)
-            series.record(begun, _stated_length(scope), sent)
+            series.record(begun, _stated_length(scope), watched.size)
 
     def _find(self, key: tuple[str, bytes, int]) -> _RequestSeries:
         method, path, status = key
