@@ -107,13 +107,15 @@ def dead_letter(delivery: Delivery, group: Group) -> Message:
         attributes = delivery.attributes if mode is Mode.BINARY else {}
     except MeshError:
         mode, attributes = Mode.RAW, {}
+    content_type = delivery.content_type if mode is Mode.RAW else None
     return Message(
         mode=mode,
         payload=delivery.payload,
         attributes=attributes,
-        content_type=delivery.content_type if mode is Mode.RAW else None,
+        content_type=content_type if content_type is None or content_type.isprintable() else None,
         dedupe_id="\0".join((*group.topic, group.app_id, delivery.position)),
-        headers=delivery.headers,
+        # Whoever may write to the broker chooses headers, and one that no log stores must not hold up the message.
+        headers={name: text for name, text in delivery.headers.items() if f"{name}{text}".isprintable()},
     )
 
 

@@ -20,6 +20,7 @@ from brokers.nats import consumer, event_log
 from brokers.nats.connection import Connection, Lookup, Servers
 from brokers.nats.event_log import NatsEventLog
 from mesh import addressing
+from mesh.delivery import dead_letter
 from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError, InvalidEvent, MessageTooLarge
 from mesh.ports import Delivery, EventLog, Group, Message, Mode, Topic
 from tests.contract.implementations import nats_event_log
@@ -610,6 +611,20 @@ async def test_what_a_stranger_stores_is_an_invalid_event_and_no_more(
 
 
 # Refusals
+
+
+async def test_a_strangers_headers_keep_no_message_from_the_dead_letters(
+    log: EventLog, admin: JetStreamContext, namespace: str
+) -> None:
+    dead, arrivals, letters = Topic("pubsub", "dead"), inbox(keep), inbox()
+    await log.subscribe(SHIPPING, arrivals, concurrency=8)
+    await log.subscribe(Group("shipping", dead), letters, concurrency=8)
+    headers = {"Content-Type": "a\tb", "x": "a\tb", "y": "kept"}
+    await admin.publish(addressing.topic_root("mesh", namespace, ORDERS) + "u", b"no event", headers=headers)
+    (delivery,) = await arrivals.reaches(1)
+    await log.publish(dead, dead_letter(delivery, SHIPPING))
+    (letter,) = await letters.reaches(1)
+    assert (letter.payload, letter.headers, letter.content_type) == (b"no event", {"y": "kept"}, None)
 
 
 async def test_wrong_credentials_end_the_start_promptly(tmp_path: Path, namespace: str) -> None:
