@@ -56,8 +56,6 @@ class Configuration:
     api_logging: ApiLogging = ApiLogging()
     tracing: TracingSettings = field(default_factory=TracingSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
-    others: Mapping[str, object] = field(default_factory=dict)
-    """The sections without effect yet, as the user wrote them."""
     warnings: tuple[str, ...] = ()
 
     def serves(self, group: str, route: str) -> bool:
@@ -89,7 +87,6 @@ def load_configuration(paths: Sequence[Path], environ: Mapping[str, str]) -> Con
     with a warning. Raises `ConfigurationError` for a file that cannot be read or is no Configuration, for an
     unknown field, and for the sections that guard something and are not there yet.
     """
-    merged: dict[str, object] = {}
     warnings: list[str] = []
     denied: tuple[str, ...] = ()
     access: list[Fields] = []
@@ -113,7 +110,6 @@ def load_configuration(paths: Sequence[Path], environ: Mapping[str, str]) -> Con
             for section in [name for name in spec if name not in _READ]:
                 if section in _GUARDS and _says_something(spec[section]):
                     raise spec.fault(section, "not there yet, and leaving it out would open what it guards")
-                merged[section] = _merge(merged.get(section), spec[section])
                 warnings.append(f"{spec.at(section)}: spec.{section} has no effect yet")
     return Configuration(
         api_allowed=rules.get("allowed", ()),
@@ -123,7 +119,6 @@ def load_configuration(paths: Sequence[Path], environ: Mapping[str, str]) -> Con
         api_logging=api_logging,
         tracing=tracing,
         metrics=metrics,
-        others=merged,
         warnings=tuple(warnings),
     )
 
@@ -184,9 +179,3 @@ def _says_something(value: object) -> bool:
     if isinstance(value, Mapping):
         return any(_says_something(member) for member in value.values())
     return bool(value)
-
-
-def _merge(earlier: object, later: object) -> object:
-    if not isinstance(earlier, Mapping) or not isinstance(later, Mapping):
-        return later
-    return {**earlier, **{key: _merge(earlier.get(key), value) for key, value in later.items()}}

@@ -13,6 +13,7 @@ import logging
 import secrets
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import nats.errors
 
@@ -28,6 +29,7 @@ RETRY_PAUSES = (0.02, 0.05, 0.1, 0.2, 0.5)
 """Seconds between attempts to connect; the last one is repeated."""
 PING_INTERVAL = 2.0
 """Seconds. A frozen server is noticed after three of them."""
+DEFAULT_PORT = 4222
 SWEEP_INTERVAL = 0.25
 """Seconds between looks for calls that are overdue."""
 MAX_CALLS = 16_384
@@ -329,9 +331,9 @@ class Connection:
                         raise ConfigurationError(
                             "NATS refused our credentials; check the user, password or token in MESHWIRE_BROKER"
                         ) from None
-                    self._note(f"cannot connect: {reason}")
+                    self._note(f"cannot connect to {_address(url)}: {reason}")
                 else:
-                    logger.info("connected to NATS" if not ever_connected else "connected to NATS again")
+                    logger.info("connected to NATS at %s%s", _address(url), " again" if ever_connected else "")
                     ever_connected = True
                     self._use(client)
                     pauses = itertools.chain(RETRY_PAUSES, itertools.repeat(RETRY_PAUSES[-1]))
@@ -392,6 +394,12 @@ class Connection:
         self._connected.set()
         for callback in list(self._reconnected):
             callback()
+
+
+def _address(url: str) -> str:
+    """Host and port, without the credentials."""
+    parts = urlsplit(url)
+    return f"{parts.hostname}:{parts.port or DEFAULT_PORT}"
 
 
 def _reason(error: Exception) -> str:

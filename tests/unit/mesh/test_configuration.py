@@ -45,7 +45,6 @@ def test_api_rules_and_merging(configured: Configured) -> None:
     )
     assert configuration.api_denied == (ApiRule(name="invoke", version="v1"),)
     assert configuration.components_deny == ("state.redis",)
-    assert configuration.others == {"workflow": {"maxConcurrentWorkflowInvocations": 2, "statePolicy": {"any": "1h"}}}
     assert all("spec.workflow has no effect yet" in warning for warning in configuration.warnings)
 
 
@@ -76,10 +75,10 @@ def test_which_apis_are_served(allowed: list[Any], denied: list[Any], served: li
 
 def test_environment_expansion(configured: Configured) -> None:
     configuration = configured(
-        "features: [{name: $A}, {name: '${B}-$A'}, {name: '$ $1 $$ ${'}, {name: x$C}]",
+        "components: {deny: [$A, '${B}-$A', '$ $1 $$ ${', x$C]}",
         environ={"A": "one", "B": "two"},
     )
-    assert [feature["name"] for feature in configuration.others["features"]] == ["one", "two-one", "$ $1 $$ ${", "x"]
+    assert configuration.components_deny == ("one", "two-one", "$ $1 $$ ${", "x")
     assert "the environment variable C is not set" in configuration.warnings[0]
 
 
@@ -114,7 +113,7 @@ def test_api_logging(configured: Configured) -> None:
 
 
 def test_an_empty_guard_guards_nothing(configured: Configured) -> None:
-    assert configured("httpPipeline: {handlers: []}").others == {"httpPipeline": {"handlers": []}}
+    assert "spec.httpPipeline has no effect yet" in configured("httpPipeline: {handlers: []}").warnings[0]
 
 
 def test_configuration_files_that_are_none(tmp_path: Path) -> None:
