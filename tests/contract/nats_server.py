@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -86,7 +87,9 @@ class NatsServer:
 
     def freeze(self) -> None:
         """It stays connected, and does nothing."""
+        assert self._process is not None
         self._signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # until then some of its threads still answer
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
