@@ -112,7 +112,8 @@ async def test_bad_events_are_refused_and_leave_nothing(mesh):
     for target, headers, body, status, code in [
         ("/v1.0/publish/nobody/A", [JSON], b"{}", 404, "ERR_PUBSUB_NOT_FOUND"),
         ("/mesh/v1/events/nobody/A", [STRUCTURED], event(), 404, "ERR_PUBSUB_NOT_FOUND"),
-        ("/v1.0/publish/pubsub/", [], b"", 204, None),  # the topic `pubsub` of 2019
+        ("/v1.0/publish/pubsub/", [], b"", 404, "ERR_TOPIC_NAME_EMPTY"),
+        ("/v1.0/publish/pubsub/.", [], b"", 404, "ERR_TOPIC_NAME_EMPTY"),  # resolved away (Dapr)
         (DAPR, [STRUCTURED], b"[]", 500, "ERR_PUBSUB_CLOUD_EVENTS_SER"),
         (DAPR, [STRUCTURED], b"not json", 500, "ERR_PUBSUB_CLOUD_EVENTS_SER"),
         (DAPR, binary(time="x"), b"", 500, "ERR_PUBSUB_CLOUD_EVENTS_SER"),
@@ -126,7 +127,8 @@ async def test_bad_events_are_refused_and_leave_nothing(mesh):
         answer = await sidecar.call("POST", target, headers, body)
         assert answer.status == status, (target, headers, answer)
         assert code is None or answer.json["errorCode"] == code, answer
-    assert [subject for subject, _ in await stored(mesh)] == ["mesh.default.event.pubsub.pubsub.u"]
+    await sidecar.publish(b'"the only good one"')
+    assert len(await stored(mesh)) == 1
 
 
 # Names and headers that could mean something to the broker
@@ -156,7 +158,6 @@ STRANGE_TOPICS = {
     "a%2Bb": "a+b",
     "a*b": "a*b",
     "a%3Eb": "a>b",
-    ".": None,  # resolved away: the topic `pubsub` of 2019
     "a..b": "a..b",
     "$SYS.REQ": "$SYS.REQ",
     "$JS.API.STREAM.DELETE.x": "$JS.API.STREAM.DELETE.x",
@@ -168,7 +169,7 @@ STRANGE_TOPICS = {
 
 
 async def test_no_topic_is_more_than_a_name(mesh):
-    topics = sorted({topic for topic in STRANGE_TOPICS.values() if topic})
+    topics = sorted(set(STRANGE_TOPICS.values()))
     async with App([subscription(topic) | {"route": f"/{index}"} for index, topic in enumerate(topics)]) as app:
         sidecar = await mesh.sidecar("app", app=app, topics=topics)
         for target, named in REFUSED_TOPICS.items():
@@ -179,8 +180,7 @@ async def test_no_topic_is_more_than_a_name(mesh):
         for number, (target, topic) in enumerate(STRANGE_TOPICS.items()):
             answer = await sidecar.call("POST", f"/v1.0/publish/pubsub/{target}", [JSON], b"%d" % number)
             assert answer.status == 204, (target, answer)
-            if topic is not None:
-                expected.append((f"/{topics.index(topic)}", topic, number))
+            expected.append((f"/{topics.index(topic)}", topic, number))
         requests = await app.got(len(expected))
         found = [(request.path, request.event["topic"], request.event["data"]) for request in requests]
         assert sorted(found) == sorted(expected)
