@@ -14,8 +14,8 @@ from mesh.ports import Body, BodyStream, PeerLost
 
 CHUNK = 128 * 1024
 """Most bytes in one chunk. A body that is whole and no longer than this is not streamed."""
-WINDOW = 2 * 1024 * 1024
-"""Credit with which a stream begins."""
+WINDOW = 512 * 1024
+"""Credit with which a stream begins (docs/adr/0005-stream-window.md)."""
 CHUNK_COST = 256
 """Credit that a chunk costs beyond its bytes, so that tiny ones are bounded as well."""
 GRANT = WINDOW // 4

@@ -590,7 +590,7 @@ async def test_of_what_comes_too_late_only_work_is_cancelled(shop: LoneRequests,
     await stock_client.flush()
     assert (await shop.request(PEER, get())).body == b"done"
     late = {
-        "credit": {"Meshwire-Frame": "credit 2097152"},
+        "credit": {"Meshwire-Frame": f"credit {streams.WINDOW}"},
         "beat": {"Meshwire-Frame": "beat"},
         "error": {"Meshwire-Frame": "error x"},
         "answer": {"Meshwire-Response": "[200]", "Meshwire-Stream": "1"},
