@@ -67,7 +67,12 @@ class _Member:
         self._stopping = False
 
     async def start(self) -> None:
-        self._subscription = await self._log.subscribe(self._group, self._take, concurrency=self._concurrency)
+        try:
+            self._subscription = await self._log.subscribe(self._group, self._take, concurrency=self._concurrency)
+        except BaseException:
+            for task in self._tasks:  # what came before it failed goes to other members
+                task.cancel()
+            raise
         # FastStream takes messages from the moment this returns, and ignores those that come before.
         self._started.set()
 
