@@ -89,7 +89,7 @@ def test_wrong_use_is_one_line_and_exit_code_2(words: list[str], told: str, caps
     ("error", "told"),
     [
         (ConfigurationError("x.yaml:3 says a,\n  which is no b"), "x.yaml:3 says a, which is no b"),
-        (PermissionError(13, "Permission denied", "/root/x"), "Permission denied: /root/x"),
+        (PermissionError(13, "Permission denied", "/nowhere/x"), "Permission denied: /nowhere/x"),
         (KeyError("gone"), "unexpected KeyError: 'gone' (a bug; --debug shows where)"),
     ],
 )
