@@ -22,7 +22,6 @@ _SUFFIXES = {
 }
 _QUANTITY = re.compile(r"([-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]{1,2})?")
 
-_TRUTHY = frozenset({"y", "yes", "true", "t", "on", "1"})
 _GO_TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 _GO_FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
 
@@ -57,11 +56,6 @@ def quantity(text: str) -> int:
     if not -_INT64 <= whole < _INT64:
         raise ValueError(f"must fit in 64 bits (got '{clip(text)}')")
     return whole
-
-
-def truthy(text: str) -> bool:
-    """A component's boolean (Dapr): one of `y yes true t on 1` in any case; everything else is false."""
-    return text.strip().lower() in _TRUTHY
 
 
 def boolean(text: str) -> bool:

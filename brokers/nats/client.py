@@ -69,12 +69,6 @@ class MeshClient(Client):
             self._lost(str(error) or type(error).__name__)
             self.abandon()
 
-    @property
-    def unsent_bytes(self) -> int:
-        """What the socket has not taken yet."""
-        writer = getattr(self._transport, "_io_writer", None)
-        return writer.transport.get_write_buffer_size() if writer is not None else 0
-
     def abandon(self) -> None:
         """Cut the connection at once. A polite close would wait for a frozen server to read what is buffered."""
         self._on_lost = None

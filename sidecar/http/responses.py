@@ -108,11 +108,6 @@ async def send_error(send: Send, error: ApiError) -> None:
     await send_response(send, *error_response(error))
 
 
-async def no_content(send: Send) -> None:
-    """204: done, nothing to say. No body, no content type."""
-    await send_response(send, 204, [], b"")
-
-
 class CatchErrors:
     """ASGI wrapper: turns what the app raises into Dapr's error responses.
 

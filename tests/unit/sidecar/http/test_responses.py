@@ -6,7 +6,7 @@ import pytest
 
 from mesh.errors import ApiError, Code
 from sidecar.http.body import BodyTooLarge, ClientGone, read_body
-from sidecar.http.responses import CatchErrors, ResponseAborted, error_response, no_content
+from sidecar.http.responses import CatchErrors, ResponseAborted, error_response, send_response
 
 
 def test_a_legacy_error_has_no_details() -> None:
@@ -97,7 +97,7 @@ async def test_anything_else_is_logged_once_and_tells_no_internals(caplog) -> No
 @pytest.mark.parametrize("error", [KeyError("x"), ApiError(Code.INTERNAL, "x")])
 async def test_after_the_start_of_a_response_it_is_aborted(error) -> None:
     async def app(scope, receive, send):
-        await no_content(send)
+        await send_response(send, 204, [], b"")
         raise error
 
     with pytest.raises(ResponseAborted):
