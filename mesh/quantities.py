@@ -22,6 +22,7 @@ _SUFFIXES = {
 }
 _QUANTITY = re.compile(r"([-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))([KMGTPE]i|[numkMGTPE]|[eE][-+]?[0-9]{1,2})?")
 
+_TRUTHY = frozenset({"1", "true", "t", "y", "yes", "on"})
 _GO_TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 _GO_FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
 
@@ -65,6 +66,18 @@ def boolean(text: str) -> bool:
     if text in _GO_FALSE:
         return False
     raise ValueError(f"must be true or false (got '{clip(text)}')")
+
+
+def truthy(text: str) -> bool:
+    """A component's boolean (Dapr: `1`, `true`, `t`, `y`, `yes` and `on` in any letter case; all else is false)."""
+    return text.strip().lower() in _TRUTHY
+
+
+def integer(text: str) -> int:
+    """A decimal integer of at most 64 bits."""
+    if not re.fullmatch(r"[-+]?[0-9]{1,19}", text) or not -_INT64 <= int(text) < _INT64:
+        raise ValueError(f"must be an integer (got '{clip(text)}')")
+    return int(text)
 
 
 def comma_list(text: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What every `EventLog` does. Each test is a promise of `mesh/ports.py`."""
+"""What every `EventLog` does. Each test is a promise of `mesh/ports/events.py`."""
 
 from __future__ import annotations
 

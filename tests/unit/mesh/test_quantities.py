@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.quantities import boolean, comma_list, duration, quantity
+from mesh.quantities import boolean, comma_list, duration, integer, quantity, truthy
 
 
 @pytest.mark.parametrize(
@@ -106,3 +106,24 @@ def test_booleans_of_flags() -> None:
 def test_comma_lists_ignore_blanks() -> None:
     assert comma_list(" a, b ,,c,") == ("a", "b", "c")
     assert comma_list(" , ") == ()
+
+
+@pytest.mark.parametrize("text", ["1", "true", "T", "Yes", "y", "ON", " true "])
+def test_truthy(text: str) -> None:
+    assert truthy(text)
+
+
+@pytest.mark.parametrize("text", ["", "0", "false", "no", "off", "enabled", "truely"])
+def test_not_truthy(text: str) -> None:
+    assert not truthy(text)
+
+
+@pytest.mark.parametrize(("text", "value"), [("0", 0), ("-7", -7), ("+9223372036854775807", 2**63 - 1)])
+def test_integer(text: str, value: int) -> None:
+    assert integer(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "1.0", "0x10", "1_000", "9223372036854775808", " 1", "١"])
+def test_no_integer(text: str) -> None:
+    with pytest.raises(ValueError, match="must be an integer"):
+        integer(text)

@@ -1,0 +1,225 @@
+"""Stores that components bring: state, locks, configuration, secrets. Each suite runs over every implementation.
+
+Every method may raise `StoreError`, with what went wrong, or `StoreUnavailable` when trying again may help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from enum import Enum
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from mesh.errors import MeshError
+
+
+class StoreError(MeshError):
+    """A store did not do what it was asked to. The text goes to the client: no secrets, no addresses with any."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached, or did not answer in time. A change may or may not have happened."""
+
+
+class EtagMismatch(StoreError):
+    """The item is not what the ETag, or first-write, asks for. Nothing was changed."""
+
+
+class InvalidEtag(StoreError):
+    """The ETag is none that this store makes."""
+
+
+class Unsupported(StoreError):
+    """The store cannot do this at all."""
+
+
+class Store(Protocol):
+    """What all stores have in common. Constructing one does no I/O."""
+
+    async def start(self) -> None:
+        """Connect and prepare. Raises `StoreError`, or `ConfigurationError` for a setting that cannot be obeyed."""
+        ...
+
+    async def ping(self) -> None:
+        """Returns when the store answers."""
+        ...
+
+    async def close(self) -> None:
+        """Let go. Safe after a `start` that failed, and twice."""
+        ...
+
+
+class StateFeature(Enum):
+    """The value is the name in Dapr's metadata, for those that Dapr knows."""
+
+    ETAG = "ETAG"
+    TRANSACTIONAL = "TRANSACTIONAL"
+    TTL = "TTL"
+    QUERY = "QUERY_API"
+    LIST = "MESHWIRE_LIST"
+    WATCH = "MESHWIRE_WATCH"
+    HISTORY = "MESHWIRE_HISTORY"
+    FENCE = "MESHWIRE_FENCE"
+    """Changes can be made to depend on a lease or lock that is still held."""
+    OUTBOX = "MESHWIRE_OUTBOX"
+    """Events are stored in the same transaction as the items, and forwarded from there."""
+
+
+class StateItem(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    key: str
+    value: bytes
+    etag: str | None = None
+    expires: float | None = None
+    """Seconds since the epoch."""
+    content_type: str = ""
+
+
+class SetState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Give a key a value. Keys are whole: `<prefix>||<key>`."""
+
+    key: str
+    value: bytes
+    etag: str | None = None
+    """What the item must have, in either concurrency mode."""
+    first_write: bool = False
+    """Without an ETag: the key must not exist."""
+    strong: bool = False
+    """The write must be as safe as the store can make it before it is acknowledged."""
+    ttl: int | None = None
+    """Seconds, at least 1; -1 never expires; `None` was not said, which removes an earlier one (not in Redis)."""
+    content_type: str = ""
+    fence: str | None = None
+    """With `FENCE` only: the token of a lease or lock that must still be held, else `EtagMismatch`."""
+    metadata: Mapping[str, str] = {}
+    """The rest of the item's metadata, for stores with settings of their own."""
+
+
+class DeleteState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Remove a key. Without an ETag a key that does not exist is no error."""
+
+    key: str
+    etag: str | None = None
+    first_write: bool = False
+    """Without an ETag: the key must not exist (Dapr: in-memory)."""
+    strong: bool = False
+    fence: str | None = None
+    metadata: Mapping[str, str] = {}
+
+
+StateChange = SetState | DeleteState
+
+
+class StateStore(Store, Protocol):
+    @property
+    def features(self) -> frozenset[StateFeature]: ...
+
+    @property
+    def max_transaction(self) -> int | None:
+        """Most operations in one transaction; `None` is no bound."""
+        ...
+
+    async def get(self, key: str, *, strong: bool = False, metadata: Mapping[str, str] = {}) -> StateItem | None:
+        """`None` when it does not exist or has expired. Without `strong` at least what this process wrote is seen."""
+        ...
+
+    async def get_many(
+        self, keys: Sequence[str], *, strong: bool = False, metadata: Mapping[str, str] = {}
+    ) -> list[StateItem | StoreError | None]:
+        """One answer for each key, in the order of `keys`; an error for one does not harm the others."""
+        ...
+
+    async def change(self, change: StateChange) -> None:
+        """Raises `EtagMismatch`, `InvalidEtag`."""
+        ...
+
+    async def transact(self, changes: Sequence[StateChange], metadata: Mapping[str, str] = {}) -> None:
+        """Do all or none, where the feature is declared; a key that occurs twice has the last one's outcome.
+
+        Raises as `change`; `Unsupported` without the feature.
+        """
+        ...
+
+
+class StateQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """What `mesh.state.query` made of a query; `filter` is its tree."""
+
+    filter: Any
+    sort: Sequence[tuple[Sequence[str], bool]] = ()
+    """Path into the value, and whether descending."""
+    limit: int | None = None
+    token: str | None = None
+
+
+class QueryResult(NamedTuple):
+    items: Sequence[StateItem]
+    token: str | None
+
+
+class QueryableStateStore(StateStore, Protocol):
+    """Declares `QUERY`."""
+
+    async def query(self, query: StateQuery, key_prefix: str, metadata: Mapping[str, str] = {}) -> QueryResult:
+        """Only keys that begin with `key_prefix`. Raises `StoreError` for a query that this store cannot answer."""
+        ...
+
+
+class ListableStateStore(StateStore, Protocol):
+    """Declares `LIST`."""
+
+    async def list_items(
+        self, key_prefix: str, *, limit: int, cursor: str | None
+    ) -> tuple[Sequence[StateItem], str | None]:
+        """As `Table.scan`. Raises `StoreError` for a cursor that is not of this list."""
+        ...
+
+
+class UnlockStatus(Enum):
+    """The value is the number of Dapr's API."""
+
+    SUCCESS = 0
+    LOCK_DOES_NOT_EXIST = 1
+    BELONGS_TO_OTHERS = 2
+
+
+class LockStore(Store, Protocol):
+    async def try_lock(self, resource: str, owner: str, expiry: float) -> str | None:
+        """The fencing token of the lock, which grows with each holder, or `""` where the store has none; `None`
+        when it is held, by the same owner too. `expiry` in seconds. Resources are whole: `lock||<prefix>||<id>`."""
+        ...
+
+    async def unlock(self, resource: str, owner: str) -> UnlockStatus: ...
+
+
+class ConfigurationItem(msgspec.Struct, frozen=True, kw_only=True):
+    value: str
+    """Empty for one that was deleted."""
+    version: str = ""
+    metadata: Mapping[str, str] = {}
+
+
+class ConfigurationStore(Store, Protocol):
+    async def get(self, keys: Sequence[str], metadata: Mapping[str, str] = {}) -> dict[str, ConfigurationItem]:
+        """Those of `keys` that exist; all when `keys` is empty."""
+        ...
+
+    def watch(
+        self, keys: Sequence[str], metadata: Mapping[str, str] = {}
+    ) -> AsyncIterator[Mapping[str, ConfigurationItem]]:
+        """Changes from the first `__anext__` on, until closed (`aclose`). Of quick successions the newest is seen.
+
+        Raises `StoreError` when the store refuses; a lost connection is mended inside, and what changed meanwhile is
+        shown.
+        """
+        ...
+
+
+class SecretStore(Store, Protocol):
+    async def get(self, name: str, metadata: Mapping[str, str] = {}) -> dict[str, str]:
+        """One entry named as the secret, or several for a secret of several values. Raises `StoreError` when there
+        is none."""
+        ...
+
+    async def get_all(self, metadata: Mapping[str, str] = {}) -> dict[str, dict[str, str]]:
+        """Every secret, as `get` has it. Raises `Unsupported`."""
+        ...
