@@ -1,8 +1,8 @@
 """nats-py's client with a hot path of our own: synchronous sends, and deliveries without a queue.
 
-nats-py spends most of its time on headers, on a queue and a task per subscription, and on a future per flush.
-`subscribe_direct` and `send` skip all three. The overridden methods are private in nats-py, hence its pinned
-version. Guarded by `benchmarks/`.
+nats-py spends most of its time on its parser, on headers, on a queue and a task per subscription, and on a future per
+flush. `MessageReader`, `subscribe_direct` and `send` skip them. The overridden methods are private in nats-py, hence
+its pinned version. Guarded by `benchmarks/`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import logging
 from collections.abc import Callable
 
 from nats.aio.client import Client
+
+from brokers.nats.reader import MessageReader
 
 logger = logging.getLogger("meshwire.nats")
 
@@ -38,8 +40,8 @@ class MeshClient(Client):
         self._loop = asyncio.get_running_loop()
 
     def subscribe_direct(self, subject: str, callback: DirectCallback, queue: str = "") -> int:
-        """Subscribe, as a member of the group `queue` if there is one; `callback` runs in the read loop and must not
-        block."""
+        """Subscribe, as a member of the group `queue` if there is one; `callback` runs as soon as a message is
+        read, and must not block."""
         self._sid += 1
         self._direct[self._sid] = callback
         self.send(b"SUB %b %b %d\r\n" % (subject.encode(), queue.encode(), self._sid))
@@ -66,8 +68,7 @@ class MeshClient(Client):
         try:
             self._transport.write(b"".join(outgoing))
         except (OSError, RuntimeError) as error:  # uvloop: the socket was closed, and nothing has told us yet
-            self._lost(str(error) or type(error).__name__)
-            self.abandon()
+            self._break(str(error) or type(error).__name__)
 
     def abandon(self) -> None:
         """Cut the connection at once. A polite close would wait for a frozen server to read what is buffered."""
@@ -81,15 +82,29 @@ class MeshClient(Client):
         if on_lost is not None:
             on_lost(reason)
 
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+    async def _read_loop(self) -> None:
+        """Put `MessageReader` in place before nats-py reads anything, and leave the rest to nats-py: pings, errors, the
+        end of the connection."""
+        stream, transport = self._transport._io_reader, self._transport._io_writer.transport  # type: ignore[union-attr]
+        messages = MessageReader(transport.get_protocol(), self._deliver, self._break)
+        transport.set_protocol(messages)
+        early = bytes(stream._buffer)
+        stream._buffer.clear()
+        messages.data_received(early)
+        await super()._read_loop()
+
+    def _deliver(self, sid: int, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
         callback = self._direct.get(sid)
         if callback is None:
             return
         try:
-            callback(subject, reply, headers or b"", data)
-        except Exception:
-            # Raised further, it would end nats-py's read loop, and the connection would go deaf in silence.
+            callback(subject, reply, headers, payload)
+        except Exception:  # raised further, it would cost the messages behind this one
             logger.exception("a message could not be handled")
+
+    def _break(self, reason: str) -> None:
+        self._lost(reason)
+        self.abandon()
 
     async def _process_err(self, err_msg: str) -> None:
         text = err_msg.strip("' ")
@@ -100,6 +115,5 @@ class MeshClient(Client):
         await super()._process_err(err_msg)
 
     async def _process_op_err(self, e: Exception) -> None:
-        self._lost(str(e) or type(e).__name__)
-        self.abandon()
+        self._break(str(e) or type(e).__name__)
         await super()._process_op_err(e)
