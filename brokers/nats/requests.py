@@ -18,11 +18,10 @@ from mesh.ports import Body, NoResponder, Peer, PeerLost, Request, RequestHandle
 
 BEAT = 2.0
 """Seconds between two beats of a callee that works."""
-MISSED_BEATS = 2.25
-"""How many of them must be missing before the callee counts as lost."""
-SWEEPS_PER_BEAT = 8
+MISSED_BEATS = 2.125
+"""Silence, in times between beats, after which the callee counts as lost: two beats are missing."""
+SWEEPS_PER_BEAT = 16
 """How often in the time between beats we look for callees that are silent."""
-
 
 ASK_AGAIN = (0.0, 0.005)
 """Seconds after which the server is asked again when it says that nobody listens. It tries one member of a queue

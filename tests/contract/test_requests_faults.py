@@ -106,9 +106,10 @@ async def until(condition: Callable[[], object], within: float = 5.0) -> None:
 # A peer dies
 
 
-def test_a_callee_that_dies_is_noticed_within_five_seconds() -> None:
+def test_a_callee_that_dies_is_noticed_within_four_and_a_half_seconds() -> None:
     """The tests below shorten the time between beats; this is what it adds up to without."""
-    assert REAL_BEAT * (MISSED_BEATS + 1 / SWEEPS_PER_BEAT) < 5
+    assert REAL_BEAT * (MISSED_BEATS + 1 / SWEEPS_PER_BEAT) < 4.5
+    assert REAL_BEAT * MISSED_BEATS > REAL_BEAT * 2  # one beat may be lost
 
 
 @pytest.mark.parametrize("path", ["/wait", "/down/1000000000", "/up"])
