@@ -30,8 +30,20 @@ class InvalidEtag(StoreError):
     """The ETag is none that this store makes."""
 
 
+class InvalidStoreKey(StoreError):
+    """The store cannot hold an item under this key. Nothing was changed."""
+
+
+class ValueTooLarge(StoreError):
+    """The store takes no value, or transaction, of this size. Nothing was changed."""
+
+
 class Unsupported(StoreError):
     """The store cannot do this at all."""
+
+
+class Expired(StoreError):
+    """A position or cursor lies before what the store still knows: start again from the present."""
 
 
 class Store(Protocol):
@@ -76,7 +88,7 @@ class StateItem(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class SetState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Give a key a value. Keys are whole: `<prefix>||<key>`."""
+    """Give a key a value. Keys are whole: `<prefix>||<key>`, or without a prefix (`keyPrefix: none`)."""
 
     key: str
     value: bytes
@@ -111,6 +123,10 @@ StateChange = SetState | DeleteState
 
 
 class StateStore(Store, Protocol):
+    """Items by key. Whoever calls has checked what all stores have in common (`mesh.state.requests`): a store never
+    sees an option that it does not declare. Every method may raise `InvalidStoreKey`.
+    """
+
     @property
     def features(self) -> frozenset[StateFeature]: ...
 
@@ -126,29 +142,33 @@ class StateStore(Store, Protocol):
     async def get_many(
         self, keys: Sequence[str], *, strong: bool = False, metadata: Mapping[str, str] = {}
     ) -> list[StateItem | StoreError | None]:
-        """One answer for each key, in the order of `keys`; an error for one does not harm the others."""
+        """One answer for each key, in the order of `keys`, which may repeat; an error for one does not harm the
+        others. Raises `StoreError` when nothing can be had."""
         ...
 
     async def change(self, change: StateChange) -> None:
-        """Raises `EtagMismatch`, `InvalidEtag`."""
+        """Returns when it is stored. Raises `EtagMismatch`, `InvalidEtag`, `ValueTooLarge`.
+
+        An ETag must be that of the item, which must exist; `first_write` without one means that it must not exist.
+        """
         ...
 
     async def transact(self, changes: Sequence[StateChange], metadata: Mapping[str, str] = {}) -> None:
-        """Do all or none, where the feature is declared; a key that occurs twice has the last one's outcome.
-
-        Raises as `change`; `Unsupported` without the feature.
-        """
+        """Do all or none, as if one after the other. Called only where the feature is declared, with at least one
+        change and at most `max_transaction`. Raises as `change`."""
         ...
 
 
 class StateQuery(msgspec.Struct, frozen=True, kw_only=True):
-    """What `mesh.state.query` made of a query; `filter` is its tree."""
+    """What `mesh.state.query` made of a query."""
 
-    filter: Any
+    filter: Any = None
+    """A `mesh.state.query.Filter`; `None` is every item."""
     sort: Sequence[tuple[Sequence[str], bool]] = ()
     """Path into the value, and whether descending."""
     limit: int | None = None
     token: str | None = None
+    """Of the page before."""
 
 
 class QueryResult(NamedTuple):
@@ -168,9 +188,84 @@ class ListableStateStore(StateStore, Protocol):
     """Declares `LIST`."""
 
     async def list_items(
-        self, key_prefix: str, *, limit: int, cursor: str | None
+        self, key_prefix: str, *, limit: int, cursor: str | None = None
     ) -> tuple[Sequence[StateItem], str | None]:
-        """As `Table.scan`. Raises `StoreError` for a cursor that is not of this list."""
+        """As `Table.scan`. Raises `Expired` for a cursor that is not of this list."""
+        ...
+
+
+class StateVersion(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A value that a key was given, or its end."""
+
+    key: str
+    value: bytes | None
+    """`None`: it was deleted, or has expired."""
+    etag: str
+    """Greater than that of every earlier version in the store, both read as numbers."""
+    time: float
+    """Seconds since the epoch."""
+    expires: float | None = None
+    content_type: str = ""
+
+
+class Position(NamedTuple):
+    """A watch has shown all that there was up to here."""
+
+    etag: str
+
+
+class WatchableStateStore(StateStore, Protocol):
+    """Declares `WATCH`."""
+
+    def watch(self, key_prefix: str, *, after: str | None = None) -> AsyncIterator[StateVersion | Position]:
+        """As `Table.watch`, for keys that begin with `key_prefix`. `after` is the ETag of a version or position
+        since which changes are shown, "0" to see what there is now first, `None` to see only what comes.
+
+        A `Position` comes once what there was has been shown. Raises `Expired` when `after` is not of this store.
+        """
+        ...
+
+
+class HistoricStateStore(StateStore, Protocol):
+    """Declares `HISTORY`."""
+
+    async def history(self, key: str, *, limit: int) -> Sequence[StateVersion]:
+        """The newest first, the present one included."""
+        ...
+
+    async def as_of(self, key: str, *, etag: str | None = None, time: float | None = None) -> StateItem | None:
+        """The item as it was once the change with this ETag, of any key, was made; or at `time`. One is given.
+
+        Raises `Expired` when that lies before what was kept, `InvalidEtag`.
+        """
+        ...
+
+
+class OutboxRecord(NamedTuple):
+    """An event that waits to be published."""
+
+    id: str
+    """Unique. Whoever publishes it names it so, so that a repeat is known as one."""
+    event: bytes
+    """A CloudEvent in the JSON format."""
+
+
+class OutboxStateStore(StateStore, Protocol):
+    """Declares `OUTBOX`."""
+
+    async def transact_with(
+        self, changes: Sequence[StateChange], records: Sequence[OutboxRecord], metadata: Mapping[str, str] = {}
+    ) -> None:
+        """As `transact`, the records among what is done."""
+        ...
+
+    def records(self, key_prefix: str) -> AsyncIterator[OutboxRecord]:
+        """The records that wait, of changes to keys with this prefix, then those that come; until it is closed
+        (`aclose`). One may be seen again after it was removed."""
+        ...
+
+    async def remove_record(self, key_prefix: str, record_id: str) -> None:
+        """It is published. Another replica may have been first: that is no error."""
         ...
 
 
