@@ -107,6 +107,16 @@ class HistoryNotKept(MeshError):
     """The earlier values of these keys are not kept."""
 
 
+class Watch(Protocol):
+    """What `Table.watch` shows, until it is closed: an async generator is one."""
+
+    def __aiter__(self) -> AsyncIterator[Entry | Gone | Current]: ...
+
+    async def __anext__(self) -> Entry | Gone | Current: ...
+
+    async def aclose(self) -> None: ...
+
+
 class Table(Protocol):
     """The entries of one scope: a set of keys that belong together and can be changed together.
 
@@ -145,7 +155,7 @@ class Table(Protocol):
         """
         ...
 
-    def watch(self, prefix: Key, *, after: int | None = None) -> AsyncIterator[Entry | Gone | Current]:
+    def watch(self, prefix: Key, *, after: int | None = None) -> Watch:
         """Changes to keys that begin with the parts of `prefix`, in the order of their revisions.
 
         With `after` those since that revision, where `ABSENT` (0) shows the entries that exist now first; without it
