@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Protocol, cast
 
 import httptools
 import msgspec
 
 from mesh.errors import AppError
-from mesh.ports import AppResponse, HeaderList
-
-if TYPE_CHECKING:
-    from sidecar.channel.streaming import AnswerBody, Upload
+from sidecar.channel.call import Call
+from sidecar.channel.streaming import AnswerBody
 
 _WRITTEN_AT_ONCE = 64 * 1024
 """Bodies up to this size, in bytes, are copied behind their head, so that both leave in one packet."""
@@ -23,6 +21,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     connections: int = 256
     """Calls under way at once, over as many connections."""
+    dials: int = 4
+    """Connections being made at once. What an app has not accepted yet waits in a queue of the kernel, where an app
+    of Python's http.server has room for five; what finds it full is dropped without a word."""
     waiting: int = 4096
     """Calls that wait for one of them; further ones fail at once."""
     header_bytes: int = 64 * 1024
@@ -32,80 +33,28 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """How long an unused connection is kept."""
 
 
-class Call(asyncio.Future[Any]):
-    """A call is the future of its answer, an `AppResponse`, so that a small one costs no second object.
-
-    `name` ("POST /orders") begins its error messages, without the query, which may hold secrets.
-    """
-
-    __slots__ = ("body", "connection", "deadline", "head", "is_probe", "name", "owner", "replay", "without_body")
-
-    owner: CallOwner
-    name: str
-    head: bytes
-    body: bytes
-    deadline: float
-    """By the clock of the loop."""
-    replay: bool
-    without_body: bool
-    """The answer has none, whatever its headers say (HEAD)."""
-    is_probe: bool
-    """Takes no slot."""
-    connection: Connection | None
-    """`None` while the call waits for a slot, and once it is done."""
-    upload: Upload | None = None
-    """Writes a body that comes in pieces."""
-
-    def takes_head(self, length: int | None) -> bool:
-        """Whether the answer is wanted before its body, which says that it has `length` bytes, is there."""
-        return False
-
-    def begin(self, transport: asyncio.Transport, status: int, headers: HeaderList, body: bytes) -> AnswerBody:
-        """The head of such an answer is there, and the beginning of its body."""
-        raise AssertionError("this call takes whole answers only")
-
-    def succeed(self, status: int, headers: HeaderList, body: bytes, trailers: HeaderList) -> None:
-        """The answer is there. Without its trailers: nobody beside the sidecar's streamed calls passes them on."""
-        self.set_result(AppResponse(status, headers, body))
-
-    def cancel(self, msg: object = None) -> bool:
-        if not super().cancel(msg):
-            return False
-        self.owner.call_off(self)
-        return True
-
-    def fail(self, what: str, error: type[AppError] = AppError) -> None:
-        """`AppUnreachable` says that the app has seen nothing of the call."""
-        if not self.done():
-            self.set_exception(error(f"{self.name}: {what}"))
-
-
-class CallOwner(Protocol):
-    """Who hands out connections: `HttpAppChannel`."""
+class ConnectionOwner(Protocol):
+    """Who shares the connections out: the pool."""
 
     @property
     def app(self) -> str:
         """The app as error messages name it."""
         ...
 
-    def call_off(self, call: Call) -> None:
-        """The call was cancelled."""
-        ...
-
-    def settled(self, connection: Connection, call: Call, *, reusable: bool) -> None:
-        """The call has its outcome. Unless `reusable`, the connection is finished too."""
+    def settled(self, connection: Connection, *, reusable: bool) -> None:
+        """The call under way has its outcome. Unless `reusable`, the connection is finished too."""
         ...
 
     def try_again(self, call: Call) -> None:
-        """A kept connection was dead: send the call on a fresh one."""
+        """A kept connection, now finished, was dead: send the call on a fresh one."""
         ...
 
     def finished(self, connection: Connection) -> None:
-        """The connection must not be used any more. Called once or more, in any state."""
+        """The connection, which carries no call, must not be used any more. Called once or more."""
         ...
 
     def gone(self, connection: Connection) -> None:
-        """The socket is closed, or was never opened."""
+        """The socket is closed."""
         ...
 
 
@@ -114,7 +63,7 @@ class _Refused(Exception):
 
 
 class Connection(asyncio.Protocol):
-    """A connection to the app: made for one call, then kept for others.
+    """A connection to the app, made by `ConnectionOwner`; `CallHolder` of the call under way.
 
     It must cope with any app: one that breaks off, answers early, never, twice, without end, or no HTTP at all.
     Guarded by benchmarks/app_channel.py.
@@ -142,54 +91,46 @@ class Connection(asyncio.Protocol):
     _transport: asyncio.Transport
     _parser: httptools.HttpResponseParser
 
-    def __init__(self, owner: CallOwner, limits: Limits, call: Call) -> None:
-        self.call: Call | None = call
-        self.dialling: asyncio.Task[None] | None = None
-        self.is_open = False
+    def __init__(self, owner: ConnectionOwner, limits: Limits) -> None:
+        self.call: Call | None = None
         self.idle_since = 0.0
         self._owner = owner
         self._limits = limits
         self._reused = False
-        call.connection = self
 
     # What the owner does with it.
 
+    @property
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
     def carry(self, call: Call) -> None:
-        """Send another call. The connection is idle."""
+        """Send a call. The connection is open and carries none."""
         self.call = call
-        call.connection = self
-        self._reused = True
+        call.holder = self
         self._send(call)
 
-    def give_up(self) -> Call | None:
-        """Close the socket at once. Returns the call that was under way, which is the caller's to settle."""
-        call, self.call = self.call, None
-        if call is not None:
-            call.connection = None
-            if call.upload is not None:
-                call.upload.stop()
-        if self.is_open:
-            self._transport.abort()
-        elif self.dialling is not None:
-            self.dialling.cancel()
-        return call
+    def call_off(self, call: Call) -> None:
+        self._give_up()
+        self._owner.settled(self, reusable=False)
+
+    def close(self) -> None:
+        """Close the socket of a connection that carries no call."""
+        self._transport.abort()
 
     def fail(self, what: str, error: type[AppError] = AppError) -> None:
-        """End the call under way with an error, and the connection with it."""
-        call = self.give_up()
+        """End the call under way, if any, with an error, and the connection with it."""
+        call = self._give_up()
         if call is None:
             self._owner.finished(self)
             return
         call.fail(what, error)
-        self._owner.settled(self, call, reusable=False)
+        self._owner.settled(self, reusable=False)
 
-    def describe(self) -> str:
-        """How far the call has come, for the error of one that took too long."""
-        if not self.is_open:
-            return f"no connection to {self._owner.app} could be made"
-        if self._received:
-            return f"{self._owner.app} began its answer but did not end it"
-        return f"{self._owner.app} did not answer"
+    def expire(self) -> None:
+        """The time of the call under way is over."""
+        did = "began its answer but did not end it" if self._received else "did not answer"
+        self.fail(f"{self._owner.app} {did} in time")
 
     # asyncio.Protocol
 
@@ -197,16 +138,11 @@ class Connection(asyncio.Protocol):
         # Both event loops set TCP_NODELAY themselves.
         self._transport = cast(asyncio.Transport, transport)
         self._parser = httptools.HttpResponseParser(self)
-        self.is_open = True
-        if self.call is None:
-            self._transport.abort()
-        else:
-            self._send(self.call)
 
     def data_received(self, data: bytes) -> None:
         if self.call is None:
             # Said without being asked: the next call must not take it for its answer.
-            self.give_up()
+            self.close()
             self._owner.finished(self)
             return
         self._received += len(data)
@@ -234,7 +170,6 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended(exc)
-        self.is_open = False
         del self._parser  # it holds the connection: a cycle
         self._owner.gone(self)
 
@@ -297,6 +232,14 @@ class Connection(asyncio.Protocol):
 
     # The rest
 
+    def _give_up(self) -> Call | None:
+        """Close the socket at once. Returns the call that was under way, which is the caller's to settle."""
+        call, self.call = self.call, None
+        if call is not None and call.upload is not None:
+            call.upload.stop()
+        self._transport.abort()
+        return call
+
     def _send(self, call: Call) -> None:
         self._received = self._stray_bytes = self._body_size = self._status = 0
         self._fields = []
@@ -316,7 +259,8 @@ class Connection(asyncio.Protocol):
 
     def _succeed(self, call: Call) -> None:
         transport = self._transport
-        self.call = call.connection = None
+        self.call = None
+        self._reused = True
         # An app may answer before it has read the request; what is left of that would be the next request.
         reusable = self._keep_alive and transport.get_write_buffer_size() == 0 and not transport.is_closing()
         if call.upload is not None:
@@ -326,7 +270,7 @@ class Connection(asyncio.Protocol):
         elif self._stream is not None:
             transport.resume_reading()
         call.succeed(self._status, self._headers, bytes(self._body), self._fields)
-        self._owner.settled(self, call, reusable=reusable)
+        self._owner.settled(self, reusable=reusable)
 
     def _ended(self, exc: Exception | None) -> None:
         """The app has closed its side, or the connection broke."""
@@ -336,8 +280,7 @@ class Connection(asyncio.Protocol):
         elif exc is None and self._status and not self._is_framed():
             self._succeed(call)
         elif self._reused and not self._received and call.replay:
-            self.give_up()
-            self._owner.finished(self)
+            self._give_up()
             self._owner.try_again(call)
         else:
             how = f"broke the connection ({exc})" if exc else "closed the connection"

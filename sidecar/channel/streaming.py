@@ -1,4 +1,4 @@
-"""Calls whose bodies may come in pieces: in both directions no faster than the slower side takes them."""
+"""Bodies in pieces: in both directions no faster than the slower side takes them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from mesh.errors import AppError
-from mesh.ports import BodyStream, HeaderList, Response
-from sidecar.channel.connection import Call
+from mesh.ports import BodyStream
 
 WHOLE = 128 * 1024
 """Answers that announce no more bytes than this are awaited whole: they travel in one message."""
@@ -15,54 +14,14 @@ BUFFERED = 128 * 1024
 """Bytes of an answer that are read ahead of its reader."""
 
 
-class StreamedCall(Call):
-    """A call whose answer is there when its head is. Its request may be in pieces: `upload`."""
-
-    __slots__ = ("answer", "upload")
-
-    answer: AnswerBody | None
-    """Set once the body is handed out while it still comes."""
-    upload: Upload | None
-
-    def takes_head(self, length: int | None) -> bool:
-        return length is None or length > WHOLE
-
-    def succeed(self, status: int, headers: HeaderList, body: bytes, trailers: HeaderList) -> None:
-        if self.upload is not None:
-            self.upload.stop()
-        if self.answer is not None:
-            self.answer.end()
-        else:
-            self.set_result(Response(status=status, headers=headers, body=body, trailers=trailers))
-
-    def begin(self, transport: asyncio.Transport, status: int, headers: HeaderList, body: bytes) -> AnswerBody:
-        """The head is there, the body only in part."""
-        self.answer = AnswerBody(self, transport)
-        self.answer.feed(body)
-        self.set_result(Response(status=status, headers=headers, body=self.answer))
-        return self.answer
-
-    def fail(self, what: str, error: type[AppError] = AppError) -> None:
-        if self.upload is not None:
-            self.upload.stop()
-        if self.answer is not None:
-            self.answer.fail(error(f"{self.name}: {what}"))
-        else:
-            super().fail(what, error)
-
-    def cancel(self, msg: object = None) -> bool:
-        if self.upload is not None and not self.done():
-            self.upload.stop()
-        return super().cancel(msg)
-
-
 class AnswerBody:
     """The pieces of an answer, for one reader. Raises `AppError` where the app broke off."""
 
-    __slots__ = ("_call", "_ended", "_error", "_pieces", "_size", "_transport", "_waiter")
+    __slots__ = ("_abandon", "_ended", "_error", "_pieces", "_size", "_transport", "_waiter")
 
-    def __init__(self, call: StreamedCall, transport: asyncio.Transport) -> None:
-        self._call = call
+    def __init__(self, transport: asyncio.Transport, abandon: Callable[[], None]) -> None:
+        """`abandon` breaks the call off whose answer is not wanted any more."""
+        self._abandon = abandon
         self._transport = transport
         self._pieces: list[bytes] = []
         self._size = 0
@@ -105,7 +64,7 @@ class AnswerBody:
                 raise self._error
             if self._ended:
                 raise StopAsyncIteration
-            self._waiter = self._call.get_loop().create_future()
+            self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         pieces = self._pieces
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -117,8 +76,7 @@ class AnswerBody:
     async def aclose(self) -> None:
         """Read no more. Breaks the call off unless it is over."""
         if not self._ended:
-            self._call.fail("its answer was not read to the end")
-            self._call.owner.call_off(self._call)
+            self._abandon()
         self._pieces = []
 
 

@@ -29,6 +29,6 @@ async def open_channel(request: pytest.FixtureRequest) -> AsyncIterator[Callable
     yield make
     for channel in channels:
         await asyncio.wait_for(channel.close(), 5)
-        assert not channel._connections
+        assert not channel._pool._open
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}

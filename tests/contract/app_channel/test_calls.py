@@ -244,7 +244,9 @@ async def test_connections_are_bounded_without_max_concurrency(open_channel):
 async def test_the_queue_is_bounded(open_channel):
     async with running(is_silent) as app:
         channel = open_channel(app.port, limits=Limits(connections=1, waiting=1))
-        calls = [channel.request("GET", "/", timeout=5) for _ in range(3)]
+        calls = [channel.request("GET", "/", timeout=5)]
+        await app.calls(1)
+        calls += [channel.request("GET", "/", timeout=5) for _ in range(2)]
         with pytest.raises(AppError, match="works on 1 calls and 1 are waiting"):
             await calls[2]
         assert not calls[0].done()
@@ -376,7 +378,7 @@ async def test_packets_are_not_held_back(open_channel):
     async with running() as app:
         channel = open_channel(app.port)
         await channel.request("GET", "/", timeout=5)
-        (connection,) = channel._connections
+        (connection,) = channel._pool._open
         raw = connection._transport.get_extra_info("socket")
         assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 

@@ -181,7 +181,7 @@ async def test_a_connection_that_the_app_closed_while_idle_is_not_used(open_chan
         await channel.request("GET", "/1", timeout=5)
         app.peers[0].close()
         await asyncio.sleep(0.01)
-        assert not channel._idle
+        assert not channel._pool._idle
         assert (await channel.request("GET", "/2", timeout=5, replay=False)).status == 200
 
 

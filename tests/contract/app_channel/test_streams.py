@@ -172,7 +172,7 @@ async def test_an_upload_is_chunked_unless_its_length_is_known(open_channel, ser
         request = Request(method="POST", path="/", headers=headers, body=pieces(b"hello", b"", b"world"))
         assert (await asyncio.wait_for(channel.call(request), 5)).status == 200
     assert bodies == [(False, b"5\r\nhello\r\n5\r\nworld\r\n0\r\n\r\n"), (True, b"helloworld")]
-    assert len(channel._connections) == 1  # the connection was used again
+    assert len(channel._pool._open) == 1  # the connection was used again
 
 
 @pytest.mark.parametrize(
