@@ -10,8 +10,8 @@ from sidecar import flags
 from sidecar.assembly import assemble
 from sidecar.runtime import End, Runtime
 from sidecar.settings import Settings
-from tests.contract.nats_server import free_port
 from tests.e2e.mesh import JSON, Answer, App, Headers, call
+from tests.ports import free_port
 
 
 class Api:

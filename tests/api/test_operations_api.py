@@ -7,8 +7,8 @@ import pytest
 from mesh import __version__
 from sidecar.runtime import End
 from tests.api.conftest import Api
-from tests.contract.nats_server import free_port
 from tests.e2e.mesh import App, call, subscription
+from tests.ports import free_port
 
 
 async def test_health(api):

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from tests.contract.nats_server import free_port
 from tests.e2e.mesh import SINK, Load, Mesh, Process, Run, running, until
+from tests.ports import free_port
 
 RATE = 2000
 """Events per second; the load keeps to it as far as the machine has room."""

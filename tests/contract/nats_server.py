@@ -11,15 +11,11 @@ import sysconfig
 import time
 from pathlib import Path
 
+from tests.ports import free_port
+
 BINARY = Path(sysconfig.get_path("scripts")) / "nats-server"
 START_LIMIT = 10.0
 """Seconds until a server must accept connections, or be gone."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class NatsServer:

@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from tests.contract.nats_server import NatsServer, free_port
+from tests.contract.nats_server import NatsServer
+from tests.ports import free_port
 
 SIDECAR = [sys.executable, "-P", "-m", "sidecar"]
 MESHWIRE = [sys.executable, "-P", "-c", "import sys; from sidecar.cli import main; sys.exit(main())"]

@@ -12,7 +12,6 @@ import nats
 import pytest
 
 from mesh import addressing
-from tests.contract.nats_server import free_port
 from tests.e2e.mesh import (
     JSON,
     MESHWIRE,
@@ -27,6 +26,7 @@ from tests.e2e.mesh import (
     subscription,
     until,
 )
+from tests.ports import free_port
 
 DAPR, INGRESS = "/v1.0/publish/pubsub/A", "/mesh/v1/events/pubsub/A"
 STRUCTURED = ("content-type", "application/cloudevents+json")

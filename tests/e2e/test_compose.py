@@ -18,7 +18,8 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.contract.nats_server import BINARY, free_port
+from tests.contract.nats_server import BINARY
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = (ROOT / "compose.yaml").read_text()

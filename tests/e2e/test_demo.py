@@ -10,7 +10,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.contract.nats_server import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 20.0

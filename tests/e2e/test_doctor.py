@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.contract.nats_server import BINARY, NatsServer, free_port
+from tests.contract.nats_server import BINARY, NatsServer
 from tests.e2e.mesh import MESHWIRE, App, Mesh, Process, subscription
+from tests.ports import free_port
 
 
 @pytest.fixture

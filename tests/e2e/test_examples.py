@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.nats_server import NatsServer, free_port
+from tests.contract.nats_server import NatsServer
 from tests.e2e.collectors import CollectedSpan, Collector, HttpCollector
 from tests.e2e.mesh import JSON, MESHWIRE, Process, Run, call, running, until
+from tests.ports import free_port
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PYTHON = [sys.executable, "-P"]

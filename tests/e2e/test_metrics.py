@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.nats_server import free_port
 from tests.e2e.mesh import JSON, App, Mesh, Sidecar, call, subscription
+from tests.ports import free_port
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 _LINE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)\{(.*)\} (\S+)")

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +12,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
+from tests.ports import free_port
 
 MESHWIRE = [sys.executable, "-P", "-c", "import sys; from sidecar.cli import main; sys.exit(main())"]
 
@@ -115,12 +116,6 @@ class Run:
         raise AssertionError
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def processes(home):
     """Whatever runs for the meshes in `home`: process id and command."""
     found = {}
@@ -134,8 +129,13 @@ def processes(home):
     return found
 
 
-def process(home, part):
-    return next(pid for pid, command in processes(home).items() if part in command)
+def process(home, part, limit=12.0):
+    """Its process id, once it runs."""
+    deadline = time.monotonic() + limit
+    while not (found := [pid for pid, command in processes(home).items() if part in command]):
+        assert time.monotonic() < deadline, f"no {part}"
+        time.sleep(0.02)
+    return found[0]
 
 
 def wait_until_nothing_runs(home, limit=12.0):

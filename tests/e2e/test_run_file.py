@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract.nats_server import free_port
 from tests.e2e.mesh import MESHWIRE, Process, running, until
+from tests.ports import free_port
 
 TALKS = "echo hello; trap 'exit 0' TERM; while :; do sleep 0.05; done"
 STUBBORN = "trap '' TERM; echo hello; while :; do sleep 0.05; done"

@@ -3,13 +3,14 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from tests.ports import free_port
 
 STAND_IN = Path(__file__).with_name("stand_in_sidecar.py")
 
@@ -18,7 +19,7 @@ import os, sys
 from mesh.errors import ConfigurationError
 from sidecar import supervisor
 from sidecar.supervisor import Api, App, Plan, supervise
-supervisor.GRACE, supervisor.START_LIMIT, supervisor.LEFT_BEHIND = {grace!r}, 0.5, 0.3
+supervisor.GRACE, supervisor.START_LIMIT, supervisor.LEFT_BEHIND = {grace!r}, {start_limit!r}, 0.3
 supervisor.GUARD = supervisor.GUARD.replace("sleep 5", "sleep 0.5")
 def tend():
     if os.path.exists({trouble!r}):
@@ -30,14 +31,8 @@ sys.exit(supervise([plan, *beside], tend=tend))
 """
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Run:
-    def __init__(self, tmp_path, app, behaviour="", waits=False, grace=1.0, beside=False):
+    def __init__(self, tmp_path, app, behaviour="", waits=False, grace=1.0, start_limit=10.0, beside=False):
         self.port = free_port()
         self.trouble = tmp_path / "trouble"
         sidecar = [sys.executable, "-P", str(STAND_IN), str(self.port), behaviour]
@@ -48,6 +43,7 @@ class Run:
             waits=waits,
             port=self.port,
             grace=grace,
+            start_limit=start_limit,
             beside=beside,
         )
         self.process = subprocess.Popen(
@@ -129,7 +125,7 @@ def test_app_without_a_port_starts_when_the_sidecar_answers(start):
 
 
 def test_app_without_a_port_starts_at_last_even_if_the_sidecar_does_not_answer(start):
-    code, output = start("echo app", waits=True, behaviour="deaf").end()
+    code, output = start("echo app", waits=True, behaviour="deaf", start_limit=0.5).end()
     assert code == 0
     assert output.index("The sidecar does not answer") < output.index("== APP == app")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.nats_server import free_port
 from tests.e2e.collectors import Collector, GrpcCollector, HttpCollector
 from tests.e2e.mesh import JSON, LIMIT, App, Mesh, Request, Sidecar, call, subscription, until
+from tests.ports import free_port
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = f"00-{TRACE}-00f067aa0ba902b7-01"

@@ -131,10 +131,3 @@ async def running(answer: Callable[[Peer, Request], None] = is_fine, host: str =
         for peer in app.peers:
             peer.transport.abort()
         await app.all_closed()
-
-
-def free_port() -> int:
-    """A port that refuses connections."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -10,7 +10,8 @@ import pytest
 
 from mesh.errors import AppError, ConfigurationError
 from sidecar.channel import Limits, UnsafeRequest, http
-from tests.contract.app_channel.apps import OK, free_port, is_silent, running, says, says_and_closes
+from tests.contract.app_channel.apps import OK, is_silent, running, says, says_and_closes
+from tests.ports import free_port
 
 
 async def test_sends_the_request_and_returns_the_answer(open_channel):

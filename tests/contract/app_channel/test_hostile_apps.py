@@ -8,7 +8,8 @@ import pytest
 
 from mesh.errors import AppError, AppUnreachable
 from sidecar.channel import Limits
-from tests.contract.app_channel.apps import OK, free_port, running, says, says_and_closes
+from tests.contract.app_channel.apps import OK, running, says, says_and_closes
+from tests.ports import free_port
 
 LIMITS = Limits(header_bytes=2048, header_count=20, body_bytes=4096)
 

@@ -9,7 +9,8 @@ import pytest
 
 from mesh.errors import AppError, AppUnreachable
 from mesh.ports import Request
-from tests.contract.app_channel.apps import free_port, is_silent, running, says, says_and_closes
+from tests.contract.app_channel.apps import is_silent, running, says, says_and_closes
+from tests.ports import free_port
 
 MEGABYTE = 1 << 20
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

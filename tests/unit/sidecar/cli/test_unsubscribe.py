@@ -12,7 +12,8 @@ from mesh.ports import Group, Topic
 from sidecar.assembly import open_event_log
 from sidecar.cli import main, unsubscribe
 from sidecar.settings import parse_broker
-from tests.contract.nats_server import NatsServer, free_port
+from tests.contract.nats_server import NatsServer
+from tests.ports import free_port
 
 GROUP = Group("orders", Topic("pubsub", "A"))
 
