@@ -142,7 +142,8 @@ class NatsEventLog:
                 timeout = min(ATTEMPT_TIMEOUT, deadline - loop.time())
                 self._check(await self._connection.call(subject, headers, payload, timeout))
             except BrokerUnavailable as again:
-                error = again
+                if type(again) is not BrokerUnavailable or timeout == ATTEMPT_TIMEOUT:
+                    error = again  # else the last attempt, cut short: its silence says less than what was answered
             else:
                 return
 

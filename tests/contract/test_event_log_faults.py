@@ -17,7 +17,7 @@ import pytest
 from nats.js import JetStreamContext
 
 from brokers.nats import consumer, event_log
-from brokers.nats.connection import Connection, Lookup, Servers
+from brokers.nats.connection import Connection, Lookup, Reply, Servers
 from brokers.nats.event_log import NatsEventLog
 from mesh import addressing
 from mesh.delivery import dead_letter
@@ -218,6 +218,35 @@ async def test_silence_while_this_process_stood_still_is_not_the_servers(
     time.sleep(0.5)  # nobody else runs meanwhile
     await asyncio.sleep(0.2)
     assert "no heartbeat" not in caplog.text
+
+
+async def test_a_reason_once_given_is_told_though_the_last_attempt_is_cut_short(
+    tmp_path: Path, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_log, "PUBLISH_TIMEOUT", 0.5)
+    store = {"store_dir": str(tmp_path / "small"), "max_file_store": 1 << 20}
+    with NatsServer(tmp_path / "nats", jetstream=store) as server:
+        async with connected(server, namespace) as log:
+            refused, check = asyncio.Event(), log._check
+
+            def noting(reply: Reply) -> None:
+                try:
+                    check(reply)
+                except BrokerUnavailable:
+                    refused.set()
+                    raise
+
+            async def fill() -> None:
+                while True:
+                    await log.publish(ORDERS, raw(bytes(600_000)))
+
+            monkeypatch.setattr(log, "_check", noting)
+            filling = asyncio.create_task(fill())
+            await asyncio.wait_for(refused.wait(), 5)
+            server.freeze()
+            with pytest.raises(BrokerUnavailable, match="insufficient resources"):
+                await asyncio.wait_for(filling, 5)
+            server.thaw()
 
 
 async def test_close_does_not_wait_for_a_frozen_server(server: NatsServer, namespace: str) -> None:
