@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from app import serve
+from app import serve, tell
 
 TOO_HEAVY = {"piano"}
 
@@ -10,9 +10,9 @@ TOO_HEAVY = {"piano"}
 def book(event: Any) -> int:
     item = event["data"]["item"]
     if item in TOO_HEAVY:
-        print(f"no van   {item}")
+        tell(f"no van   {item}")
         return 500  # a failure: the event goes to the dead letter topic
-    print(f"booked   {item}")
+    tell(f"booked   {item}")
     return 200
 
 

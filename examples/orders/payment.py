@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from app import publish, serve
+from app import publish, serve, tell
 
 LIMIT = 5000
 attempted = set[str]()
@@ -10,14 +10,14 @@ attempted = set[str]()
 
 def pay(order: Any) -> int:
     if order["price"] > LIMIT:
-        print(f"too dear {order['item']}")
+        tell(f"too dear {order['item']}")
         return 402
     if order["id"] not in attempted:
         attempted.add(order["id"])
-        print(f"no bank  {order['item']}")
+        tell(f"no bank  {order['item']}")
         return 503  # the shop's sidecar asks again, as resources/resiliency.yaml says
     publish("payments", "order.paid", order)
-    print(f"paid     {order['item']}")
+    tell(f"paid     {order['item']}")
     return 200
 
 

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from app import publish, serve
+from app import publish, serve, tell
 
 
 def ship(event: Any) -> int:
     order = event["data"]
-    print(f"packing  {order['item']}")
+    tell(f"packing  {order['item']}")
     publish("shipments", "order.shipped", order)
     return 200
 
