@@ -41,7 +41,8 @@ lint: install
 test: install lint
 	@echo 'Left out are these, which need more than wheels bring (make test-servers):'
 	@$(PYTEST) -m servers --collect-only -qq
-	$(PYTEST) -m "not servers"
+	$(PYTEST) -m "not servers and not quiet" -n auto --dist worksteal
+	$(PYTEST) -m "quiet and not servers"
 
 test-servers: install
 	$(PYTEST) -m servers
