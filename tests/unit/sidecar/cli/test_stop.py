@@ -96,7 +96,8 @@ def test_apps_of_a_run_file_are_ended_by_one_signal(
     assert sent.count(signal.SIGTERM) == 1
     assert supervisor.wait(10) == -15
     assert capsys.readouterr().out.count("✅") == 2
-    assert main(["stop", "-f", str(tmp_path / "other.yaml")]) == 1
+    monkeypatch.chdir(tmp_path)  # a long path would be shown shortened
+    assert main(["stop", "-f", "other.yaml"]) == 1
     assert "other.yaml: no app of this run file runs in mesh 'default'" in capsys.readouterr().err
 
 
