@@ -41,7 +41,23 @@ class Code(CodeRow, Enum):
     HEALTH_APPID = "ERR_HEALTH_APPID_NOT_MATCH", 500, None
     OUTBOUND_NOT_READY = "ERR_OUTBOUND_HEALTH_NOT_READY", 500, None
     BODY_READ = "ERR_BODY_READ", 400, None
+    MALFORMED_REQUEST = "ERR_MALFORMED_REQUEST", 400, None
     INTERNAL = "ERROR", 500, None
+
+    STATE_NOT_CONFIGURED = "ERR_STATE_STORE_NOT_CONFIGURED", 500, "DAPR_STATE_NOT_CONFIGURED"
+    STATE_NOT_FOUND = "ERR_STATE_STORE_NOT_FOUND", 400, "DAPR_STATE_NOT_FOUND"
+    STATE_NO_TRANSACTIONS = "ERR_STATE_STORE_NOT_SUPPORTED", 500, "DAPR_STATE_TRANSACTIONS_NOT_SUPPORTED"
+    STATE_NO_QUERY = "ERR_STATE_STORE_NOT_SUPPORTED", 500, "DAPR_STATE_QUERYING_NOT_SUPPORTED"
+    STATE_TOO_MANY = "ERR_STATE_STORE_TOO_MANY_TRANSACTIONS", 400, "DAPR_STATE_TOO_MANY_TRANSACTIONS"
+    STATE_ILLEGAL_KEY = "ERR_MALFORMED_REQUEST", 400, "DAPR_STATE_ILLEGAL_KEY"
+    STATE_OPERATION = "ERR_NOT_SUPPORTED_STATE_OPERATION", 400, None
+    STATE_SAVE = "ERR_STATE_SAVE", 500, None
+    STATE_GET = "ERR_STATE_GET", 500, None
+    STATE_DELETE = "ERR_STATE_DELETE", 500, None
+    STATE_BULK_GET = "ERR_STATE_BULK_GET", 500, None
+    STATE_TRANSACTION = "ERR_STATE_TRANSACTION", 500, None
+    STATE_OUTBOX = "ERR_PUBLISH_OUTBOX", 500, "DAPR_PUBSUB_OUTBOX"
+    STATE_QUERY = "ERR_STATE_QUERY", 500, "DAPR_STATE_QUERY_FAILED"
 
     # Meshwire's own. The event ingress has its own statuses (CloudEvents binding; docs/pubsub.md).
     TOPIC_EMPTY = "ERR_TOPIC_NAME_EMPTY", 404, "DAPR_PUBSUB_TOPIC_NAME_EMPTY"
@@ -50,6 +66,9 @@ class Code(CodeRow, Enum):
     EVENT_FORMAT = "ERR_EVENT_FORMAT_UNSUPPORTED", 415, "MESHWIRE_EVENT_FORMAT_UNSUPPORTED"
     EVENT_TOO_LARGE = "ERR_EVENT_TOO_LARGE", 413, "MESHWIRE_EVENT_TOO_LARGE"
     EVENT_NOT_STORED = "ERR_EVENT_NOT_STORED", 503, "MESHWIRE_EVENT_NOT_STORED"
+    STATE_FEATURE = "ERR_STATE_FEATURE_NOT_SUPPORTED", 501, "MESHWIRE_STATE_FEATURE_NOT_SUPPORTED"
+    STATE_EXPIRED = "ERR_STATE_POSITION_EXPIRED", 410, "MESHWIRE_STATE_POSITION_EXPIRED"
+    STATE_READ = "ERR_STATE_READ", 500, "MESHWIRE_STATE_READ"
     METHOD_NOT_ALLOWED = "ERR_METHOD_NOT_ALLOWED", 405, "MESHWIRE_METHOD_NOT_ALLOWED"
     HOST_REFUSED = "ERR_HOST_REFUSED", 403, "MESHWIRE_HOST_REFUSED"
     ORIGIN_REFUSED = "ERR_ORIGIN_REFUSED", 403, "MESHWIRE_ORIGIN_REFUSED"
@@ -63,7 +82,8 @@ class ApiError(MeshError):
     """An error on its way to an API client.
 
     `resource` is the (type, name) that a standardised error names in `ResourceInfo`; `metadata` becomes
-    `ErrorInfo.metadata`; `extra` adds members to the error object itself.
+    `ErrorInfo.metadata`; `detail` is the kind and the members of one more detail (`BadRequest`, `Help`); `extra` adds
+    members to the error object itself.
     """
 
     def __init__(
@@ -74,6 +94,7 @@ class ApiError(MeshError):
         resource: tuple[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
         status: int | None = None,
+        detail: tuple[str, Mapping[str, object]] | None = None,
         extra: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(message)
@@ -82,6 +103,7 @@ class ApiError(MeshError):
         self.resource = resource
         self.metadata = metadata
         self.status = status or code.status
+        self.detail = detail
         self.extra = extra
 
 

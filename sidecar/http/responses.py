@@ -41,11 +41,14 @@ def go_json(value: object) -> bytes:
 def error_response(error: ApiError) -> tuple[int, Headers, bytes]:
     """Status, headers and body of an error (Dapr: errors of the HTTP API).
 
-    A standardised error has `details`: `ResourceInfo` where a resource is known, then `ErrorInfo`.
+    A standardised error has `details`: one of its own, `ResourceInfo` where a resource is known, then `ErrorInfo`.
     """
     content: dict[str, object] = {"errorCode": error.code.error_code, "message": error.message}
     if error.code.reason is not None:
         details: list[dict[str, object]] = []
+        if error.detail is not None:
+            name, members = error.detail
+            details.append({"@type": _PREFIX + name, **members})
         if error.resource is not None:
             kind, name = error.resource
             details.append(
