@@ -7,6 +7,9 @@ An event's address is `<prefix>.<namespace>.event.<pubsub>.<topic…>.<partition
 tokens; every other character outside `A-Z a-z 0-9 _ -` is percent-encoded, so that any topic name is safe in
 a subject and no two names share one.
 
+A keyed record's address is `<prefix>.<namespace>.state.<scope>.<kind>.<further parts of the key…>`, each part one token
+(docs/adr/0006-state-on-nats.md).
+
 A call's address is `<prefix>.<namespace>.invoke.<target>.<caller>`, where `caller` is `<app>`, or `<app>@<namespace>`
 for an app of another namespace (docs/adr/0004-invocation-on-nats.md).
 """
@@ -20,6 +23,7 @@ from urllib.parse import quote, unquote
 
 from mesh.errors import MeshError, clip
 from mesh.ports import Group, NoResponder, Peer, Topic
+from mesh.ports.tables import InvalidKey, Key
 
 DEFAULT_PREFIX = "mesh"
 DEFAULT_NAMESPACE = "default"
@@ -120,6 +124,64 @@ def stored_once(root: str, dedupe_id: str) -> str:
     The topic is part of it: NATS drops a repeated id for the whole stream, whatever the subject.
     """
     return blake2b(f"{root}\0{dedupe_id}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+STATE_SET = "io.meshwire.state.set.v1"
+STATE_DELETED = "io.meshwire.state.deleted.v1"
+"""The types of the CloudEvents that the records of a table are."""
+
+ALARM, DUE, CHECK = "alarm", "due", "check"
+"""Kinds of record that are no entries of a table: alarms that are set, those that have become due, and the one that
+carries a precondition for which a commit has no other message. No key may begin with them."""
+
+MAX_STATE_SUBJECT = 3800
+"""Longest address of a record, in bytes: with a reply subject it still fits a NATS control line (4,096 bytes)."""
+
+_MAX_READABLE = 120
+"""Characters of a name within a stream's that are kept as they are; NATS takes 255 in all."""
+
+
+def _stream_part(text: str) -> str:
+    """`text` as part of a stream's name. Injective but for hash collisions: a long one is cut, and ends in a digest."""
+    name = token(text)
+    if len(name) <= _MAX_READABLE:
+        return name
+    return f"{name[:_MAX_READABLE]}~{blake2b(text.encode(), digest_size=8).hexdigest()}"
+
+
+def state_stream(prefix: str, namespace: str, scope: str) -> str:
+    """Name of the NATS stream that holds all records of a scope. Raises `InvalidKey`."""
+    try:
+        return f"{prefix}-{namespace}-state-{_stream_part(scope)}"
+    except UnicodeEncodeError:
+        raise InvalidKey(f"the scope '{clip(scope)}' is no valid Unicode text") from None
+
+
+def history_stream(prefix: str, namespace: str, scope: str, key_prefix: Key) -> str:
+    """Name of the NATS stream that holds the earlier values of all keys that begin with `key_prefix`."""
+    within = _stream_part("/".join(map(token, key_prefix)))
+    return f"{prefix}-{namespace}-history-{_stream_part(scope)}-{within}"
+
+
+def state_root(prefix: str, namespace: str, scope: str) -> str:
+    """The address of all records of a scope, dot included. Raises `InvalidKey`."""
+    try:
+        return f"{prefix}.{namespace}.state.{token(scope)}."
+    except UnicodeEncodeError:
+        raise InvalidKey(f"the scope '{clip(scope)}' is no valid Unicode text") from None
+
+
+def key_path(key: Key) -> str:
+    """`key` as the end of an address: one token for each part. Raises `InvalidKey` for one that is kept for others."""
+    if key and key[0] in (ALARM, DUE, CHECK):
+        raise InvalidKey(f"no key may begin with '{key[0]}'")
+    return ".".join(map(token, key))
+
+
+def parse_key_path(path: str) -> Key | None:
+    """The key that `key_path` shows as `path`; `None` when it is the address of something else than an entry."""
+    key = tuple(path.split(".")) if "%" not in path else tuple(map(unquote, path.split(".")))
+    return None if key[0] in (ALARM, DUE, CHECK) else key
 
 
 INVOCATION_REQUEST = "io.meshwire.invocation.request.v1"
