@@ -6,6 +6,7 @@ declared fields, so that a component never sees a text that it cannot use.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -13,7 +14,8 @@ from typing import Any
 
 from mesh import quantities
 from mesh.errors import ConfigurationError, clip
-from mesh.ports import Clock
+from mesh.ports import Clock, EventLog
+from mesh.ports.alarms import AlarmClocks
 from mesh.ports.tables import Tables
 from mesh.resources import Component
 
@@ -91,11 +93,13 @@ class Field:
 class Settings(Mapping[str, Any]):
     """The values of all declared fields by their name: as the file has them, else their defaults."""
 
-    __slots__ = ("_component", "_values")
+    __slots__ = ("_component", "_keys", "_values")
 
-    def __init__(self, component: Component, values: Mapping[str, Any]) -> None:
+    def __init__(self, component: Component, values: Mapping[str, Any], keys: Mapping[str, str] = {}) -> None:
+        """`keys` has the key in the file of each field that stands there under one of its aliases."""
         self._component = component
         self._values = values
+        self._keys = keys
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
@@ -111,11 +115,59 @@ class Settings(Mapping[str, Any]):
 
     def given(self, name: str) -> bool:
         """Whether the file has the setting, and not empty."""
-        return bool(self._component.metadata.get(name))
+        return bool(self._component.metadata.get(self._key(name)))
+
+    def reference(self, name: str) -> str | None:
+        """The name of the secret that the setting is taken from; `None` when the file has the value itself."""
+        reference = self._component.references.get(self._key(name).lower())
+        return None if reference is None else reference.name
 
     def fault(self, name: str, rule: str) -> ConfigurationError:
         """The error for a setting that cannot be obeyed, with its place in the file."""
-        return ConfigurationError(f"{self._component.where(name)}: metadata.{name}: {rule}")
+        key = self._key(name)
+        return ConfigurationError(f"{self._component.where(key)}: metadata.{key}: {rule}")
+
+    def _key(self, name: str) -> str:
+        return self._keys.get(name, name)
+
+
+def read_settings(component: Component, fields: Sequence[Field]) -> Settings:
+    """What a manifest says about `fields`.
+
+    Raises `ConfigurationError`, with the place: for a setting that no field has, one that is missing, one that
+    cannot be read, and one that is given under two of its names.
+    """
+    unknown = component.unknown_metadata(name for known in fields for name in (known.name, *known.aliases))
+    if unknown:
+        raise ConfigurationError("; ".join(unknown))
+    values: dict[str, Any] = {}
+    keys: dict[str, str] = {}
+    settings = Settings(component, values, keys)
+    for known in fields:
+        given = [key for key in (known.name, *known.aliases) if component.metadata.get(key)]
+        if len(given) > 1:
+            raise settings.fault(given[1], f"{given[0]} is the same setting, and is given too")
+        if given and given[0] != known.name:
+            keys[known.name] = given[0]
+        values[known.name] = _read(component, known, settings, given)
+    return settings
+
+
+def _read(component: Component, known: Field, settings: Settings, given: Sequence[str]) -> Any:
+    if not given:
+        if known.required:
+            raise settings.fault(known.name, f"a component of type {component.type} needs it")
+        return known.default
+    try:
+        value = known.read(component.metadata[given[0]])
+    except ValueError as error:
+        rule = str(error)
+        if known.secret or settings.reference(known.name) is not None:
+            rule = re.sub(r" \(got .*\)$", "", rule, flags=re.DOTALL)
+        raise settings.fault(known.name, rule) from None
+    if known.refused and value != known.default:
+        raise settings.fault(known.name, known.refused)
+    return value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,6 +182,10 @@ class Setup:
     clock: Clock
     tables: Tables
     """Those of the backbone."""
+    alarms: AlarmClocks | None = None
+    """Those of the backbone, in a sidecar."""
+    events: EventLog | None = None
+    """That of the backbone, in a sidecar."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,3 +207,32 @@ class ComponentSpec:
     """As Dapr's metadata route names them, and Meshwire's own."""
     example: str = ""
     """A manifest, for the documentation."""
+    shared: bool = False
+    """What `open` returns is the backbone's own: it is there before the component, and outlives it."""
+
+    @property
+    def category(self) -> str:
+        return self.type.partition(".")[0]
+
+
+def _as_it_is(_setup: Setup, _spec: ComponentSpec, opened: Any) -> Any:
+    return opened
+
+
+def _no_more(_spec: ComponentSpec, _made: Any) -> Sequence[str]:
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Category:
+    """What the components of one building block have in common, whatever is behind them."""
+
+    name: str
+    """The first part of the type, as in `state`."""
+    title: str
+    fields: Sequence[Field] = ()
+    """Settings of all its types, beside their own."""
+    make: Callable[[Setup, ComponentSpec, Any], Any] = _as_it_is
+    """What the building block uses, from what `ComponentSpec.open` returned. Raises `ConfigurationError`."""
+    capabilities: Callable[[ComponentSpec, Any], Sequence[str]] = _no_more
+    """What a component, as `make` returned it, can do beside the `features` of its type."""

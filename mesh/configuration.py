@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mesh.access import AccessPolicy, read_access_policy
 from mesh.errors import ConfigurationError, clip
 from mesh.resources import OBJECT_METADATA, V1
+from mesh.secrets import SecretScopes, read_scopes
 from mesh.telemetry_settings import MetricsSettings, TracingSettings, read_metrics, read_tracing
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ class Configuration:
     """Who may call this app; `None` lets everybody in."""
     components_deny: tuple[str, ...] = ()
     """`type` or `type/version` of components that may not be loaded."""
+    secret_scopes: SecretScopes = field(default_factory=SecretScopes)
+    """Which secrets the app may read through the API."""
+    hot_reload: bool = True
+    """Whether changes to the files of `--resources-path` take effect while the sidecar runs."""
     api_logging: ApiLogging = ApiLogging()
     tracing: TracingSettings = field(default_factory=TracingSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
@@ -77,7 +82,10 @@ _SECTIONS = (
 )
 # To pass over one of these would open what the user closed.
 _GUARDS = ("httpPipeline", "appHttpPipeline")
-_READ = frozenset(("accessControl", "api", "components", "logging", "metric", "metrics", "tracing"))
+_READ = frozenset(
+    ("accessControl", "api", "components", "features", "logging", "metric", "metrics", "secrets", "tracing")
+)
+HOT_RELOAD = "HotReload"
 
 
 def load_configuration(paths: Sequence[Path], environ: Mapping[str, str]) -> Configuration:
@@ -90,6 +98,8 @@ def load_configuration(paths: Sequence[Path], environ: Mapping[str, str]) -> Con
     warnings: list[str] = []
     denied: tuple[str, ...] = ()
     access: list[Fields] = []
+    secret_scopes = SecretScopes()
+    features = {HOT_RELOAD: True}
     api_logging = ApiLogging()
     tracing, metrics = TracingSettings(), MetricsSettings()
     rules: dict[str, tuple[ApiRule, ...]] = {}
@@ -103,6 +113,9 @@ def load_configuration(paths: Sequence[Path], environ: Mapping[str, str]) -> Con
             components = spec.fields("components").closed("deny")
             denied = components.texts("deny") if "deny" in components else denied
             access.append(spec.fields("accessControl"))
+            if spec.get("secrets") is not None:
+                secret_scopes = read_scopes(spec.fields("secrets"))
+            features |= _features(spec, warnings)
             api_logging = _api_logging(spec.fields("logging").closed("apiLogging").fields("apiLogging"), api_logging)
             tracing = read_tracing(spec.fields("tracing"), tracing)
             for alias in ("metric", "metrics"):  # of which the second wins (Dapr)
@@ -116,6 +129,8 @@ def load_configuration(paths: Sequence[Path], environ: Mapping[str, str]) -> Con
         api_denied=rules.get("denied", ()),
         access=read_access_policy(access),
         components_deny=denied,
+        secret_scopes=secret_scopes,
+        hot_reload=features[HOT_RELOAD],
         api_logging=api_logging,
         tracing=tracing,
         metrics=metrics,
@@ -160,6 +175,19 @@ def _api_rules(api: Fields, side: str) -> Iterator[ApiRule]:
             if not rule.text(required):
                 raise rule.fault(required, "an API rule needs it")
         yield ApiRule(name=rule.text("name"), version=rule.text("version"), protocol=protocol)
+
+
+def _features(spec: Fields, warnings: list[str]) -> dict[str, bool]:
+    """Names are compared as they are written (Dapr)."""
+    features: dict[str, bool] = {}
+    for entry in spec.entries("features"):
+        feature = entry.closed("name", "enabled")
+        name = feature.text("name")
+        if name == HOT_RELOAD:
+            features[name] = feature.flag("enabled")
+        else:
+            warnings.append(f"{feature.at('name')}: {feature.named('name')}: the feature '{clip(name)}' has no effect")
+    return features
 
 
 def _api_logging(fields: Fields, earlier: ApiLogging) -> ApiLogging:

@@ -1,17 +1,18 @@
 """The manifests that a user gives: components, subscriptions, resiliency policies and HTTP endpoints.
 
-Read once, at start. What to load follows Dapr; what Dapr passes over without a word (an unknown field, a key
-given twice) is an error here, with file, line and the nearest known name.
+Read at start, and again when a file has changed. What to load follows Dapr; what Dapr passes over without a word (an
+unknown field, a key given twice) is an error here, with file, line and the nearest known name.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mesh.errors import ConfigurationError, clip
 from mesh.quantities import duration
@@ -71,16 +72,58 @@ class Metadata(Mapping[str, str]):
     def line(self, key: str) -> int | None:
         return self._lines.get(key.lower())
 
+    def filled(self, values: Mapping[str, str]) -> Metadata:
+        """These settings, some with another value."""
+        return Metadata({**self, **{self._values[key.lower()][0]: value for key, value in values.items()}}, self._lines)
+
+
+class SecretReference(NamedTuple):
+    """`secretKeyRef`: a value that a secret store has."""
+
+    store: str
+    name: str
+    key: str
+    """Which of the values that a secret may have."""
+    where: str
+    """`file:line`."""
+
+
+class Templates(NamedTuple):
+    """What stands for `{uuid}`, `{podName}`, `{namespace}` and `{appID}` in the settings of components (Dapr)."""
+
+    app_id: str
+    namespace: str
+    pod: str | None
+
+    def fill(self, text: str) -> str:
+        """Raises `ValueError` with what is missing."""
+        return re.sub(r"\{(uuid|podName|namespace|appID)\}", self._one, text)
+
+    def _one(self, match: re.Match[str]) -> str:
+        match match[1]:
+            case "uuid":
+                return str(uuid.uuid4())
+            case "namespace":
+                return f"{self.namespace}.{self.app_id}"  # Dapr: not the namespace alone
+            case "appID":
+                return self.app_id
+            case _:
+                if not self.pod:
+                    raise ValueError("{podName} needs the environment variable POD_NAME")
+                return self.pod
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Component:
-    """A component manifest, templates and environment references resolved."""
+    """A component manifest, templates and environment references resolved; secrets are still to be fetched."""
 
     name: str
     type: str
     """`<category>.<implementation>`, the implementation in lower case."""
     version: str = "v1"
     metadata: Metadata = field(default_factory=Metadata)
+    references: Mapping[str, SecretReference] = field(default_factory=dict)
+    """The secrets to fetch, by the key of the setting in lower case; until then those settings are empty."""
     scopes: tuple[str, ...] = ()
     namespace: str = ""
     ignore_errors: bool = False
@@ -91,6 +134,8 @@ class Component:
     """Pub/sub only: some metadata value had `{namespace}`, so topics are prefixed with the namespace (Dapr)."""
     origin: str = ""
     """`file:line`."""
+    fingerprint: str = field(default="", compare=False)
+    """Two manifests with the same one say the same, wherever they stand."""
 
     def where(self, key: str) -> str:
         """`file:line` of a metadata key."""
@@ -131,13 +176,29 @@ class SubscriptionManifest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EndpointToComplete:
+    """An HTTPEndpoint manifest that lacks its secrets."""
+
+    name: str
+    origin: str
+    references: tuple[SecretReference, ...]
+    complete: Callable[[Mapping[SecretReference, str]], HttpEndpoint]
+    """With the values of all `references`. Raises `ConfigurationError` for one that cannot stand where it should."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
     components: tuple[Component, ...] = ()
     subscriptions: tuple[SubscriptionManifest, ...] = ()
     resiliency: tuple[ResiliencyManifest, ...] = ()
     http_endpoints: tuple[HttpEndpoint, ...] = ()
+    endpoints_to_complete: tuple[EndpointToComplete, ...] = ()
     warnings: tuple[str, ...] = ()
     """What was passed over and why, one line each, for the log."""
+    unreadable: tuple[str, ...] = ()
+    """Those of the warnings that are about a document which is no YAML."""
+    restart_fingerprint: str = ""
+    """Of all that cannot be changed while a sidecar runs: resiliency, HTTP endpoints, Configurations."""
 
 
 def load(
@@ -161,7 +222,10 @@ def load(
         subscriptions=tuple(loader.subscriptions.values()),
         resiliency=tuple(loader.resiliency),
         http_endpoints=tuple(loader.http_endpoints.values()),
+        endpoints_to_complete=tuple(loader.endpoints_to_complete.values()),
         warnings=tuple(loader.warnings),
+        unreadable=tuple(loader.unreadable),
+        restart_fingerprint=" ".join(loader.of_a_restart),
     )
 
 
@@ -172,14 +236,17 @@ class _Refused(Exception):
 class _Loader:
     def __init__(self, app_id: str, namespace: str, environ: Mapping[str, str], denied: Sequence[str]) -> None:
         self.app_id = app_id
-        self.namespace = namespace
+        self.templates = Templates(app_id, namespace, environ.get("POD_NAME"))
         self.environ = environ
         self.denied = denied
         self.components: dict[str, Component] = {}
         self.subscriptions: dict[str, SubscriptionManifest] = {}
         self.resiliency: list[ResiliencyManifest] = []
         self.http_endpoints: dict[str, HttpEndpoint] = {}
+        self.endpoints_to_complete: dict[str, EndpointToComplete] = {}
         self.warnings: list[str] = []
+        self.unreadable: list[str] = []
+        self.of_a_restart: list[str] = []
 
     def folder(self, path: Path) -> None:
         try:
@@ -195,12 +262,15 @@ class _Loader:
 
         for document in read(path):
             if isinstance(document, Unreadable):
-                self.warnings.append(f"{document.reason}; this document is skipped")
+                self.unreadable.append(f"{document.reason}; this document is skipped")
+                self.warnings.append(self.unreadable[-1])
             else:
                 self.document(document)
 
     def document(self, document: Fields) -> None:
         kind, version = document.get("kind"), document.get("apiVersion")
+        if kind in ("Configuration", "HTTPEndpoint", "Resiliency"):
+            self.of_a_restart.append(_fingerprint(document))
         if kind == "Component" and version == V1:
             self.component(document)
         elif kind == "Subscription" and version in (V1, _V2):
@@ -214,7 +284,9 @@ class _Loader:
         elif kind in _KINDS:
             self.warnings.append(f"{document.at()}: a {kind} must have the apiVersion {V1}, skipped")
 
-    def named(self, top: Fields, noun: str, taken: Mapping[str, Component | HttpEndpoint]) -> str | None:
+    def named(
+        self, top: Fields, noun: str, taken: Mapping[str, Component | HttpEndpoint | EndpointToComplete]
+    ) -> str | None:
         """The name under which this app has the resource; `None` when it is not for this app."""
         about = top.fields("metadata").closed(*OBJECT_METADATA)
         own = self.environ.get("NAMESPACE")
@@ -241,12 +313,12 @@ class _Loader:
             return
         spec = top.fields("spec").closed("type", "version", "ignoreErrors", "initTimeout", "metadata")
         ignore_errors = spec.flag("ignoreErrors")
-        top.fields("auth").closed("secretStore")
+        store = top.fields("auth").closed("secretStore").text("secretStore")
         try:
             if self._is_denied(spec, name):
                 return
             type_ = self._type(spec)
-            values, lines, scoped = self._metadata(spec)
+            metadata, references, scoped = self._metadata(spec, store)
         except _Refused as refused:
             if not ignore_errors:
                 raise ConfigurationError(f"{refused}") from None
@@ -256,13 +328,15 @@ class _Loader:
             name=name,
             type=type_,
             version=spec.text("version", "v1").lower() or "v1",
-            metadata=Metadata(values, lines),
+            metadata=metadata,
+            references=references,
             scopes=top.texts("scopes"),
             namespace=top.fields("metadata").closed(*OBJECT_METADATA).text("namespace"),
             ignore_errors=ignore_errors,
             init_timeout=self._init_timeout(spec),
             namespace_scoped=scoped and type_.startswith("pubsub."),
             origin=document.at(),
+            fingerprint=_fingerprint(document),
         )
 
     def _is_denied(self, spec: Fields, name: str) -> bool:
@@ -296,10 +370,11 @@ class _Loader:
             seconds = 0.0
         return seconds if seconds > 0 else DEFAULT_INIT_TIMEOUT
 
-    def _metadata(self, spec: Fields) -> tuple[dict[str, str], dict[str, int], bool]:
+    def _metadata(self, spec: Fields, store: str) -> tuple[Metadata, dict[str, SecretReference], bool]:
         values: dict[str, str] = {}
         lines: dict[str, int] = {}
         seen: dict[str, int] = {}
+        references: dict[str, SecretReference] = {}
         scoped = False
         for item in spec.entries("metadata"):
             entry = item.closed("name", "value", "secretKeyRef", "envRef")
@@ -308,23 +383,23 @@ class _Loader:
                 raise entry.fault("name", "a metadata entry needs a name")
             if name.lower() in seen:
                 raise entry.fault("name", f"'{clip(name)}' is given twice, first on line {seen[name.lower()]}")
-            value = self._value(entry, name)
-            scoped = scoped or "{namespace}" in value
-            values[name] = self._fill(entry, value)
             seen[name.lower()] = lines[name] = entry.line
-        return values, lines, scoped
+            value = self._value(entry, name, store)
+            if isinstance(value, SecretReference):
+                references[name.lower()] = value
+                value = ""
+            scoped = scoped or "{namespace}" in value
+            try:
+                values[name] = self.templates.fill(value)
+            except ValueError as error:
+                raise _Refused(entry.fault("value", str(error))) from None
+        return Metadata(values, lines), references, scoped
 
-    def _value(self, entry: Fields, name: str) -> str:
+    def _value(self, entry: Fields, name: str, store: str) -> str | SecretReference:
         from mesh.documents import as_text
 
         if entry.get("secretKeyRef") is not None:
-            raise _Refused(
-                entry.fault(
-                    "secretKeyRef",
-                    f"secret stores are not there yet, so '{clip(name)}' cannot be read from one: "
-                    "use value, or envRef with an environment variable",
-                )
-            )
+            return self._reference(entry, name, store)
         value, reference = as_text(entry.get("value")), entry.text("envRef")
         if value or not reference:
             return value
@@ -341,21 +416,19 @@ class _Loader:
         self.warnings.append(f"{entry.at('envRef')}: envRef {clip(reference)} is left empty: {why}")
         return ""
 
-    def _fill(self, entry: Fields, value: str) -> str:
-        def template(match: re.Match[str]) -> str:
-            match match[1]:
-                case "uuid":
-                    return str(uuid.uuid4())
-                case "namespace":
-                    return f"{self.namespace}.{self.app_id}"  # Dapr: not the namespace alone
-                case "appID":
-                    return self.app_id
-                case _:
-                    if not (pod := self.environ.get("POD_NAME")):
-                        raise _Refused(entry.fault("value", "{podName} needs the environment variable POD_NAME"))
-                    return pod
-
-        return re.sub(r"\{(uuid|podName|namespace|appID)\}", template, value)
+    def _reference(self, entry: Fields, name: str, store: str) -> SecretReference:
+        for other in ("value", "envRef"):
+            if entry.get(other):
+                raise entry.fault(other, f"'{clip(name)}' has a secretKeyRef too; keep one of the two")
+        fields = entry.fields("secretKeyRef").closed("name", "key")
+        secret = fields.text("name")
+        if not secret:
+            raise entry.fault("secretKeyRef", "needs the name of a secret")
+        if not store:
+            raise _Refused(
+                entry.fault("secretKeyRef", f"say with auth.secretStore which secret store has '{clip(secret)}'")
+            )
+        return SecretReference(store, secret, fields.text("key") or secret, entry.at("secretKeyRef"))
 
     def subscription(self, document: Fields, version: str) -> None:
         top = document.closed("apiVersion", "kind", "metadata", "spec", "scopes")
@@ -415,20 +488,53 @@ class _Loader:
         from mesh.http_endpoint import read_endpoint
 
         top = document.closed("apiVersion", "kind", "metadata", "spec", "auth", "scopes")
-        top.fields("auth").closed("secretStore")
-        name = self.named(top, "an HTTPEndpoint", self.http_endpoints)
+        store = top.fields("auth").closed("secretStore").text("secretStore")
+        name = self.named(top, "an HTTPEndpoint", {**self.http_endpoints, **self.endpoints_to_complete})
         if name is None:
             return
+        spec, origin = top.fields("spec"), document.at()
+        references: dict[SecretReference, str] = {}
+
+        def value(entry: Fields, key: str) -> str:
+            found = self._value(entry, key, store)
+            return found if isinstance(found, str) else references.setdefault(found, _SECRET_TO_COME)
+
+        def complete(secrets: Mapping[SecretReference, str]) -> HttpEndpoint:
+            def secret_or_value(entry: Fields, key: str) -> str:
+                found = self._value(entry, key, store)
+                return found if isinstance(found, str) else secrets[found]
+
+            return read_endpoint(spec, name, origin, secret_or_value)
+
         try:
-            self.http_endpoints[name] = read_endpoint(top.fields("spec"), name, document.at(), self._value)
+            endpoint = read_endpoint(spec, name, origin, value)
         except _Refused as refused:
             raise ConfigurationError(f"{refused}") from None
+        if references:
+            self.endpoints_to_complete[name] = EndpointToComplete(
+                name=name, origin=origin, references=tuple(references), complete=complete
+            )
+        else:
+            self.http_endpoints[name] = endpoint
+
+
+_SECRET_TO_COME = "-----BEGIN SECRET-----"  # noqa: S105
+"""Passes for any secret, so that the rest of a manifest can be checked before there are any."""
+
+
+def _fingerprint(document: Fields) -> str:
+    from mesh.documents import as_text
+
+    return hashlib.sha256(as_text(document).encode()).hexdigest()
 
 
 __all__ = [
     "Component",
+    "EndpointToComplete",
     "Metadata",
     "Resources",
+    "SecretReference",
     "SubscriptionManifest",
+    "Templates",
     "load",
 ]

@@ -89,6 +89,11 @@ def test_environment_expansion(configured: Configured) -> None:
         ("api: {allow: []}", r"spec\.api\.allow: unknown field, did you mean 'allowed'"),
         ("api: {denied: [{name: state}]}", r"spec\.api\.denied\[0\]\.version: an API rule needs it"),
         ("api: {denied: [{name: a, version: v1, protocol: tcp}]}", "must be http or grpc"),
+        ("secrets: {scopes: [{defaultAccess: deny}]}", r"scopes\[0\]\.storeName: a scope needs the name of its secret"),
+        ("secrets: {scopes: [{storeName: a}, {storeName: a}]}", r"scopes\[1\]\.storeName: 'a' has a scope already"),
+        ("secrets: {scopes: [{storeName: a, defaultAccess: none}]}", r"defaultAccess: must be allow or deny"),
+        ("secrets: {scope: []}", r"spec\.secrets\.scope: unknown field, did you mean 'scopes'"),
+        ("features: [{name: HotReload, enabled: maybe}]", r"features\[0\]\.enabled: must be true or false"),
         ("components: {deny: state}", r"spec\.components\.deny: must be a list"),
         ("accessControl: {defaultAction: no}", r"0\.yaml:4: spec\.accessControl\.defaultAction: must be allow or deny"),
         ("httpPipeline: {handlers: [{name: oauth}]}", r"spec\.httpPipeline: not there yet"),
@@ -110,6 +115,37 @@ def test_api_logging(configured: Configured) -> None:
     assert both.warnings == ()
     with pytest.raises(ConfigurationError, match=r"0\.yaml:4: spec\.logging\.apiLogging\.obfuscateURLs: not there yet"):
         configured("logging: {apiLogging: {obfuscateURLs: true}}")
+
+
+def test_secret_scopes(configured: Configured) -> None:
+    scopes = configured(
+        """
+        secrets:
+          scopes:
+          - {storeName: some, allowedSecrets: [a, b], deniedSecrets: [b], defaultAccess: allow}
+          - {storeName: most, deniedSecrets: [a]}
+          - {storeName: none, defaultAccess: Deny}
+        """
+    ).secret_scopes
+    permitted = {store: [key for key in "abc" if scopes.permits(store, key)] for store in ("some", "most", "none", "x")}
+    assert permitted == {"some": ["a"], "most": ["b", "c"], "none": [], "x": ["a", "b", "c"]}
+
+
+def test_the_last_secret_scopes_count(configured: Configured) -> None:
+    scopes = configured("secrets: {scopes: [{storeName: s, defaultAccess: deny}]}", "api: {}").secret_scopes
+    assert not scopes.permits("s", "a")
+    scopes = configured("secrets: {scopes: [{storeName: s, defaultAccess: deny}]}", "secrets: {}").secret_scopes
+    assert scopes.permits("s", "a")
+
+
+def test_features(configured: Configured) -> None:
+    assert configured("features: []").hot_reload
+    assert not configured("features: [{name: HotReload, enabled: false}]").hot_reload
+    assert configured(
+        "features: [{name: HotReload, enabled: false}]", "features: [{name: HotReload, enabled: true}]"
+    ).hot_reload
+    [warning] = configured("features: [{name: hotReload, enabled: false}]").warnings
+    assert "spec.features[0].name: the feature 'hotReload' has no effect" in warning
 
 
 def test_an_empty_guard_guards_nothing(configured: Configured) -> None:

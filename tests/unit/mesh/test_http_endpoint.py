@@ -101,8 +101,8 @@ def test_a_name_is_taken_once(loads: Loads, tmp_path: Path) -> None:
         ("baseUrl: http://x\nheaders: [{value: c}]", r"headers\[0\]\.name: must be the name of an HTTP header"),
         ("baseUrl: http://x\nheaders: [{name: a, value: \"b\\r\\nc: d\"}]", r"headers\[0\]\.value: the header 'a'"),
         ("baseUrl: http://x\nheaders: [{name: a, valu: c}]", r"valu: unknown field, did you mean 'value'"),
-        ("baseUrl: http://x\nheaders: [{name: a, secretKeyRef: {name: s}}]", r"secretKeyRef: secret stores are not"),
-        ("baseUrl: https://x\nclientTLS: {rootCA: {secretKeyRef: {name: s}}}", r"rootCA\.secretKeyRef: secret stores"),
+        ("baseUrl: http://x\nheaders: [{name: a, secretKeyRef: {name: s}}]", r"secretKeyRef: say with auth"),
+        ("baseUrl: https://x\nclientTLS: {rootCA: {secretKeyRef: {name: s}}}", r"rootCA\.secretKeyRef: say with auth"),
         ("baseUrl: https://x\nclientTLS: {rootCA: {value: /etc/ca.pem}}", r"clientTLS\.rootCA: must be a PEM text"),
         ("baseUrl: https://x\nclientTLS: {rootCA: /etc/ca.pem}", r"clientTLS\.rootCA: must be a mapping"),
         (f"baseUrl: https://x\nclientTLS: {{certificate: {{value: '{PEM}'}}}}", r"certificate: needs privateKey"),
@@ -119,3 +119,33 @@ def test_bad_endpoints(loads: Loads, spec: str, message: str) -> None:
 def test_a_password_in_the_url_is_not_repeated(loads: Loads) -> None:
     with pytest.raises(ConfigurationError, match=r"without user, query or fragment$"):
         loads("baseUrl: http://user:pass@x")
+
+
+def test_an_endpoint_that_lacks_its_secrets(loads: Loads) -> None:
+    spec = """\
+        baseUrl: https://shop
+        headers: [{name: X-Key, secretKeyRef: {name: shop, key: token}}, {name: a, value: b}]
+        clientTLS: {rootCA: {secretKeyRef: {name: ca}}, renegotiation: Never}
+        """
+    resources = loads(spec, head=HEAD + "auth: {secretStore: vault}\n")
+    assert resources.http_endpoints == ()
+    [shop] = resources.endpoints_to_complete
+    assert [(one.store, one.name, one.key) for one in shop.references] == [
+        ("vault", "shop", "token"),
+        ("vault", "ca", "ca"),
+    ]
+    token, ca = shop.references
+    pem = PEM.replace("\\n", "\n")
+    complete = shop.complete({token: "s3cret", ca: pem})
+    assert complete.headers == (("X-Key", "s3cret"), ("a", "b"))
+    assert complete.tls == ClientTls(root_ca=pem)
+    with pytest.raises(ConfigurationError, match=r"clientTLS\.rootCA: must be a PEM text"):
+        shop.complete({token: "s3cret", ca: "no certificate"})
+    with pytest.raises(ConfigurationError, match=r"header 'X-Key' must not have control characters"):
+        shop.complete({token: "a\r\nb: c", ca: pem})
+
+
+def test_the_name_of_an_endpoint_that_lacks_its_secrets_is_taken(loads: Loads) -> None:
+    spec = "baseUrl: https://shop\nheaders: [{name: X-Key, secretKeyRef: {name: shop}}]"
+    with pytest.raises(ConfigurationError, match=r"'shop' is taken by .*0\.yaml:1"):
+        loads(spec, spec, head=HEAD + "auth: {secretStore: vault}\n")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mesh.documents import Fields, Unreadable, as_text, parse
 from mesh.errors import ConfigurationError
-from mesh.resources import Component, Metadata, Resources, load
+from mesh.resources import Component, Metadata, Resources, SecretReference, load
 
 COMPONENT = """\
 apiVersion: dapr.io/v1alpha1
@@ -267,7 +267,19 @@ def test_aliases_and_merge_keys_work(loads: Loads) -> None:
         (COMPONENT.replace("type: pubsub.jetstream", "type:"), "incorrect type ''"),
         (
             with_metadata("- {name: p, secretKeyRef: {name: s, key: k}}"),
-            r"metadata\[0\]\.secretKeyRef: secret stores are not there yet, so 'p'",
+            r"0\.yaml:9: spec\.metadata\[0\]\.secretKeyRef: say with auth\.secretStore which secret store has 's'",
+        ),
+        (
+            with_metadata("- {name: p, secretKeyRef: {key: k}}") + "auth: {secretStore: vault}\n",
+            r"metadata\[0\]\.secretKeyRef: needs the name of a secret",
+        ),
+        (
+            with_metadata("- {name: p, secretKeyRef: {name: s, kay: k}}") + "auth: {secretStore: vault}\n",
+            r"secretKeyRef\.kay: unknown field, did you mean 'key'",
+        ),
+        (
+            with_metadata("- {name: p, value: v, secretKeyRef: {name: s}}") + "auth: {secretStore: vault}\n",
+            r"metadata\[0\]\.value: 'p' has a secretKeyRef too; keep one of the two",
         ),
         (with_metadata("- {name: p, value: 'x-{podName}'}"), r"needs the environment variable POD_NAME"),
         (SUBSCRIPTION.replace("routes:", "route:"), r"0\.yaml:7: spec\.route: unknown field, did you mean 'routes'"),
@@ -335,6 +347,44 @@ def test_ignore_errors_leaves_the_component_out(loads: Loads) -> None:
     resources = loads(with_metadata("- {name: p, secretKeyRef: {name: s}}") + "  ignoreErrors: true\n")
     assert not resources.components
     assert "component 'bus' is left out (ignoreErrors)" in resources.warnings[0]
+
+
+def test_secrets_are_to_be_fetched(loads: Loads, tmp_path: Path) -> None:
+    entries = "- {name: Url, value: x}\n- {name: Password, secretKeyRef: {name: db, key: pw}}\n"
+    text = with_metadata(entries + "- {name: user, secretKeyRef: {name: root}}") + "auth: {secretStore: vault}\n"
+    [bus] = loads(text).components
+    assert dict(bus.metadata) == {"Url": "x", "Password": "", "user": ""}
+    assert bus.references == {
+        "password": SecretReference("vault", "db", "pw", f"{tmp_path}/0.yaml:10"),
+        "user": SecretReference("vault", "root", "root", f"{tmp_path}/0.yaml:11"),
+    }
+    filled = bus.metadata.filled({"password": "p"})
+    assert (dict(filled), filled.line("PASSWORD")) == ({"Url": "x", "Password": "p", "user": ""}, 10)
+
+
+def test_a_fingerprint_is_of_what_a_manifest_says(loads: Loads) -> None:
+    def fingerprint(text: str) -> str:
+        return loads(text).components[0].fingerprint
+
+    one = fingerprint(COMPONENT)
+    assert one == fingerprint("# moved\n\n" + COMPONENT)
+    assert one != fingerprint(COMPONENT.replace("v1\n", "v2\n"))
+    templated = with_metadata("- {name: id, value: '{uuid}'}")
+    assert fingerprint(templated) == fingerprint(templated)
+
+
+def test_what_needs_a_restart_has_a_fingerprint(loads: Loads) -> None:
+    endpoint = "apiVersion: dapr.io/v1alpha1\nkind: HTTPEndpoint\nmetadata: {name: e}\nspec: {baseUrl: http://h}\n"
+    one = loads(COMPONENT, endpoint).restart_fingerprint
+    assert one == loads(COMPONENT.replace("bus", "car"), endpoint).restart_fingerprint
+    assert one != loads(COMPONENT, endpoint.replace("//h", "//i")).restart_fingerprint
+    assert one != loads(COMPONENT, "# none").restart_fingerprint
+
+
+def test_what_is_no_yaml_is_told_apart(loads: Loads) -> None:
+    resources = loads(COMPONENT, "a: [", "kind: Component\n")
+    assert len(resources.warnings) == 2
+    assert resources.unreadable == resources.warnings[:1]
 
 
 def test_templates(loads: Loads) -> None:
