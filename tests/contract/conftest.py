@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from itertools import count
 
 import pytest
 
 from mesh.ports import EventLog, Feature
+from mesh.ports.tables import Table, Tables
 from tests.contract.implementations import IMPLEMENTATIONS, Implementation
 from tests.contract.inbox import Inbox
+from tests.contract.tables import BACKINGS, Backing
 
 namespaces = (f"test{number}" for number in count(1))
 
@@ -46,3 +48,32 @@ async def log(implementation: Implementation) -> AsyncIterator[EventLog]:
 def inbox(implementation: Implementation) -> Callable[..., Inbox]:
     """Makes an `Inbox` that notes the times of its deliveries."""
     return lambda settle=None: Inbox(settle or (lambda delivery: delivery.ack()), implementation.now)
+
+
+@pytest.fixture(scope="module", params=BACKINGS, ids=lambda backing: backing.name)
+def backing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backing]:
+    """What tables are kept in."""
+    started = request.param()
+    started.start(tmp_path_factory.mktemp(started.name))
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+async def connect(backing: Backing) -> AsyncIterator[Callable[[], Awaitable[Tables]]]:
+    """Makes one more client of the test's namespace."""
+    namespace = next(namespaces)
+    clients: list[Tables] = []
+
+    async def connect() -> Tables:
+        clients.append(await backing.client(namespace))
+        return clients[-1]
+
+    yield connect
+    for client in clients:
+        await asyncio.wait_for(client.close(), 10)
+
+
+@pytest.fixture
+async def table(connect: Callable[[], Awaitable[Tables]]) -> Table:
+    return (await connect()).table("orders")

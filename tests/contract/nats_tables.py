@@ -1,0 +1,67 @@
+"""Tables of a real nats-server, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from brokers.nats.tables import NatsTables
+
+from brokers.nats.connection import Connection, Lookup, Servers
+from mesh.ports.tables import TableFeature, Tables
+from tests.contract.nats_server import NatsServer
+
+MAX_PAYLOAD = 256 * 1024
+
+
+class NatsBacking:
+    name = "nats"
+    features = frozenset({TableFeature.DURABLE, TableFeature.HISTORY})
+
+    def start(self, folder: Path) -> None:
+        self._server = NatsServer(folder, max_payload=MAX_PAYLOAD)
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.kill()
+
+    async def client(self, namespace: str) -> Tables:
+        return await nats_tables([self._server.url], namespace)
+
+    def now(self) -> float:
+        return time.time()
+
+    async def elapse(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    def crash(self) -> None:
+        self._server.kill()
+
+    def recover(self) -> None:
+        self._server.start()
+
+    def freeze(self) -> None:
+        self._server.freeze()
+
+    def thaw(self) -> None:
+        self._server.thaw()
+
+
+class LoneTables(NatsTables):
+    """With a connection of its own, which ends with it."""
+
+    def __init__(self, connection: Connection, *, namespace: str, replicas: int) -> None:
+        super().__init__(connection, namespace=namespace, prefix="mesh", replicas=replicas)
+        self._lone_connection = connection
+
+    async def close(self) -> None:
+        await super().close()
+        await self._lone_connection.close()
+
+
+async def nats_tables(urls: list[str], namespace: str, *, replicas: int = 1) -> LoneTables:
+    connection = Connection(Lookup(lambda: Servers(urls)), name="contract")
+    tables = LoneTables(connection, namespace=namespace, replicas=replicas)
+    await asyncio.wait_for(connection.start(), 10)
+    return tables

@@ -1,0 +1,87 @@
+"""The tables that the contract suite runs over. A new broker is one class and one line at the end."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+from brokers.memory_tables import MemoryTables
+from mesh.ports.tables import TableFeature, Tables
+from tests.virtual_clock import VirtualClock
+
+MAX_MESSAGE_SIZE = 256 * 1024
+"""Bytes that each implementation here takes in one message."""
+
+
+class Backing(Protocol):
+    """An implementation of `Tables` under test, started once for the tests of a module.
+
+    Each test has a namespace of its own.
+    """
+
+    name: str
+    features: frozenset[TableFeature]
+
+    def start(self, folder: Path) -> None: ...
+
+    def stop(self) -> None: ...
+
+    async def client(self, namespace: str) -> Tables:
+        """One process's end, connected. Whoever asks closes it."""
+        ...
+
+    def now(self) -> float: ...
+
+    async def elapse(self, seconds: float) -> None:
+        """Let time pass."""
+        ...
+
+
+class DurableBacking(Backing, Protocol):
+    """Declares `DURABLE`."""
+
+    def crash(self) -> None:
+        """The broker is killed."""
+        ...
+
+    def recover(self) -> None:
+        """The broker that was killed is there again, with what it had stored."""
+        ...
+
+    def freeze(self) -> None: ...
+
+    def thaw(self) -> None: ...
+
+
+class MemoryBacking:
+    """A `client` is a `MemoryTables` of its own when all others of the namespace are closed."""
+
+    name = "memory"
+    features = frozenset({TableFeature.HISTORY})
+
+    def start(self, folder: Path) -> None:
+        self.clock = VirtualClock()
+        self._namespaces: dict[str, MemoryTables] = {}
+
+    def stop(self) -> None:
+        pass
+
+    async def client(self, namespace: str) -> Tables:
+        if namespace not in self._namespaces:
+            self._namespaces[namespace] = MemoryTables(self.clock, max_message_size=MAX_MESSAGE_SIZE)
+        return self._namespaces[namespace]
+
+    def now(self) -> float:
+        return self.clock.now()
+
+    async def elapse(self, seconds: float) -> None:
+        await self.clock.advance(seconds)
+
+
+BACKINGS: list[type[Backing]] = [MemoryBacking]
+
+if find_spec("brokers.nats.tables"):
+    from tests.contract.nats_tables import NatsBacking
+
+    BACKINGS.append(NatsBacking)
