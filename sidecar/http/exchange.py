@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Scope
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
@@ -15,9 +15,6 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from sidecar.http.body import ClientGone
 from sidecar.http.responses import ResponseAborted
-
-if TYPE_CHECKING:
-    from sidecar.http.protocol import BoundedProtocol
 
 log = logging.getLogger("meshwire.http")
 
@@ -41,34 +38,57 @@ def _checked(section: bytes, lines: int) -> bytes:
 _FRAMING = frozenset((b"content-length: ", b"transfer-encoding: ", b"connection: "))
 
 
+class Connection(Protocol):
+    """What an exchange asks of its connection."""
+
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    flow: FlowControl
+
+    def close(self) -> None:
+        """Close when everything written is sent."""
+        ...
+
+    def on_exchange_complete(self, exchange: Exchange) -> None:
+        """The answer to `exchange` is written."""
+        ...
+
+
 class Exchange:
-    """Made by the protocol when the headers of a request are complete; `run` is a task of the server's."""
+    """Made by the connection when the headers of a request are complete; `run` is a task of the server's.
+
+    `discard`: a body that the app does not read is read over when it is declared to be no longer; else the connection
+    ends with the answer.
+    """
 
     __slots__ = (
         "_chunked",
         "_chunks",
+        "_discard",
         "_ended",
         "_expects_continue",
         "_remaining",
         "_size",
         "_trailers",
         "_waiter",
+        "connection",
         "disconnected",
         "flow",
         "keep_alive",
         "more_body",
-        "protocol",
         "response_complete",
         "response_started",
         "scope",
         "transport",
     )
 
-    def __init__(self, protocol: BoundedProtocol, scope: Scope, *, keep_alive: bool, expects_continue: bool) -> None:
-        self.protocol = protocol
+    def __init__(
+        self, connection: Connection, scope: Scope, *, keep_alive: bool, expects_continue: bool, discard: int
+    ) -> None:
+        self.connection = connection
         self.scope = scope
-        self.transport = protocol.transport
-        self.flow: FlowControl = protocol.flow
+        self.transport = connection.transport
+        self.flow = connection.flow
         self.keep_alive = keep_alive
         self.more_body = True
         """The client has not sent all of its body yet."""
@@ -76,6 +96,7 @@ class Exchange:
         self.response_started = False
         self.response_complete = False
         self._expects_continue = expects_continue
+        self._discard = discard
         self._chunks: list[bytes] = []
         self._size = 0
         self._ended = False
@@ -116,7 +137,7 @@ class Exchange:
         try:
             await app(self.scope, self.receive, self.send)
         except (ResponseAborted, ClientGone):
-            self.protocol.close()
+            self.connection.close()
         except asyncio.CancelledError:
             self.transport.abort()
             raise
@@ -130,7 +151,7 @@ class Exchange:
 
     async def _give_up(self) -> None:
         if self.response_started:
-            self.protocol.close()
+            self.connection.close()
         else:
             headers = [(b"content-length", b"0"), (b"connection", b"close")]
             await self.send({"type": "http.response.start", "status": 500, "headers": headers})
@@ -149,7 +170,7 @@ class Exchange:
                 self._expects_continue = False
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.flow.resume_reading()
-            self._waiter = self.protocol.loop.create_future()
+            self._waiter = self.connection.loop.create_future()
             await self._waiter
         return {"type": "http.disconnect"}
 
@@ -216,7 +237,7 @@ class Exchange:
             return False
         for name, value in self.scope["headers"]:
             if name == b"content-length":
-                return int(value) <= self.protocol.limits.discard
+                return int(value) <= self._discard
         return False
 
     def _write_body(self, body: bytes, more: bool) -> None:
@@ -242,4 +263,4 @@ class Exchange:
         self.response_complete = True
         self._chunks = []
         self._wake()
-        self.protocol.on_exchange_complete(self)
+        self.connection.on_exchange_complete(self)

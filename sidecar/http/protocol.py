@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass
 from math import inf
 from typing import Any, ClassVar, cast
 from urllib.parse import unquote
@@ -22,58 +21,12 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from sidecar.http.exchange import Exchange
+from sidecar.http.limits import Limits, Sweeper, Watched
+from sidecar.http.target import InvalidTarget, parse_absolute
+
+__all__ = ["BoundedProtocol", "Limits", "protocol_class"]
 
 log = logging.getLogger("meshwire.http")
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one listener bears. Sizes in bytes, times in seconds."""
-
-    head: int = 8192
-    """Request line and headers together; beyond it 431. Dapr: `--read-buffer-size` (4 KiB) plus 4 KiB of slack.
-    Trailers and chunk extensions without any body between them are held to it too."""
-    headers: int = 100
-    """Header lines of a request; beyond it 431."""
-    connections: int = 4096
-    """Open connections of the listener; those beyond it are answered 503."""
-    pipeline: int = 64
-    """Requests of one connection that wait behind one in progress; beyond it the connection is closed."""
-    head_time: float = 10.0
-    """From the first byte of a request (or the start of the connection) to the end of its headers."""
-    body_idle: float = 30.0
-    """Between two pieces of a body, while we are willing to read."""
-    keep_alive: float = 75.0
-    """Between an answer and the next request."""
-    write_idle: float = 30.0
-    """How long a client may refuse to take any of an answer that fills our buffers."""
-    linger: float = 1.0
-    """How long we discard what still comes after a refusal, so that the client can read our answer."""
-    discard: int = 65536
-    """A body that the app did not read is read to its end when it is declared to be no longer than this; else the
-    connection is closed."""
-
-
-class Sweeper:
-    """One timer for all connections of a listener. Armed only while there are any."""
-
-    def __init__(self, limits: Limits) -> None:
-        times = (limits.head_time, limits.body_idle, limits.keep_alive, limits.write_idle, limits.linger)
-        self.period = min(1.0, max(0.02, min(times) / 4))
-        self._timer: asyncio.TimerHandle | None = None
-
-    def watch(self, loop: asyncio.AbstractEventLoop, connections: Collection[BoundedProtocol]) -> None:
-        """See to it that `connections`, a collection that lives on, is looked at every `period`."""
-        if self._timer is None:
-            self._timer = loop.call_later(self.period, self._sweep, loop, connections)
-
-    def _sweep(self, loop: asyncio.AbstractEventLoop, connections: Collection[BoundedProtocol]) -> None:
-        self._timer = None
-        now = loop.time()
-        for connection in [each for each in connections if min(each.deadline, each.write_deadline) <= now]:
-            connection.expire(now)
-        if connections:
-            self.watch(loop, connections)
 
 
 def protocol_class(limits: Limits) -> type[BoundedProtocol]:
@@ -116,6 +69,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self.deadline = inf
         self.write_deadline = inf
         self.closing = False
+        self._last_word: bytes | None = None
+        """What is said when all requests before a refused one are answered; nothing is read any more."""
         self._unsent = 0
         self._in_head = False
         self._in_body = False
@@ -131,7 +86,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.sweeper.watch(self.loop, cast("Collection[BoundedProtocol]", self.connections))
+        self.sweeper.watch(self.loop, cast("Collection[Watched]", self.connections))
         self.deadline = self.loop.time() + self.limits.head_time
         if len(self.connections) > self.limits.connections:
             self.refuse(503, "too many open connections")
@@ -203,19 +158,33 @@ class BoundedProtocol(HttpToolsProtocol):
             self.write_deadline = now + self.limits.write_idle
 
     def refuse(self, status: int, text: str) -> None:
-        """Answer, unless another answer is under way that this one would garble, and close."""
+        """Answer the request that is coming in, after those before it, and close. What an answer that is under way
+        lacks is not sent: the client must see that it is cut short."""
         log.debug("refused a request from %s: %d %s", self.client, status, text)
-        current = self.current
-        answerable = current is None
-        if self._in_body:
-            answerable = current is not None and current is self.incoming and not current.response_started
-        self._disconnect()
-        if answerable:
-            body = text.encode() + b"\n"
-            self.transport.write(
-                b"%bcontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-                % (STATUS_LINE[status], len(body), body)
-            )
+        body = text.encode() + b"\n"
+        self._last_word = (
+            b"%bcontent-type: text/plain; charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
+            % (STATUS_LINE[status], len(body), body)
+        )
+        self.deadline = inf  # those before it take their time
+        if self._in_body and self.incoming is not None:
+            self._break_off(self.incoming)
+        if self.current is None:
+            self._say_last_word()
+
+    def _break_off(self, exchange: Exchange) -> None:
+        """The body of `exchange`, which is the last request, is broken or did not come."""
+        if exchange.response_started:
+            self._last_word = b""
+        exchange.disconnect()
+        if exchange is self.current:
+            self.current = None
+        elif self.waiting and self.waiting[-1] is exchange:
+            self.waiting.pop()
+
+    def _say_last_word(self) -> None:
+        if self._last_word:
+            self.transport.write(self._last_word)
         self.linger()
 
     def linger(self) -> None:
@@ -231,7 +200,7 @@ class BoundedProtocol(HttpToolsProtocol):
     # Bytes in
 
     def data_received(self, data: bytes) -> None:
-        if self.closing:
+        if self.closing or self._last_word is not None:
             return
         head_begun = self._in_head
         self._mixed = self._in_body
@@ -327,9 +296,10 @@ class BoundedProtocol(HttpToolsProtocol):
                 raise _Refused(400, "Transfer-Encoding is not part of HTTP/1.0")  # RFC 9112, 6.1
         if hosts != 1 and (hosts or version == "1.1"):
             raise _Refused(400, "exactly one Host header is required")  # RFC 9112, 3.2
-        if self.url[:1] != b"/":
-            raise _Refused(400, "the request target must be a path")
-        raw_path, _, query = self.url.partition(b"#")[0].partition(b"?")
+        target = self.url.partition(b"#")[0]
+        if target[:1] != b"/":
+            target, headers = self._absolute(target)
+        raw_path, _, query = target.partition(b"?")
         path = raw_path.decode("latin-1")  # llhttp lets ASCII through only
         exchange = Exchange(
             self,
@@ -349,6 +319,7 @@ class BoundedProtocol(HttpToolsProtocol):
             },
             keep_alive=version == "1.1" and parser.should_keep_alive(),
             expects_continue=expects_continue and version == "1.1",
+            discard=self.limits.discard,
         )
         if self.current is None:
             self._start(exchange)
@@ -361,6 +332,17 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._in_body = True
         self._settled = True
+
+    def _absolute(self, target: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        """A target in absolute form, in origin form, and the headers with its authority for a `Host`, whatever the
+        client wrote there (RFC 9112, 3.2.2): nobody who checks the one can be told the other."""
+        try:
+            scheme, authority, path = parse_absolute(target)
+        except InvalidTarget as error:
+            raise _Refused(400, str(error)) from None
+        if scheme != self.scheme:  # RFC 9110, 7.4
+            raise _Refused(421, f"{scheme}:// is not served here, use {self.scheme}://")
+        return path, [(b"host", authority), *(header for header in self.headers if header[0] != b"host")]
 
     def on_body(self, body: bytes) -> None:
         self._settled = True
@@ -396,6 +378,8 @@ class BoundedProtocol(HttpToolsProtocol):
                 self.close()
         elif self.waiting:
             self._start(self.waiting.popleft())
+        elif self._last_word is not None:
+            self._say_last_word()
         else:
             self.flow.resume_reading()
             if not (self._in_head or self._in_body):

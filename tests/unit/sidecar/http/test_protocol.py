@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sidecar.http.body import read_body
+from sidecar.http.guard import Guard
 from sidecar.http.protocol import Limits
 from sidecar.http.responses import ResponseAborted
 from sidecar.http.server import HttpServer
@@ -149,7 +150,15 @@ SMUGGLING = {
     "no colon": HEAD + b"X\r\n\r\n",
     "unknown method": b"FOO /a HTTP/1.1\r\nHost: a\r\n\r\n",
     "lower case method": b"post /a HTTP/1.1\r\nHost: a\r\n\r\n",
-    "absolute form": b"GET http://b/a HTTP/1.1\r\nHost: a\r\n\r\n",
+    "another scheme": b"GET ftp://a/b HTTP/1.1\r\nHost: a\r\n\r\n",
+    "user information": b"GET http://a@b/ HTTP/1.1\r\nHost: b\r\n\r\n",
+    "a password": b"GET http://localhost:3500@b/ HTTP/1.1\r\nHost: b\r\n\r\n",
+    "empty authority": b"GET http:///a HTTP/1.1\r\nHost: a\r\n\r\n",
+    "nothing but a port": b"GET http://:80/a HTTP/1.1\r\nHost: a\r\n\r\n",
+    "port of no number": b"GET http://a:b/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "open bracket": b"GET http://[::1/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "backslash in the authority": b"GET http://a\\b/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "absolute form without Host": b"GET http://a/ HTTP/1.1\r\n\r\n",
     "authority form": b"CONNECT b:80 HTTP/1.1\r\nHost: b:80\r\n\r\n",
     "asterisk form": b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
     "space in the path": b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -219,6 +228,126 @@ async def test_trailers_do_not_become_headers() -> None:
         await peer.send(CHUNKED + b"0\r\nDapr-Api-Token: x\r\n\r\n")
         await peer.reader.readuntil(b"\r\n\r\n")
     assert seen == [b"host", b"transfer-encoding"]
+
+
+# Targets in absolute form (RFC 9112, 3.2.2)
+
+
+async def echo_host(scope, receive, send):
+    """Answers with the target as the app sees it, and all `Host` headers."""
+    hosts = b",".join(value for name, value in scope["headers"] if name == b"host")
+    text = b"%s|%s|%s" % (scope["raw_path"], scope["query_string"], hosts)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(text))]})
+    await send({"type": "http.response.body", "body": text})
+
+
+@pytest.mark.parametrize(
+    ("request_", "seen"),
+    [
+        (b"GET http://b/a%2Fb?c=d#e HTTP/1.1\r\nHost: a\r\n\r\n", b"/a%2Fb|c=d|b"),
+        (b"GET HTTP://b:3500/ HTTP/1.1\r\nHost: b:3500\r\n\r\n", b"/||b:3500"),
+        (b"GET http://[::1]:1 HTTP/1.1\r\nHost:\r\n\r\n", b"/||[::1]:1"),
+        (b"GET http://b?c HTTP/1.1\r\nHost: a\r\n\r\n", b"/|c|b"),
+        (b"GET http://b/http://c@d HTTP/1.1\r\nHost: a\r\n\r\n", b"/http://c@d||b"),
+    ],
+)
+async def test_a_target_in_absolute_form_brings_its_own_host(request_: bytes, seen: bytes) -> None:
+    async with serving(echo_host) as port, client(port) as peer:
+        await peer.send(request_ + GET)
+        await peer.read(answered(seen) + answered(b"/b||a"))
+
+
+async def test_a_target_in_absolute_form_names_the_host_of_http_1_0() -> None:
+    async with serving(echo_host) as port, client(port) as peer:
+        await peer.send(b"GET http://b/ HTTP/1.0\r\n\r\n")
+        assert (await peer.rest()).endswith(b"\r\n\r\n/||b")
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        (b"http://localhost/b", b"localhost", 200),
+        (b"http://localhost:3500/b", b"evil.com", 200),
+        (b"http://orders-dapr:3500/b", b"orders-dapr", 200),
+        (b"http://evil.com/b", b"evil.com", 403),
+        (b"http://evil.com/b", b"localhost", 403),
+        (b"http://evil.com:3500", b"orders-dapr", 403),
+        (b"http://%6cocalhost/b", b"localhost", 403),
+    ],
+)
+async def test_the_guard_checks_the_host_of_the_target(target: bytes, host: bytes, status: int) -> None:
+    async with serving(Guard(echo_host, allowed_hosts=["orders-dapr"])) as port, client(port) as peer:
+        await peer.send(b"GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n" % (target, host))
+        assert (await peer.rest()).startswith(b"HTTP/1.1 %d " % status)
+
+
+async def test_a_target_of_another_scheme_is_misdirected() -> None:
+    assert await refusal(b"GET https://localhost/ HTTP/1.1\r\nHost: localhost\r\n\r\n") == 421
+
+
+# Pipelines that end badly
+
+
+class Gate:
+    """An app that answers each request only when told so."""
+
+    def __init__(self) -> None:
+        self.asked: list[bytes] = []
+        self.open = asyncio.Event()
+
+    async def __call__(self, scope, receive, send):
+        self.asked.append(scope["raw_path"])
+        await self.open.wait()
+        await echo(scope, receive, send)
+
+
+NONSENSE = {
+    "no HTTP": (b"nonsense\r\n\r\n", 400),
+    "no Host": (b"GET /a HTTP/1.1\r\n\r\n", 400),
+    "bad chunk": (CHUNKED + b"3\r\nabc\r\nzz\r\n", 400),
+    "too many headers": (HEAD + b"X: a\r\n" * 100 + b"\r\n", 431),
+    "TLS": (SMUGGLING["TLS"], 400),
+}
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("name", NONSENSE)
+async def test_what_came_before_nonsense_is_answered_first(name: str, together: bool) -> None:
+    gate = Gate()
+    nonsense, status = NONSENSE[name]
+    valid = [HEAD + b"Content-Length: 3\r\n\r\nabc", GET, GET]
+    async with serving(gate, linger=SHORT) as port, client(port) as peer:
+        for part in [b"".join([*valid, nonsense])] if together else [*valid, nonsense]:
+            await peer.send(part)
+            await asyncio.sleep(0.005)
+        await peer.send(GET * 3)  # not served any more
+        assert gate.asked == [b"/a"]
+        gate.open.set()
+        answers = answered(b"POST /a? [abc]") + answered(b"GET /b? []") * 2
+        rest = await peer.rest()
+        assert rest.startswith(answers + b"HTTP/1.1 %d " % status)
+        assert rest.count(b"HTTP/1.1 ") == 4
+        assert rest.count(b"connection: close") == 1
+    assert gate.asked == [b"/a", b"/b", b"/b"]
+
+
+async def test_a_next_request_without_end_does_not_cost_the_answer_before_it() -> None:
+    gate = Gate()
+    async with serving(gate, head_time=SHORT, linger=SHORT) as port, client(port) as peer:
+        await peer.send(GET + HEAD)
+        await asyncio.sleep(SHORT * 3)
+        gate.open.set()
+        assert (await peer.rest()).startswith(answered(b"GET /b? []") + b"HTTP/1.1 408 ")
+
+
+async def test_nothing_is_said_after_an_answer_that_closes() -> None:
+    gate = Gate()
+    async with serving(gate, linger=SHORT) as port, client(port) as peer:
+        await peer.send(GET[:-2] + b"Connection: close\r\n\r\nnonsense\r\n\r\n")
+        gate.open.set()
+        rest = await peer.rest()
+        assert rest.startswith(b"HTTP/1.1 200 ")
+        assert rest.endswith(b"GET /b? []")
 
 
 # Sizes
@@ -292,7 +421,9 @@ async def test_connections_beyond_the_limit_are_503() -> None:
 async def test_too_deep_a_pipeline_is_cut_off() -> None:
     async with serving(pipeline=4, linger=SHORT) as port, client(port) as peer:
         await peer.send(GET * 100)
-        assert await peer.rest() == b""
+        rest = await peer.rest()
+        assert rest.startswith(answered(b"GET /b? []") * 5 + b"HTTP/1.1 503 ")
+        assert rest.count(b"HTTP/1.1 ") == 6
 
 
 # Times
