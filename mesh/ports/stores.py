@@ -259,9 +259,13 @@ class OutboxStateStore(StateStore, Protocol):
         """As `transact`, the records among what is done."""
         ...
 
-    def records(self, key_prefix: str) -> AsyncIterator[OutboxRecord]:
-        """The records that wait, of changes to keys with this prefix, then those that come; until it is closed
-        (`aclose`). One may be seen again after it was removed."""
+    def pending(self, key_prefix: str) -> AsyncIterator[str]:
+        """The ids of records that wait, of changes to keys with this prefix, then of those that come; until it is
+        closed (`aclose`). Some may be shown more than once, or be gone by now."""
+        ...
+
+    async def record(self, key_prefix: str, record_id: str) -> OutboxRecord | None:
+        """`None` once it is removed."""
         ...
 
     async def remove_record(self, key_prefix: str, record_id: str) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from mesh.errors import ApiError, Code, MeshError, clip
 from mesh.fencing import METADATA as FENCE
 from mesh.fencing import FenceToken, InvalidFence
-from mesh.ports.stores import DeleteState, SetState, StateFeature
+from mesh.ports.stores import DeleteState, SetState, StateChange, StateFeature
 from mesh.state.component import SEPARATOR, StateComponent
 
 TTL = "ttlinseconds"
@@ -79,68 +79,54 @@ def check_key(component: StateComponent, key: str) -> str:
     return component.key_prefix + key
 
 
-def set_state(
-    component: StateComponent,
-    key: str,
-    value: bytes,
-    *,
-    etag: str | None = None,
-    metadata: Mapping[str, str] = {},
-    options: Options = NO_OPTIONS,
-    content_type: str = "",
-) -> SetState:
-    """An empty ETag is none. Raises `BadRequest`, `ApiError` for the key."""
-    if not metadata and options is NO_OPTIONS and not etag:  # what most writes are
-        return SetState(key=check_key(component, key), value=_sealed(component, value), content_type=content_type)
-    folded = {name.lower(): text for name, text in metadata.items()}
-    lifetime = folded.get(TTL)
-    change = SetState(
-        key=check_key(component, key),
-        value=_sealed(component, value),
-        etag=etag or None,
-        first_write=first_write(options.concurrency),
-        strong=strong(options.consistency),
-        ttl=ttl(lifetime) if lifetime else None,
-        content_type=content_type or folded.get(CONTENT_TYPE, ""),
-        fence=_fence(component, folded),
-        metadata=metadata,
-    )
-    _check_features(component, change)
-    if change.ttl is not None and StateFeature.TTL not in component.features:
+class Write(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One item to set, or to delete, as an app asks for it."""
+
+    key: str
+    value: bytes | None = None
+    """`None` deletes it."""
+    etag: str | None = None
+    """An empty one is none."""
+    metadata: Mapping[str, str] = {}
+    options: Options = NO_OPTIONS
+    content_type: str = ""
+
+
+def check(component: StateComponent, write: Write) -> StateChange:
+    """What the store is to do. Raises `BadRequest`, `ApiError` for the key."""
+    key = check_key(component, write.key)
+    value = write.value
+    if value is not None and component.cipher is not None:
+        value = component.cipher.encrypt(value)
+    if value is not None and not write.metadata and not write.etag and write.options is NO_OPTIONS:
+        return SetState(key=key, value=value, content_type=write.content_type)  # what most writes are
+    features = component.features
+    metadata = {name.lower(): text for name, text in write.metadata.items()}
+    first = first_write(write.options.concurrency)
+    safe = strong(write.options.consistency)
+    etag = write.etag or None
+    if (etag or first) and StateFeature.ETAG not in features:
+        raise BadRequest(f"state store {component.name} has no {'ETags' if etag else 'first-write'}")
+    fence = _fence(component, metadata.get(FENCE.lower()))
+    if value is None:
+        return DeleteState(key=key, etag=etag, first_write=first, strong=safe, fence=fence, metadata=write.metadata)
+    lifetime = ttl(metadata[TTL]) if metadata.get(TTL) else None
+    if lifetime is not None and StateFeature.TTL not in features:
         raise BadRequest(f"state store {component.name} cannot let items expire (ttlInSeconds)")
-    return change
-
-
-def delete_state(
-    component: StateComponent,
-    key: str,
-    *,
-    etag: str | None = None,
-    metadata: Mapping[str, str] = {},
-    options: Options = NO_OPTIONS,
-) -> DeleteState:
-    """As `set_state`."""
-    folded = {name.lower(): text for name, text in metadata.items()}
-    change = DeleteState(
-        key=check_key(component, key),
-        etag=etag or None,
-        first_write=first_write(options.concurrency),
-        strong=strong(options.consistency),
-        fence=_fence(component, folded),
-        metadata=metadata,
+    return SetState(
+        key=key,
+        value=value,
+        etag=etag,
+        first_write=first,
+        strong=safe,
+        ttl=lifetime,
+        content_type=write.content_type or metadata.get(CONTENT_TYPE, ""),
+        fence=fence,
+        metadata=write.metadata,
     )
-    _check_features(component, change)
-    return change
 
 
-def _check_features(component: StateComponent, change: SetState | DeleteState) -> None:
-    if (change.etag or change.first_write) and StateFeature.ETAG not in component.features:
-        asked = "ETags" if change.etag else "first-write"
-        raise BadRequest(f"state store {component.name} has no {asked}")
-
-
-def _fence(component: StateComponent, folded: Mapping[str, str]) -> str | None:
-    token = folded.get(FENCE.lower())
+def _fence(component: StateComponent, token: str | None) -> str | None:
     if not token:
         return None
     if StateFeature.FENCE not in component.features:
@@ -150,7 +136,3 @@ def _fence(component: StateComponent, folded: Mapping[str, str]) -> str | None:
     except InvalidFence as error:
         raise BadRequest(f"{FENCE}: {error}") from None
     return token
-
-
-def _sealed(component: StateComponent, value: bytes) -> bytes:
-    return value if component.cipher is None else component.cipher.encrypt(value)
