@@ -251,26 +251,28 @@ async def test_an_app_that_answers_before_the_upload_is_over(open_channel, servi
 
 
 async def test_cancelling_a_call_closes_a_body_that_waits_for_the_app(open_channel):
-    class Endless:
-        closed = False
+    asked, closed = asyncio.Event(), asyncio.Event()
 
+    class Endless:
         def __aiter__(self):
             return self
 
         async def __anext__(self):
+            asked.set()
             return bytes(MEGABYTE)
 
         async def aclose(self):
-            self.closed = True
+            closed.set()
 
-    body = Endless()
     async with running(is_silent) as app:
         app.on_connect = lambda peer: peer.transport.pause_reading()
-        call = open_channel(app.port).call(Request(method="POST", path="/", body=body))
-        await asyncio.sleep(0.1)
+        call = open_channel(app.port).call(Request(method="POST", path="/", body=Endless()))
+        await asyncio.wait_for(asked.wait(), 5)
+        while asked.is_set():  # until the app takes no more
+            asked.clear()
+            await asyncio.sleep(0.1)
         call.cancel()
-        await asyncio.sleep(0.01)
-        assert body.closed
+        await asyncio.wait_for(closed.wait(), 5)
 
 
 async def test_cancelling_a_call_ends_its_upload(open_channel):
