@@ -6,6 +6,8 @@ READY  := $(VENV)/.ready
 PYTEST := $(BIN)/python -P -m pytest
 
 .DEFAULT_GOAL := help
+# The listing of the tests compiles them for the workers, where the environment does not forbid it.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help install demo test test-servers lint coverage bench clean
 
 help:

@@ -1,10 +1,15 @@
-"""How the whole suite is run at once: `pytest -n auto`."""
+"""What all tests need to run side by side: `pytest -n auto`."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long one example takes tells of the other tests that run beside it. All else is as ever, and in CI as CI has it.
+settings.register_profile("side by side", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("side by side")
 
 MOST_WORKERS = 16
 """More would only wait for each other's longest tests."""
