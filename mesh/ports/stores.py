@@ -5,7 +5,7 @@ Every method may raise `StoreError`, with what went wrong, or `StoreUnavailable`
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
@@ -217,7 +217,7 @@ class Position(NamedTuple):
 class WatchableStateStore(StateStore, Protocol):
     """Declares `WATCH`."""
 
-    def watch(self, key_prefix: str, *, after: str | None = None) -> AsyncIterator[StateVersion | Position]:
+    def watch(self, key_prefix: str, *, after: str | None = None) -> AsyncGenerator[StateVersion | Position, None]:
         """As `Table.watch`, for keys that begin with `key_prefix`. `after` is the ETag of a version or position
         since which changes are shown, "0" to see what there is now first, `None` to see only what comes.
 
@@ -259,7 +259,7 @@ class OutboxStateStore(StateStore, Protocol):
         """As `transact`, the records among what is done."""
         ...
 
-    def pending(self, key_prefix: str) -> AsyncIterator[str]:
+    def pending(self, key_prefix: str) -> AsyncGenerator[str, None]:
         """The ids of records that wait, of changes to keys with this prefix, then of those that come; until it is
         closed (`aclose`). Some may be shown more than once, or be gone by now."""
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, NoReturn, TypeVar, cast
@@ -40,7 +40,7 @@ from mesh.state.component import StateComponent
 from mesh.state.forwarding import Outbox, OutboxFailed
 from mesh.state.marker import MarkedOutbox
 from mesh.state.relay import StoredOutbox
-from mesh.state.requests import BadRequest, Write, check, check_key, strong
+from mesh.state.requests import BadRequest, Write, check, check_key, fence_of, strong, with_fence
 from mesh.trace import TraceContext
 
 ITEMS_AT_ONCE = 64
@@ -213,7 +213,7 @@ class State:
             plan = outbox.Plan(writes, ())
             if found is not None:
                 plan = outbox.plan(found.settings, writes, self._app_id, trace, self._clock.now())
-            changes = [check(component, write) for write in plan.writes]
+            changes = with_fence([check(component, write) for write in plan.writes], fence_of(component, metadata))
             self._check_number(component, len(changes) + len(plan.records))
             if found is not None and plan.records:
                 self._check_publishable(found)
@@ -320,7 +320,7 @@ class State:
 
     async def watch(
         self, component: StateComponent, prefix: str, after: str | None
-    ) -> AsyncIterator[StateVersion | Position]:
+    ) -> AsyncGenerator[StateVersion | Position, None]:
         """See `WatchableStateStore.watch`; keys are bare. Close it (`aclose`)."""
         store = cast(WatchableStateStore, self._featured(component, StateFeature.WATCH, "watch its items"))
         start = check_key(component, prefix)
@@ -330,7 +330,7 @@ class State:
                 async for change in changes:
                     yield _shown(component, change) if isinstance(change, StateVersion) else change
             finally:
-                await cast(Any, changes).aclose()
+                await changes.aclose()
 
     def check_feature(self, component: StateComponent, feature: StateFeature, what: str) -> None:
         self._featured(component, feature, what)

@@ -93,15 +93,18 @@ def make(setup: Setup, spec: ComponentSpec, store: StateStore) -> StateComponent
         store=store,
         type=spec.type,
         version=setup.version,
-        key_prefix=_key_prefix(setup),
+        key_prefix=key_prefix(setup),
         cipher=_cipher(setup),
         outbox=_outbox(setup, store),
         actor_state_store=setup.settings["actorStateStore"],
     )
 
 
-def _key_prefix(setup: Setup) -> str:
-    """Dapr: the word is lower-cased before it is used, also as a prefix."""
+def key_prefix(setup: Setup) -> str:
+    """What stands before each key of the component. Raises `ConfigurationError`.
+
+    Dapr: the word is lower-cased before it is used, also as a prefix.
+    """
     match word := setup.settings["keyPrefix"].lower():
         case "appid":
             prefix = setup.app_id

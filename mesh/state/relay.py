@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, cast
+from typing import cast
 
 from mesh.ports import Clock
 from mesh.ports.stores import OutboxRecord, OutboxStateStore, StateChange
@@ -61,7 +61,7 @@ class StoredOutbox:
         await self._tasks.close()
 
     async def _watch(self) -> None:
-        async with aclosing(cast(Any, self._store.pending(self._prefix))) as pending:
+        async with aclosing(self._store.pending(self._prefix)) as pending:
             async for record_id in pending:
                 await self._take(record_id)
 

@@ -6,7 +6,7 @@ Every check raises `BadRequest` with the rule that is broken; the caller knows i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -107,7 +107,7 @@ def check(component: StateComponent, write: Write) -> StateChange:
     etag = write.etag or None
     if (etag or first) and StateFeature.ETAG not in features:
         raise BadRequest(f"state store {component.name} has no {'ETags' if etag else 'first-write'}")
-    fence = _fence(component, metadata.get(FENCE.lower()))
+    fence = fence_of(component, write.metadata)
     if value is None:
         return DeleteState(key=key, etag=etag, first_write=first, strong=safe, fence=fence, metadata=write.metadata)
     lifetime = ttl(metadata[TTL]) if metadata.get(TTL) else None
@@ -126,7 +126,9 @@ def check(component: StateComponent, write: Write) -> StateChange:
     )
 
 
-def _fence(component: StateComponent, token: str | None) -> str | None:
+def fence_of(component: StateComponent, metadata: Mapping[str, str]) -> str | None:
+    """The fencing token that the metadata of an item, or of a transaction, has; checked as far as can be."""
+    token = next((text for name, text in metadata.items() if name.lower() == FENCE.lower()), None)
     if not token:
         return None
     if StateFeature.FENCE not in component.features:
@@ -136,3 +138,10 @@ def _fence(component: StateComponent, token: str | None) -> str | None:
     except InvalidFence as error:
         raise BadRequest(f"{FENCE}: {error}") from None
     return token
+
+
+def with_fence(changes: Sequence[StateChange], fence: str | None) -> Sequence[StateChange]:
+    """All changes under the fence of their transaction; one that has its own keeps that."""
+    if fence is None:
+        return changes
+    return [change if change.fence else msgspec.structs.replace(change, fence=fence) for change in changes]
