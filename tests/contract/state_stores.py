@@ -1,0 +1,106 @@
+"""The state stores that the contract suite runs over. A new store is one class and one line at the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+from bindings.state.in_memory import MemoryStateStore
+from brokers.memory_tables import MemoryTables
+from mesh.clock import SystemClock
+from mesh.ports import Clock
+from mesh.ports.stores import StateStore
+from mesh.ports.tables import Tables
+from mesh.state.backbone import MeshStateStore
+from tests.virtual_clock import VirtualClock
+
+
+class StateBacking(Protocol):
+    """A store under test, its server started once for the tests of a module."""
+
+    name: str
+
+    def start(self, folder: Path) -> None:
+        """Skips the tests (`pytest.skip`) where the server cannot be had on this machine."""
+        ...
+
+    def stop(self) -> None: ...
+
+    async def store(self, name: str) -> StateStore:
+        """One process's end of the store `name`, whose items are apart from those of all other names. Not started;
+        whoever asks closes it."""
+        ...
+
+    async def elapse(self, seconds: float) -> None:
+        """Let time pass."""
+        ...
+
+
+class InMemory:
+    name = "in-memory"
+
+    def start(self, folder: Path) -> None:
+        self.clock = VirtualClock()
+
+    def stop(self) -> None:
+        pass
+
+    async def store(self, name: str) -> StateStore:
+        return MemoryStateStore(self.clock)
+
+    async def elapse(self, seconds: float) -> None:
+        await self.clock.advance(seconds)
+
+
+class LoneMeshStateStore(MeshStateStore):
+    """Keeps earlier values. With `lone` the tables are its own, and end with it."""
+
+    def __init__(self, tables: Tables, component: str, clock: Clock, *, lone: bool) -> None:
+        super().__init__(tables, component, clock, key_prefix="app1||", history=5)
+        self.tables = tables
+        self._lone = tables if lone else None
+
+    async def close(self) -> None:
+        await super().close()
+        if self._lone is not None:
+            await self._lone.close()
+
+
+class MeshOverMemory(InMemory):
+    name = "meshwire-memory"
+
+    def start(self, folder: Path) -> None:
+        super().start(folder)
+        self._tables = MemoryTables(self.clock, max_message_size=256 * 1024)
+
+    async def store(self, name: str) -> StateStore:
+        return LoneMeshStateStore(self._tables, name, self.clock, lone=False)
+
+
+STATE_BACKINGS: list[Callable[[], StateBacking]] = [InMemory, MeshOverMemory]
+
+if find_spec("brokers.nats.tables"):
+    from tests.contract.nats_tables import NatsBacking
+
+    class MeshOverNats:
+        name = "meshwire-nats"
+
+        def __init__(self) -> None:
+            self._backing = NatsBacking()
+
+        def start(self, folder: Path) -> None:
+            self._backing.start(folder)
+
+        def stop(self) -> None:
+            self._backing.stop()
+
+        async def store(self, name: str) -> StateStore:
+            return LoneMeshStateStore(await self._backing.client("state"), name, SystemClock(), lone=True)
+
+        async def elapse(self, seconds: float) -> None:
+            await asyncio.sleep(seconds)
+
+    STATE_BACKINGS.append(MeshOverNats)
