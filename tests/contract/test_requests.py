@@ -263,6 +263,7 @@ async def test_the_callee_knows_who_calls(join: Join, stock: Peer, namespace: st
         assert (await requests.request(stock, claimed)).body == "/".join(caller).encode()
 
 
+@pytest.mark.quiet
 @pytest.mark.parametrize("name", ["nobody", "*", ">", "stock.*", "a b", "", "x" * 5000, "\ud800", "stock\r\nPUB a 0"])
 async def test_nobody_there_is_known_at_once(shop: Requests, join: Join, namespace: str, name: str) -> None:
     await (await join("stock")).serve("stock", echo, concurrency=8)

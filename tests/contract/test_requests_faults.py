@@ -607,6 +607,7 @@ async def test_of_what_comes_too_late_only_work_is_cancelled(shop: LoneRequests,
 # Much, for long
 
 
+@pytest.mark.quiet
 async def test_much_goes_through_in_little_memory_while_small_calls_flow(
     server: NatsServer, shop: LoneRequests, record_property: Callable[[str, object], None]
 ) -> None:

@@ -333,6 +333,7 @@ def memory_peak(process):
     raise AssertionError("no VmHWM")
 
 
+@pytest.mark.quiet
 async def test_large_bodies_take_little_memory_and_small_calls_go_on(pair):
     through, _ = pair
     size = 192 * MIB
@@ -515,6 +516,7 @@ async def test_retries_by_a_policy(mesh, pool):
         assert [request.body for request in app.events] == [b"x"] * 3
 
 
+@pytest.mark.quiet
 async def test_a_restarting_callee_is_waited_for(mesh, pool, echo):
     callee = await mesh.sidecar("b", app=echo.port)
     caller = Client(pool, (await mesh.sidecar("a")).port, "/v1.0/invoke/b/method")

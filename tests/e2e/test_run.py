@@ -186,11 +186,12 @@ def test_event_travels_from_one_app_to_another(run):
     received(sub, 7)
 
 
+@pytest.mark.quiet
 def test_first_publish_of_an_app_is_accepted_soon_after_its_start(run):
     code, output = run("pub", command=[sys.executable, "-c", PUBLISHER, str(time.time())]).end()
     assert code == 0
     seconds = float(re.search(r"== APP == 204 ([\d.]+)", output)[1])
-    assert seconds < 5  # the benchmark has the promise; this is for a machine busy with other tests
+    assert seconds < 5  # the benchmark has the promise
 
 
 @pytest.mark.parametrize("victim", ["nats-server -c", "keeper.py"])

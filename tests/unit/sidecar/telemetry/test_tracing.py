@@ -95,6 +95,7 @@ def test_what_a_block_raises_is_told_without_secrets(error: BaseException, told:
     assert ended[0].error == told
 
 
+@pytest.mark.quiet
 def test_a_sampled_span_and_an_unsampled_hop_are_cheap() -> None:
     """30 µs is the promise for a sampled span; both are far below, so that a busy machine does not matter."""
     parent = below(HIGH, "01")
