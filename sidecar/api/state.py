@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -49,7 +49,7 @@ class _Item(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     etag: str | None = None
     metadata: dict[str, str] | None = None
     options: _Options | None = None
-    contentType: str | None = None  # noqa: N815 - as it is called in the body
+    contentType: str | None = None
 
 
 class _BulkGet(msgspec.Struct, gc=False, forbid_unknown_fields=True):
@@ -326,6 +326,3 @@ def _operation(raw: msgspec.Raw, index: int, asked: Mapping[str, str]) -> Write:
     if word not in ("upsert", "delete"):
         raise ApiError(Code.STATE_OPERATION, f"operation type {clip(word)} not supported")
     return _write(_folded(_Item, operation.request, f"{place}.request"), asked, value=word == "upsert")
-
-
-__all__: Sequence[str] = ("StateApi", "is_json", "item_metadata", "parameters", "send_item", "send_json")
