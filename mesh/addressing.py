@@ -128,14 +128,15 @@ def stored_once(root: str, dedupe_id: str) -> str:
 
 STATE_SET = "io.meshwire.state.set.v1"
 STATE_DELETED = "io.meshwire.state.deleted.v1"
+STATE_CHECKED = "io.meshwire.state.checked.v1"
 """The types of the CloudEvents that the records of a table are."""
 
 ALARM, DUE, CHECK = "alarm", "due", "check"
 """Kinds of record that are no entries of a table: alarms that are set, those that have become due, and the one that
 carries a precondition for which a commit has no other message. No key may begin with them."""
 
-MAX_STATE_SUBJECT = 3800
-"""Longest address of a record, in bytes: with a reply subject it still fits a NATS control line (4,096 bytes)."""
+MAX_STATE_SUBJECT = 3600
+"""Longest address of a record, in bytes: behind that of a direct get, it still fits a NATS control line (4,096)."""
 
 _MAX_READABLE = 120
 """Characters of a name within a stream's that are kept as they are; NATS takes 255 in all."""
@@ -182,6 +183,45 @@ def parse_key_path(path: str) -> Key | None:
     """The key that `key_path` shows as `path`; `None` when it is the address of something else than an entry."""
     key = tuple(path.split(".")) if "%" not in path else tuple(map(unquote, path.split(".")))
     return None if key[0] in (ALARM, DUE, CHECK) else key
+
+
+SCHEDULE_FIRED = "io.meshwire.schedule.fired.v1"
+SCHEDULE_CANCELLED = "io.meshwire.schedule.cancelled.v1"
+"""The types of the CloudEvents that an alarm is, and the record that one was cancelled."""
+
+_SET = "set"
+
+
+def alarm_subject(root: str, key: Key) -> str:
+    """The address of the alarm of `key` in the scope with this root (`state_root`). Raises `InvalidKey`."""
+    subject = f"{root}{ALARM}.{_SET}.{'.'.join(map(token, key))}"
+    if len(subject) > MAX_STATE_SUBJECT:
+        raise InvalidKey(f"the key '{clip('/'.join(key))}' makes an address longer than {MAX_STATE_SUBJECT} bytes")
+    return subject
+
+
+def due_subject(root: str, key: Key) -> str:
+    """The address to which the broker moves the alarm of `key` when it has become due."""
+    return f"{root}{ALARM}.{DUE}.{'.'.join(map(token, key))}"
+
+
+def alarm_filter(root: str, key: Key) -> str:
+    """The addresses of the alarm of `key`, set or due."""
+    return f"{root}{ALARM}.*.{'.'.join(map(token, key))}"
+
+
+def parse_alarm(root: str, subject: str) -> tuple[Key, bool] | None:
+    """The key of an alarm and whether it has become due; `None` for the address of anything else."""
+    if subject.startswith(f"{root}{ALARM}."):
+        step, *path = subject[len(root) + len(ALARM) + 1 :].split(".")
+        if step in (_SET, DUE) and len(path) > 1:
+            return tuple(map(unquote, path)), step == DUE
+    return None
+
+
+def alarm_durable(kind: str) -> str:
+    """Name of the durable consumer of the alarms of a kind that are due, within the stream of their scope."""
+    return f"{ALARM}_{_stream_part(kind)}"
 
 
 INVOCATION_REQUEST = "io.meshwire.invocation.request.v1"

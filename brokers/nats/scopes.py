@@ -27,7 +27,6 @@ _FIXED = (
     "max_msgs",
     "max_bytes",
     "max_age",
-    "allow_direct",
     "allow_msg_ttl",
     "allow_atomic",
     "allow_msg_schedules",
@@ -40,7 +39,8 @@ class Standing(NamedTuple):
 
     created: str
     """When. A stream of another time is another stream, which counts its messages from 1 again."""
-    replicas: int
+    direct: bool
+    """Whether a direct get tells what is newest: one server has the stream, and no other stream answers for it."""
     last: int
     """The sequence of its last message."""
 
@@ -75,12 +75,13 @@ class ScopeStream:
             "subject_delete_marker_ttl": GONE_KEPT * _NANOSECONDS,
             "metadata": {"io.meshwire.scope": scope},
         }
-        self._standing: Standing | None = None
+        self.standing: Standing | None = None
+        """As it was when last looked at."""
         self._look: asyncio.Future[Standing] | None = None
 
     async def ensure(self) -> Standing:
         """Make the stream unless it is known to exist. Raises `BrokerError`, `BrokerUnavailable`."""
-        return self._standing or await self.restore()
+        return self.standing or await self.restore()
 
     async def restore(self) -> Standing:
         """As `ensure`, when there is reason to believe that it has vanished. One look at a time serves all."""
@@ -102,5 +103,9 @@ class ScopeStream:
                 raise BrokerError(
                     f"the stream {self.name} has {setting} {found.get(setting)}; set it to {self._config[setting]}"
                 )
-        self._standing = Standing(str(info["created"]), int(found["num_replicas"]), int(info["state"]["last_seq"]))
-        return self._standing
+        self.standing = Standing(
+            str(info["created"]),
+            bool(found["allow_direct"]) and int(found["num_replicas"]) == 1,
+            int(info["state"]["last_seq"]),
+        )
+        return self.standing

@@ -1,0 +1,199 @@
+"""The Table port on NATS JetStream (docs/adr/0006-state-on-nats.md): one stream for each scope."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncGenerator, Sequence
+from math import inf
+
+import msgspec
+
+from brokers.nats import table_records
+from brokers.nats.connection import Connection
+from brokers.nats.scopes import ScopeStream
+from brokers.nats.table_commit import Committer
+from brokers.nats.table_history import Histories
+from brokers.nats.table_reads import Reader
+from brokers.nats.table_records import Stored, record
+from brokers.nats.table_watch import Watches
+from brokers.table_arguments import check_commit, check_key, check_prefix
+from mesh import addressing
+from mesh.errors import BrokerUnavailable, clip
+from mesh.ports.tables import Change, Check, Current, Entry, Gone, InvalidKey, Key, Page, TableFeature
+
+MAX_LOOKS = 4096
+"""Messages that one page looks at: a scan for few among many takes several pages."""
+MAX_PAGE_BYTES = 4 * 1024 * 1024
+"""Bytes of values after which a page ends early."""
+STRIDE = 256
+"""Messages fetched at once for a page."""
+
+
+class NatsTables:
+    """`Tables` over a connection, which stays open when they are closed."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        namespace: str = addressing.DEFAULT_NAMESPACE,
+        prefix: str = addressing.DEFAULT_PREFIX,
+        replicas: int = 1,
+    ) -> None:
+        self._connection = connection
+        self._namespace = namespace
+        self._prefix = prefix
+        self._replicas = replicas
+        self._tables: dict[str, NatsTable] = {}
+        self._closed = False
+
+    def table(self, scope: str) -> NatsTable:
+        table = self._tables.get(scope)
+        if table is None:
+            table = NatsTable(
+                self._connection,
+                prefix=self._prefix,
+                namespace=self._namespace,
+                scope=scope,
+                replicas=self._replicas,
+            )
+            self._tables[scope] = table
+            if self._closed:
+                table.close()
+        return table
+
+    async def close(self) -> None:
+        self._closed = True
+        for table in self._tables.values():
+            table.close()
+
+
+class NatsTable:
+    """A `Table` of `NatsTables`. `InvalidKey` is raised for a scope that cannot be named, too."""
+
+    features = frozenset({TableFeature.DURABLE, TableFeature.HISTORY})
+
+    def __init__(self, connection: Connection, *, prefix: str, namespace: str, scope: str, replicas: int) -> None:
+        self.stream = ScopeStream(connection, prefix=prefix, namespace=namespace, scope=scope, replicas=replicas)
+        self._reader = Reader(connection, self.stream)
+        self._histories = Histories(
+            connection,
+            self.stream,
+            self._reader,
+            prefix=prefix,
+            namespace=namespace,
+            scope=scope,
+            replicas=replicas,
+        )
+        source = table_records.source(prefix, namespace, scope)
+        self._committer = Committer(connection, self.stream, self._reader, self._histories, source)
+        self._watches = Watches(connection, self.stream)
+        self._root_length = len(self.stream.root)
+        self._closed = False
+
+    async def get(self, key: Key) -> Entry | None:
+        path = self._path(key)
+        return self._entry(await self._reader.last(path))
+
+    async def get_many(self, keys: Sequence[Key]) -> list[Entry | None]:
+        paths = [self._path(key) for key in keys]
+        return [self._entry(stored) for stored in await self._reader.last_of_each(paths)]
+
+    async def commit(self, changes: Sequence[Change], checks: Sequence[Check] = ()) -> list[int]:
+        check_commit(changes, checks)
+        self._check_open()
+        return await self._committer.commit(changes, checks)
+
+    async def scan(self, prefix: Key, *, starts_with: str = "", limit: int, cursor: str | None = None) -> Page:
+        check_prefix(prefix)
+        if limit < 1:
+            raise ValueError(f"a page of {limit} entries")
+        path = self._prefix_path(prefix)
+        sequence = 1 if cursor is None else _read_cursor(cursor, prefix, starts_with)
+        entries: list[Entry] = []
+        looks = size = 0
+        while len(entries) < limit and looks < MAX_LOOKS and size < MAX_PAGE_BYTES:
+            # At most as many as there is room for: none is read in vain.
+            stored, ended = await self._reader.following(
+                sequence, f"{path}.>" if path else ">", min(STRIDE, limit - len(entries))
+            )
+            looks += len(stored)
+            for message in stored:
+                entry = record(message)
+                if isinstance(entry, Entry) and entry.key[len(prefix)].startswith(starts_with):
+                    entries.append(entry)
+                    size += len(entry.value)
+            if ended:
+                return Page(entries, None)
+            sequence = stored[-1].sequence + 1
+        return Page(entries, _write_cursor(prefix, starts_with, sequence))
+
+    async def watch(self, prefix: Key, *, after: int | None = None) -> AsyncGenerator[Entry | Gone | Current, None]:
+        check_prefix(prefix)
+        path = self._prefix_path(prefix)
+        watch = self._watches.watch(path, after)
+        try:
+            async for change in watch:
+                yield change
+        finally:
+            await watch.aclose()
+
+    async def keep_history(self, prefix: Key, revisions: int) -> None:
+        check_prefix(prefix)
+        self._prefix_path(prefix)
+        await self._histories.keep(prefix, revisions)
+
+    async def history(self, key: Key, *, limit: int) -> list[Entry | Gone]:
+        self._path(key)
+        if limit < 1:
+            raise ValueError(f"a history of {limit} values")
+        return (await self._histories.newest_first(key))[:limit]
+
+    async def as_of(self, key: Key, *, revision: int | None = None, time: float | None = None) -> Entry | None:
+        self._path(key)
+        if (revision is None) == (time is None):
+            raise ValueError("give a revision or a time")
+        return await self._histories.as_of(key, inf if revision is None else revision, inf if time is None else time)
+
+    def close(self) -> None:
+        self._closed = True
+        self._watches.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BrokerUnavailable("the tables are closed")
+
+    def _path(self, key: Key) -> str:
+        check_key(key)
+        return self._prefix_path(key)
+
+    def _prefix_path(self, prefix: Key) -> str:
+        self._check_open()
+        path = addressing.key_path(prefix)
+        if self._root_length + len(path) > addressing.MAX_STATE_SUBJECT:
+            raise InvalidKey(f"the key '{clip('/'.join(prefix))}' is too long for an address in this scope")
+        return path
+
+    def _entry(self, stored: Stored | None) -> Entry | None:
+        if stored is None:
+            return None
+        entry = record(stored)
+        if not isinstance(entry, Entry):
+            return None
+        self._committer.note(entry.revision)
+        return entry
+
+
+def _write_cursor(prefix: Key, starts_with: str, sequence: int) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode((prefix, starts_with, sequence))).decode()
+
+
+def _read_cursor(cursor: str, prefix: Key, starts_with: str) -> int:
+    """The sequence from which on there is more."""
+    try:
+        scan = msgspec.json.decode(base64.b64decode(cursor, altchars=b"-_", validate=True), type=tuple[Key, str, int])
+    except (ValueError, msgspec.DecodeError):
+        scan = None
+    if scan is None or scan[:2] != (prefix, starts_with) or scan[2] < 1:
+        raise ValueError(f"the cursor '{clip(cursor)}' is not of this scan")
+    return scan[2]
