@@ -19,14 +19,16 @@ class Alarm(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Seconds since the epoch. What lies in the past is due at once."""
     payload: bytes = b""
     headers: Mapping[str, str] = {}
-    """Notes of whoever sets it: names of letters, digits and `-` in lower case, values any text of one line."""
+    """Notes of whoever sets it: names of letters, digits and `-` in lower case, values any text."""
 
 
 class SetAlarm(NamedTuple):
-    """An alarm that is set."""
+    """An alarm that is set, or has become due and is not settled yet."""
 
     alarm: Alarm
     revision: int
+    fired: bool
+    """It has become due."""
 
 
 class AlarmPage(NamedTuple):
@@ -44,9 +46,17 @@ class Firing(Protocol):
     @property
     def attempt(self) -> int: ...
 
-    def ack(self) -> None: ...
+    def ack(self, then: Alarm | None = None) -> None:
+        """Handled: it never comes again.
 
-    def retry(self, delay: float) -> None: ...
+        `then` is the next alarm of a series, with the same key. It is stored before this one is forgotten, unless the
+        key was set or cancelled since this one became due: that wins. When it cannot be stored, this one comes again.
+        """
+        ...
+
+    def retry(self, delay: float) -> None:
+        """Deliver it again after `delay` seconds, to any member, unless the key is set or cancelled meanwhile."""
+        ...
 
 
 FiringHandler = Callable[[Firing], None]
@@ -54,27 +64,33 @@ FiringHandler = Callable[[Firing], None]
 
 
 class Alarms(Protocol):
-    """The alarms of one scope. Every method raises `InvalidKey`, `BrokerError`, `BrokerUnavailable`."""
+    """The alarms of one scope. Every method raises `InvalidKey`, `BrokerError`, `BrokerUnavailable`.
+
+    A key has at least two parts. While a firing of it is in hand, no other of the same key is, unless the key was set
+    meanwhile or the broker took the member that has it for lost.
+    """
 
     async def set(self, alarm: Alarm, *, expected: int | None = None) -> int:
-        """Set the alarm, in place of one with the same key. Returns its revision, once the broker has stored it.
+        """Set the alarm, in place of one with the same key, which may also be due and not settled yet. Returns its
+        revision, once the broker has stored it.
 
-        `expected` is the revision of the alarm that is set under the key; `ABSENT` when none is set, nor was
-        cancelled within the last hour (so that whoever sets the next one of a series learns that the series has
-        been cancelled meanwhile). Raises `Conflict` when it is not so, `MessageTooLarge`.
+        `expected` is the revision of the alarm that is set under the key, and not due; `ABSENT` when none is set, nor
+        due and not settled. Raises `Conflict` when it is not so, `MessageTooLarge`, and `ValueError` for a due time
+        that is not finite or headers that break a rule of `Alarm`.
         """
         ...
 
     async def cancel(self, key: Key, *, expected: int | None = None) -> bool:
-        """False when none is set. One that is due and not settled does not come again. Raises `Conflict`."""
+        """False when none is set, nor due and not settled. One that is due does not come again. `expected` as in `set`.
+        Raises `Conflict`."""
         ...
 
     async def get(self, key: Key) -> SetAlarm | None:
-        """The alarm that is set; `None` once it has become due."""
+        """The alarm that is set, or else the one that is due and not settled."""
         ...
 
     async def scan(self, prefix: Key, *, limit: int, cursor: str | None = None) -> AlarmPage:
-        """Alarms that are set, their keys beginning with `prefix`; as `Table.scan`."""
+        """What `get` finds, for the keys that begin with `prefix`; as `Table.scan`. The prefix begins with a kind."""
         ...
 
     async def serve(self, kind: str, handler: FiringHandler, *, concurrency: int) -> Subscription:

@@ -1,0 +1,42 @@
+"""What every `Alarms` checks before it asks its broker."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from brokers.table_arguments import check_key
+from mesh.errors import clip
+from mesh.ports.alarms import Alarm
+from mesh.ports.tables import InvalidKey, Key
+
+_NOTE = re.compile(r"[a-z0-9-]+")
+
+
+def check_alarm_key(key: Key) -> None:
+    """Raises `InvalidKey` for what cannot name an alarm."""
+    check_key(key)
+    if len(key) < 2:
+        raise InvalidKey(f"the key of an alarm has a kind and a name ('{clip(key[0])}' has one part)")
+
+
+def check_alarm(alarm: Alarm) -> None:
+    """Raises `InvalidKey`, and `ValueError` for an alarm that breaks a rule of `Alarm`."""
+    check_alarm_key(alarm.key)
+    if not math.isfinite(alarm.due):
+        raise ValueError(f"an alarm cannot be due at {alarm.due}")
+    for name, value in alarm.headers.items():
+        if not _NOTE.fullmatch(name):
+            raise ValueError(f"the header '{clip(name)}' is not of letters, digits and '-' in lower case")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"the header '{name}' is no valid Unicode text") from None
+
+
+def check_then(firing: Alarm, then: Alarm | None) -> None:
+    """Raises `ValueError` for a next alarm that is not of the series of `firing`."""
+    if then is not None:
+        check_alarm(then)
+        if then.key != firing.key:
+            raise ValueError(f"the next alarm of {'/'.join(firing.key)} has the key {'/'.join(then.key)}")

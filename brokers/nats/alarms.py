@@ -1,0 +1,534 @@
+"""The Alarms port on NATS JetStream: messages that the server holds (docs/adr/0007-schedules.md).
+
+An alarm is a schedule of the server's in the stream of its scope. When it is due the server moves it to another
+subject of the stream, where a durable consumer for each kind takes it. Settled, it is deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import logging
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from brokers.alarm_arguments import check_alarm, check_alarm_key, check_then
+from brokers.nats import codec, jetstream
+from brokers.nats.connection import Connection, Reply
+from brokers.nats.consumer import ACK_WAIT, MAX_ACK_PENDING, Consumer, NatsDelivery
+from brokers.nats.event_log import NatsSubscription
+from brokers.nats.scopes import ScopeStream
+from brokers.table_arguments import check_prefix
+from mesh import addressing
+from mesh.codec import header
+from mesh.errors import BrokerUnavailable, MeshError, MessageTooLarge, clip
+from mesh.ids import random_id
+from mesh.ports import Delivery
+from mesh.ports.alarms import Alarm, AlarmPage, FiringHandler, SetAlarm
+from mesh.ports.tables import ABSENT, Conflict, Key
+
+logger = logging.getLogger("meshwire.nats")
+
+TIMEOUT = 15.0
+"""Seconds that an operation may take, reconnects and repeats included (as a publish of the event log)."""
+ATTEMPT_TIMEOUT = 2.0
+FIRST_PAUSE, LAST_PAUSE = 0.02, 0.5
+"""Seconds between repeats."""
+
+SOON = 1.0
+"""Seconds. An alarm that becomes due within them is not replaced: the server may already be at it, and would then
+remove what came in its place. It is awaited instead. Also how far the server's clock may differ from ours."""
+LOOK_AGAIN = 0.05
+"""Seconds between looks at an alarm that is awaited."""
+
+TOMBSTONE_TTL = 3600
+"""Seconds for which a cancellation is remembered: longer than it takes to set the next alarm of a series."""
+SLACK = 512
+"""Bytes that the next alarm of a series may be longer than the first one."""
+LATEST = datetime(2262, 1, 1, tzinfo=UTC).timestamp()
+"""The server counts 64-bit nanoseconds: what is due later would fire at once."""
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC).timestamp()
+"""What is due long before the epoch would never fire."""
+
+NO_MESSAGE, NO_SEQUENCE = 10037, 10043
+WRONG_SEQUENCE, WRITTEN_NOW = 10071, 10164
+"""`err_code`s: nothing there to read, nor to delete; the subject's last message is another, or about to be."""
+
+_NANOSECONDS = 1_000_000_000
+
+_numbers = itertools.count(1)
+
+T = TypeVar("T")
+
+
+class NatsAlarmClocks:
+    """`AlarmClocks` of a namespace, over a connection that somebody else starts and closes."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        namespace: str = addressing.DEFAULT_NAMESPACE,
+        prefix: str = addressing.DEFAULT_PREFIX,
+        replicas: int = 1,
+    ) -> None:
+        self._connection = connection
+        self._namespace = namespace
+        self._prefix = prefix
+        self._replicas = replicas
+        self._scopes: dict[str, NatsAlarms] = {}
+
+    def alarms(self, scope: str) -> NatsAlarms:
+        """Raises `InvalidKey` for a scope that cannot be named."""
+        alarms = self._scopes.get(scope)
+        if alarms is None:
+            stream = ScopeStream(
+                self._connection,
+                prefix=self._prefix,
+                namespace=self._namespace,
+                scope=scope,
+                replicas=self._replicas,
+            )
+            alarms = self._scopes[scope] = NatsAlarms(self._connection, stream, scope)
+        return alarms
+
+    async def close(self) -> None:
+        for alarms in self._scopes.values():
+            await alarms.close()
+
+
+class _Found(NamedTuple):
+    """The newest message of a key."""
+
+    sequence: int
+    alarm: Alarm | None
+    """`None` for a cancellation."""
+    fired: bool
+    event_id: str
+
+    @property
+    def place(self) -> int:
+        """What the sequence of the last message at the alarm's own address is."""
+        return 0 if self.fired else self.sequence
+
+
+class _Fence(NamedTuple):
+    """A message is stored only when the last one of `subject` (its own, if empty) has this sequence."""
+
+    sequence: int
+    subject: str = ""
+
+    def lines(self) -> bytes:
+        lines = b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % self.sequence
+        if self.subject:
+            lines += b"Nats-Expected-Last-Subject-Sequence-Subject: %b\r\n" % self.subject.encode()
+        return lines
+
+
+class _Overtaken(Exception):
+    """The fence does not hold."""
+
+
+class NatsAlarms:
+    """`Alarms` of one scope."""
+
+    def __init__(self, connection: Connection, stream: ScopeStream, scope: str) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._scope = scope
+        self._root = stream.root
+        self._source = header.encode(scope)
+        self._subscriptions: set[NatsAlarmSubscription] = set()
+        self._closed = False
+
+    async def set(self, alarm: Alarm, *, expected: int | None = None) -> int:
+        check_alarm(alarm)
+        event_id, subject = random_id(), addressing.alarm_subject(self._root, alarm.key)
+        block = self._block(alarm, event_id)
+        self._check_size(len(block) + len(alarm.payload))
+        if expected is None:
+            try:  # most keys are new, and then one message does it
+                vacant = _Fence(0, addressing.alarm_filter(self._root, alarm.key))
+                return await self._store(subject, block, alarm.payload, vacant)
+            except _Overtaken:
+                pass
+        return await self._bounded(self._replace(alarm, expected, subject, block, event_id))
+
+    async def _replace(self, alarm: Alarm, expected: int | None, subject: str, block: bytes, event_id: str) -> int:
+        while True:
+            found = await self._settled(alarm.key)
+            if found is not None and found.event_id == event_id:
+                return found.sequence  # an earlier attempt was stored, and only its answer was lost
+            _check_expected(alarm.key, found, expected)
+            try:
+                revision = await self._store(subject, block, alarm.payload, _Fence(found.place if found else 0))
+            except _Overtaken:
+                continue
+            if found is not None and found.fired:
+                await self.forget(found.sequence)
+            return revision
+
+    async def cancel(self, key: Key, *, expected: int | None = None) -> bool:
+        check_alarm_key(key)
+        return await self._bounded(self._cancel(key, expected))
+
+    async def _cancel(self, key: Key, expected: int | None) -> bool:
+        subject, tombstone = addressing.alarm_subject(self._root, key), self._tombstone(key)
+        while True:
+            found = await self._settled(key)
+            _check_expected(key, found, expected)
+            if found is None or found.alarm is None:
+                return False
+            try:
+                await self._store(subject, tombstone, b"", _Fence(found.place))
+            except _Overtaken:
+                continue
+            if found.fired:
+                await self.forget(found.sequence)
+            return True
+
+    async def get(self, key: Key) -> SetAlarm | None:
+        check_alarm_key(key)
+        found = await self._find(key)
+        if found is None or found.alarm is None:
+            return None
+        return SetAlarm(found.alarm, found.sequence, found.fired)
+
+    async def scan(self, prefix: Key, *, limit: int, cursor: str | None = None) -> AlarmPage:
+        check_alarm_key((*prefix, "any"))
+        check_prefix(prefix)
+        within = f"{addressing.alarm_filter(self._root, prefix)}.>"
+        mark = f"{zlib.crc32(within.encode()):08x}"
+        start = 1 if cursor is None else _read_cursor(cursor, mark)
+        await self._repeat(self._stream.ensure)
+        request = {"seq": start, "next_by_subj": within, "batch": limit}
+        messages, last = await self._repeat(lambda: self._read_batch(request))
+        alarms: list[SetAlarm] = []
+        for headers, payload in messages:
+            found = self._decode(headers.get("nats-subject", ""), int(headers["nats-sequence"]), headers, payload)
+            if found is not None and found.alarm is not None:
+                alarms.append(SetAlarm(found.alarm, found.sequence, found.fired))
+        return AlarmPage(alarms, None if last is None else f"{mark}{last + 1}")
+
+    async def serve(self, kind: str, handler: FiringHandler, *, concurrency: int) -> NatsAlarmSubscription:
+        check_alarm_key((kind, "any"))
+        await self._repeat(self._stream.ensure)
+        subscription = NatsAlarmSubscription(self, handler, concurrency, self._subscriptions.discard)
+        config = {
+            "durable_name": addressing.alarm_durable(kind),
+            "filter_subjects": [f"{addressing.due_subject(self._root, (kind,))}.>"],
+            "deliver_policy": "all",
+            "ack_policy": "explicit",
+            "ack_wait": int(ACK_WAIT * _NANOSECONDS),
+            "max_deliver": -1,
+            "max_ack_pending": MAX_ACK_PENDING,
+            "metadata": {"io.meshwire.scope": self._scope, "io.meshwire.kind": kind},
+        }
+        await subscription.start(
+            Consumer(
+                self._connection,
+                self._stream.name,
+                config,
+                offer=subscription.members.offer,
+                on_settled=subscription.members.settled,
+                restore_stream=self._restore_stream,
+                limit=concurrency,
+            )
+        )
+        self._subscriptions.add(subscription)
+        return subscription
+
+    async def close(self) -> None:
+        for subscription in list(self._subscriptions):
+            subscription.cut()
+
+    async def follow(self, sequence: int, then: Alarm) -> None:
+        """Set the next alarm of a series whose due message has this sequence, unless that is not the newest of its key:
+        then the key was set or cancelled. That nobody does so between the look and the store, the fence says."""
+        event_id, subject = random_id(), addressing.alarm_subject(self._root, then.key)
+        newest = await self._find(then.key)
+        if newest is not None and newest.sequence == sequence:
+            try:
+                await self._store(subject, self._block(then, event_id), then.payload, _Fence(0))
+            except _Overtaken:
+                pass
+
+    async def forget(self, sequence: int) -> None:
+        """Delete a message, if it is still there."""
+        try:
+            await self._ask("STREAM.MSG.DELETE", {"seq": sequence, "no_erase": True})
+        except jetstream.Refused as refusal:
+            if refusal.code != NO_SEQUENCE:
+                raise
+
+    def decode_due(self, headers: Mapping[str, str], payload: bytes) -> Alarm | None:
+        """The alarm that the server moved to where it is due; `None` for what came there on another way."""
+        address = addressing.parse_alarm(self._root, headers.get("nats-scheduler", ""))
+        return None if address is None else _read_alarm(address[0], headers, payload)
+
+    async def _settled(self, key: Key) -> _Found | None:
+        """As `_find`, but no alarm that the server may be about to move: it is awaited."""
+        while True:
+            found = await self._find(key)
+            if found is None or found.fired or found.alarm is None or found.alarm.due > time.time() + SOON:
+                return found
+            await asyncio.sleep(min(LOOK_AGAIN + max(0.0, found.alarm.due - time.time()), SOON))
+
+    async def _find(self, key: Key) -> _Found | None:
+        """The newest message of a key, asked of the stream's leader."""
+        try:
+            answer = await self._ask("STREAM.MSG.GET", {"last_by_subj": addressing.alarm_filter(self._root, key)})
+        except jetstream.Refused as refusal:
+            if refusal.code == NO_MESSAGE:
+                return None
+            raise
+        message = answer["message"]
+        headers = codec.parse_block(base64.b64decode(message.get("hdrs", "")))
+        payload = base64.b64decode(message.get("data", ""))
+        return self._decode(message["subject"], int(message["seq"]), headers, payload)
+
+    def _decode(self, subject: str, sequence: int, headers: Mapping[str, str], payload: bytes) -> _Found | None:
+        address = addressing.parse_alarm(self._root, subject)
+        if address is None:
+            return None
+        key, fired = address
+        alarm = _read_alarm(key, headers, payload) if fired or "nats-schedule" in headers else None
+        return _Found(sequence, alarm, fired, headers.get("ce-id", ""))
+
+    def _block(self, alarm: Alarm, event_id: str) -> bytes:
+        """The header block of an alarm, but for its fence and its end."""
+        description = msgspec.json.encode([alarm.due, dict(alarm.headers)]).decode()
+        moment = _date(alarm.due)
+        return (
+            f"NATS/1.0\r\nNats-Schedule: @at {moment}\r\n"
+            f"Nats-Schedule-Target: {addressing.due_subject(self._root, alarm.key)}\r\n"
+            f"{self._event(addressing.SCHEDULE_FIRED, alarm.key, event_id)}ce-time: {moment}\r\n"
+            f"Meshwire-Alarm: {description}\r\n"
+        ).encode()
+
+    def _tombstone(self, key: Key) -> bytes:
+        event = self._event(addressing.SCHEDULE_CANCELLED, key, random_id())
+        return f"NATS/1.0\r\nNats-TTL: {TOMBSTONE_TTL}\r\n{event}".encode()
+
+    def _event(self, event_type: str, key: Key, event_id: str) -> str:
+        subject = header.encode("/".join(map(addressing.token, key)))
+        return (
+            f"Nats-Msg-Id: {event_id}\r\nce-specversion: 1.0\r\nce-id: {event_id}\r\nce-source: {self._source}\r\n"
+            f"ce-type: {event_type}\r\nce-subject: {subject}\r\n"
+        )
+
+    def _check_size(self, size: int) -> None:
+        limit = self._connection.max_payload - SLACK
+        if self._connection.problem is None and size > limit:
+            raise MessageTooLarge(size, limit)
+
+    async def _store(self, subject: str, block: bytes, payload: bytes, fence: _Fence) -> int:
+        """The sequence under which the message is stored. Raises `_Overtaken`."""
+        headers = b"%b%b\r\n" % (block, fence.lines())
+
+        async def attempt() -> int:
+            await self._stream.ensure()
+            reply = await self._connection.call(subject, headers, payload, ATTEMPT_TIMEOUT)
+            return await self._read_acknowledgement(reply)
+
+        try:
+            return await self._repeat(attempt)
+        except jetstream.Refused as refusal:
+            if refusal.code in (WRONG_SEQUENCE, WRITTEN_NOW):
+                raise _Overtaken from None
+            raise
+
+    async def _read_acknowledgement(self, reply: Reply) -> int:
+        if reply.no_responders:
+            await self._stream.restore()
+            raise BrokerUnavailable(f"the stream {self._stream.name} did not take the message; try again")
+        answer = jetstream.decode_answer(reply.payload)
+        if answer.get("stream") != self._stream.name:
+            raise BrokerUnavailable(
+                f"something else than the stream {self._stream.name} answered; what else serves its subjects?"
+            )
+        return int(answer["seq"])
+
+    async def _ask(self, verb: str, request: dict[str, Any]) -> dict[str, Any]:
+        async def attempt() -> dict[str, Any]:
+            await self._stream.ensure()
+            try:
+                return await jetstream.call(self._connection, f"{verb}.{self._stream.name}", request)
+            except jetstream.Refused as refusal:
+                if refusal.code != jetstream.STREAM_NOT_FOUND:
+                    raise
+                await self._stream.restore()
+                raise BrokerUnavailable(str(refusal)) from None
+
+        return await self._repeat(attempt)
+
+    async def _read_batch(self, request: dict[str, Any]) -> tuple[list[tuple[dict[str, str], bytes]], int | None]:
+        """Messages of the stream, and the sequence of the last one when there are more."""
+        messages: list[tuple[dict[str, str], bytes]] = []
+        end: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+
+        def on_message(_subject: bytes, _reply: bytes, block: bytes, payload: bytes) -> None:
+            headers = codec.parse_block(block)
+            if "nats-sequence" in headers:
+                messages.append((headers, payload))
+            elif not end.done():
+                more = block.startswith(b"NATS/1.0 204") and int(headers.get("nats-num-pending", "0"))
+                end.set_result(int(headers["nats-last-sequence"]) if more else None)
+
+        inbox = f"{self._connection.inbox}.a.{next(_numbers)}"
+        stop = self._connection.listen(inbox, on_message)
+        try:
+            body = msgspec.json.encode(request)
+            self._connection.send(f"$JS.API.DIRECT.GET.{self._stream.name}".encode(), body, inbox.encode())
+            async with asyncio.timeout(jetstream.API_TIMEOUT):
+                return messages, await end
+        except TimeoutError:
+            raise BrokerUnavailable("the broker did not answer in time") from None
+        finally:
+            stop()
+
+    async def _repeat(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Repeat what is safe to repeat until it succeeds, is refused, or `TIMEOUT` has passed."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + TIMEOUT
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return await attempt()
+            except BrokerUnavailable as error:
+                remaining = deadline - loop.time() - pause
+                if remaining <= 0 or self._connection.closed:
+                    raise
+                logger.debug("once more: %s", error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LAST_PAUSE)
+                await self._connection.wait_connected(remaining)
+
+    async def _bounded(self, operation: Coroutine[Any, Any, T]) -> T:
+        try:
+            return await asyncio.wait_for(operation, 2 * TIMEOUT)
+        except TimeoutError:
+            raise BrokerUnavailable(
+                "the alarm is about to become due and does not, or others never stop changing it; "
+                "is the server's clock right?"
+            ) from None
+
+    async def _restore_stream(self) -> str:
+        return (await self._stream.restore()).created
+
+
+class NatsAlarmSubscription:
+    """One member that takes alarms of a kind. See the `Subscription` port."""
+
+    def __init__(
+        self,
+        alarms: NatsAlarms,
+        handler: FiringHandler,
+        concurrency: int,
+        on_closed: Callable[[NatsAlarmSubscription], None],
+    ) -> None:
+        self.alarms = alarms
+        self._handler = handler
+        self.members = NatsSubscription(self._take, concurrency, lambda _: on_closed(self))
+        self._settling: set[asyncio.Task[None]] = set()
+
+    async def start(self, consumer: Consumer) -> None:
+        await self.members.start([consumer])
+
+    def _take(self, delivery: Delivery) -> None:
+        assert isinstance(delivery, NatsDelivery)  # noqa: S101 - what our own consumer offers
+        alarm = self.alarms.decode_due(delivery._all_headers(), delivery.payload or b"")
+        if alarm is None:
+            logger.warning("a message that is no alarm (%s) is passed over", delivery.position)
+            delivery.ack()
+        else:
+            self._handler(NatsFiring(self, delivery, alarm))
+
+    def settle(self, delivery: NatsDelivery, then: Alarm | None) -> None:
+        task = asyncio.get_running_loop().create_task(self._settle(delivery, then), name="settle an alarm")
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    async def _settle(self, delivery: NatsDelivery, then: Alarm | None) -> None:
+        """What is next is stored before what was is deleted; until both is done, the server would send it again."""
+        sequence = int(delivery.position)
+        try:
+            if then is not None:
+                await self.alarms.follow(sequence, then)
+            await self.alarms.forget(sequence)
+        except MeshError as error:
+            logger.warning("an alarm was handled, and comes again: %s", error)
+            delivery.retry(LAST_PAUSE)
+        else:
+            delivery.ack()
+
+    async def close(self) -> None:
+        try:
+            await self.members.close()
+        finally:
+            self.cut()
+
+    def cut(self) -> None:
+        """Let go at once, whatever is in hand."""
+        self.members.cut()
+        for task in self._settling:
+            task.cancel()
+
+
+class NatsFiring:
+    """A `Firing` of `NatsAlarmSubscription`."""
+
+    __slots__ = ("_delivery", "_member", "alarm", "attempt")
+
+    def __init__(self, member: NatsAlarmSubscription, delivery: NatsDelivery, alarm: Alarm) -> None:
+        self._member = member
+        self._delivery: NatsDelivery | None = delivery
+        self.alarm = alarm
+        self.attempt = delivery.attempt
+
+    def ack(self, then: Alarm | None = None) -> None:
+        check_then(self.alarm, then)
+        delivery, self._delivery = self._delivery, None
+        if delivery is not None:
+            self._member.settle(delivery, then)
+
+    def retry(self, delay: float) -> None:
+        delivery, self._delivery = self._delivery, None
+        if delivery is not None:
+            delivery.retry(delay)
+
+
+def _check_expected(key: Key, found: _Found | None, expected: int | None) -> None:
+    """Raises `Conflict` unless `expected` is the revision of the alarm that is set."""
+    if expected is not None:
+        revision = ABSENT if found is None or found.alarm is None else found.sequence
+        if expected != revision or (found is not None and found.fired):
+            raise Conflict(key)
+
+
+def _read_alarm(key: Key, headers: Mapping[str, str], payload: bytes) -> Alarm:
+    """An alarm that a program without a sidecar has set may lack what we add: it has no notes, and is due."""
+    try:
+        due, notes = msgspec.json.decode(headers.get("meshwire-alarm", "[0,{}]"), type=tuple[float, dict[str, str]])
+    except msgspec.MsgspecError:
+        due, notes = 0.0, {}
+    return Alarm(key=key, due=due, payload=payload, headers=notes)
+
+
+def _date(due: float) -> str:
+    """RFC 3339, within what the server can count."""
+    moment = datetime.fromtimestamp(min(max(due, EARLIEST), LATEST), UTC)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _read_cursor(cursor: str, mark: str) -> int:
+    number = cursor.removeprefix(mark)
+    if number == cursor or not number.isdigit() or len(number) > 20:
+        raise ValueError(f"the cursor '{clip(cursor)}' is not of this scan")
+    return int(number)
