@@ -101,6 +101,16 @@ class Settings(Mapping[str, Any]):
         self._values = values
         self._keys = keys
 
+    @property
+    def origin(self) -> str:
+        """`file:line` of the manifest."""
+        return self._component.origin
+
+    @property
+    def namespace_scoped(self) -> bool:
+        """As `Component.namespace_scoped`."""
+        return self._component.namespace_scoped
+
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
 
@@ -219,8 +229,8 @@ def _as_it_is(_setup: Setup, _spec: ComponentSpec, opened: Any) -> Any:
     return opened
 
 
-def _no_more(_spec: ComponentSpec, _made: Any) -> Sequence[str]:
-    return ()
+def _features(spec: ComponentSpec, _made: Any) -> Sequence[str]:
+    return spec.features
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,5 +244,5 @@ class Category:
     """Settings of all its types, beside their own."""
     make: Callable[[Setup, ComponentSpec, Any], Any] = _as_it_is
     """What the building block uses, from what `ComponentSpec.open` returned. Raises `ConfigurationError`."""
-    capabilities: Callable[[ComponentSpec, Any], Sequence[str]] = _no_more
-    """What a component, as `make` returned it, can do beside the `features` of its type."""
+    capabilities: Callable[[ComponentSpec, Any], Sequence[str]] = _features
+    """What a component, as `make` returned it, can do: a word for each, as in `ComponentSpec.features`."""

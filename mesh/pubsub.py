@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -41,13 +41,14 @@ class PubSub:
     def __init__(
         self,
         app_id: str,
-        components: Iterable[Component],
+        components: Mapping[str, Component],
         clock: Clock,
         *,
         telemetry: Telemetry = SILENCE,
     ) -> None:
+        """`components` by their names; they may change while this runs."""
         self.app_id = app_id
-        self.components: Mapping[str, Component] = {component.name: component for component in components}
+        self.components = components
         self._clock = clock
         self._tracer = telemetry.tracer
         self._meter = telemetry.meter

@@ -1,10 +1,10 @@
-"""The live subscriptions of this app: from their specifications to groups at the broker, and back at shutdown."""
+"""The live subscriptions of this app: from their specifications to groups at the broker, and back."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from mesh import addressing
 from mesh.delivery import Deliverer, Plan
@@ -18,10 +18,33 @@ logger = logging.getLogger("meshwire.pubsub")
 
 CONCURRENCY = 64
 """Events of one subscription in the hands of the app at once."""
+END_LIMIT = 30.0
+"""Seconds that a subscription waits for an earlier one to the same topic, whose events are in the app's hands."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds between attempts to start a subscription that the broker refuses; doubling."""
 
 KNOWN_METADATA = frozenset({"rawpayload"})
+
+
+class _Live:
+    """What became of one specification: a subscription that runs, is being started, or cannot be."""
+
+    def __init__(self, spec: SubscriptionSpec, component: Component | None) -> None:
+        self.spec = spec
+        self.component = component
+        self.deliverer: Deliverer | None = None
+        self.subscription: Subscription | None = None
+        self.starting: asyncio.Task[None] | None = None
+
+    async def end(self) -> None:
+        """Take no more events. Returns when those in the app's hands are settled."""
+        if self.starting is not None:
+            self.starting.cancel()
+            await asyncio.gather(self.starting, return_exceptions=True)
+        if self.subscription is not None:
+            await self.subscription.close()
+        if self.deliverer is not None:
+            await self.deliverer.close()
 
 
 class Subscriber:
@@ -36,25 +59,56 @@ class Subscriber:
         *,
         telemetry: Telemetry = SILENCE,
     ) -> None:
+        """`components` by their names; call `refresh` when they have changed."""
         self._app_id = app_id
         self._components = components
         self._channel = channel
         self._clock = clock
         self._telemetry = telemetry
-        self._starting: set[asyncio.Task[None]] = set()
-        self._running: list[tuple[Deliverer, Subscription]] = []
+        self._specs: Sequence[SubscriptionSpec] | None = None
+        self._live: dict[tuple[str, str], _Live] = {}
+        self._ending: set[asyncio.Task[None]] = set()
 
     def start(self, specs: Iterable[SubscriptionSpec]) -> None:
-        """Begin to subscribe, in the background: what the broker refuses is tried again for ever."""
-        for spec in specs:
-            try:
-                component, group, deliverer = self._prepare(spec)
-            except MeshError as error:
-                logger.error("no subscription to topic %s (%s): %s", spec.topic, spec.origin, error)
-                continue
-            task = asyncio.get_running_loop().create_task(self._subscribe(component, group, deliverer))
-            self._starting.add(task)
-            task.add_done_callback(self._starting.discard)
+        """Subscribe to exactly these, in the background: what the broker refuses is tried again for ever.
+
+        A subscription that runs already, and is among them unchanged, goes on.
+        """
+        self._specs = list(specs)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Begin anew what depends on a component that has changed. Between `stop` and `start` this does nothing."""
+        if self._specs is None:
+            return
+        wanted = {(spec.pubsub, spec.topic): spec for spec in self._specs}
+        for key in self._live.keys() - wanted.keys():
+            logger.info("app is no longer subscribed to topic %s through pubsub=%s", key[1], key[0])
+            self._end(self._live.pop(key))
+        for key, spec in wanted.items():
+            earlier, component = self._live.get(key), self._components.get(spec.pubsub)
+            if earlier is None or earlier.spec != spec or earlier.component is not component:
+                self._begin(key, _Live(spec, component), None if earlier is None else self._end(earlier))
+
+    def _begin(self, key: tuple[str, str], live: _Live, earlier: asyncio.Task[None] | None) -> None:
+        """Once the earlier subscription of the same group has ended."""
+        self._live[key] = live
+        spec = live.spec
+        try:
+            component, group, live.deliverer = self._prepare(spec)
+        except MeshError as error:
+            logger.error("no subscription to topic %s (%s): %s", spec.topic, spec.origin, error)
+            return
+        subscribing = self._subscribe(live, component, group, live.deliverer, earlier)
+        live.starting = asyncio.get_running_loop().create_task(subscribing)
+
+    def _end(self, live: _Live) -> asyncio.Task[None]:
+        if live.deliverer is not None:
+            live.deliverer.drain()
+        task = asyncio.get_running_loop().create_task(live.end())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        return task
 
     def _prepare(self, spec: SubscriptionSpec) -> tuple[Component, Group, Deliverer]:
         """Raises `MeshError` with what to change when the subscription cannot be."""
@@ -97,11 +151,20 @@ class Subscriber:
         )
         return component, group, deliverer
 
-    async def _subscribe(self, component: Component, group: Group, deliverer: Deliverer) -> None:
+    async def _subscribe(
+        self,
+        live: _Live,
+        component: Component,
+        group: Group,
+        deliverer: Deliverer,
+        earlier: asyncio.Task[None] | None,
+    ) -> None:
+        if earlier is not None:
+            await asyncio.wait([earlier], timeout=END_LIMIT)
         pause = FIRST_PAUSE
         while True:
             try:
-                subscription = await component.log.subscribe(group, deliverer.handle, concurrency=CONCURRENCY)
+                live.subscription = await component.log.subscribe(group, deliverer.handle, concurrency=CONCURRENCY)
             except BrokerError as error:
                 logger.warning(
                     "cannot subscribe to topic %s of %s, again in %.1f s: %s",
@@ -111,7 +174,6 @@ class Subscriber:
                     error,
                 )
             else:
-                self._running.append((deliverer, subscription))
                 logger.info(
                     "app is subscribed to the following topics: [%s] through pubsub=%s",
                     group.topic.name,
@@ -126,17 +188,18 @@ class Subscriber:
 
         What is not settled by then is delivered again, to whoever is there.
         """
-        for task in self._starting:
+        self._specs = None
+        for live in self._live.values():
+            self._end(live)
+        self._live.clear()
+        ending = list(self._ending)
+        if not ending:
+            return
+        _, late = await asyncio.wait(ending, timeout=grace)
+        for task in late:
             task.cancel()
-        running, self._running = self._running, []
-        for deliverer, _ in running:
-            deliverer.drain()
-        try:
-            async with asyncio.timeout(grace):
-                await asyncio.gather(*self._starting, return_exceptions=True)
-                await asyncio.gather(*(subscription.close() for _, subscription in running))
-                await asyncio.gather(*(deliverer.close() for deliverer, _ in running))
-        except TimeoutError:
+        if late:
+            await asyncio.wait(late)
             logger.warning(
                 "some events were still in the app's hands after %.0f s; they will be delivered again", grace
             )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, MutableMapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, MutableMapping
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
 
@@ -12,22 +12,22 @@ from mesh import __version__, resources, subscriptions
 from mesh.access import AccessPolicy
 from mesh.clock import SystemClock
 from mesh.configuration import load_configuration
-from mesh.errors import ConfigurationError
 from mesh.invocation import Callee, Caller
 from mesh.invocation.callee import Permits
-from mesh.ports import Clock, EventLog, Peer, Requests
-from mesh.pubsub import DEFAULT_COMPONENT, Component, PubSub
+from mesh.ports import Clock, EventLog, Peer
+from mesh.pubsub import PubSub
 from mesh.resiliency.targets import INITIALIZATION_RETRIES, Resiliency
-from mesh.scopes import TopicScopes
-from mesh.telemetry import Meter
+from mesh.state.block import State
 from mesh.telemetry_settings import with_environment
 from sidecar.api import invoke
 from sidecar.api.events import EventsApi
 from sidecar.api.invoke import InvokeApi
 from sidecar.api.operations import HealthApi, MetadataApi, ShutdownApi
 from sidecar.api.publish import PublishApi
+from sidecar.api.state import StateApi
 from sidecar.app_health import AppHealth
 from sidecar.channel import OutsideWorld, open_app_channel
+from sidecar.components import Components, Surroundings, Upkeep
 from sidecar.flags import SidecarFlags
 from sidecar.health import Health
 from sidecar.http.api_log import ApiLog
@@ -37,7 +37,7 @@ from sidecar.http.responses import CatchErrors
 from sidecar.http.routing import Router
 from sidecar.http.server import HttpServer, socket_path
 from sidecar.metadata import describe
-from sidecar.runtime import App, Runtime
+from sidecar.runtime import App, Backbone, Runtime
 from sidecar.settings import CALLERS_VERIFIED, BrokerAddress, Settings
 from sidecar.telemetry import Observers
 
@@ -46,26 +46,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("meshwire.runtime")
 
-COMPONENT_TYPES = ("pubsub.meshwire", "pubsub.in-memory")
 HEADER_SLACK = 4096
 """Bytes of header beyond `--read-buffer-size` that are still taken, as Dapr's server does."""
-PUBSUB_METADATA = ("publishingScopes", "subscriptionScopes", "allowedTopics", "protectedTopics")
-"""What every pub/sub component understands."""
-
-
-class Backbone(NamedTuple):
-    """The broker of the mesh, not started. The requests share the connection of the log: close them first."""
-
-    log: EventLog
-    requests: Requests
 
 
 def open_backbone(broker: BrokerAddress, me: Peer, *, prefix: str, replicas: int = 1) -> Backbone:
     if broker.kind == "memory":
         from brokers.memory import MemoryEventLog
+        from brokers.memory_alarms import MemoryAlarmClocks
         from brokers.memory_requests import MemoryExchange, MemoryRequests
+        from brokers.memory_tables import MemoryTables
 
-        return Backbone(MemoryEventLog(), MemoryRequests(MemoryExchange(), me))
+        return Backbone(MemoryEventLog(), MemoryRequests(MemoryExchange(), me), MemoryTables(), MemoryAlarmClocks())
+    from brokers.memory_alarms import MemoryAlarmClocks
+    from brokers.memory_tables import MemoryTables
     from brokers.nats.event_log import NatsEventLog
     from brokers.nats.requests import NatsRequests
 
@@ -73,6 +67,8 @@ def open_backbone(broker: BrokerAddress, me: Peer, *, prefix: str, replicas: int
     return Backbone(
         NatsEventLog(connection, namespace=me.namespace, prefix=prefix, replicas=replicas),
         NatsRequests(connection, me, prefix=prefix),
+        MemoryTables(),
+        MemoryAlarmClocks(),
     )
 
 
@@ -125,12 +121,24 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
     observers = Observers(flags, tracing, configuration.metrics, settings.namespace)
     me = Peer(settings.namespace, flags.app_id)
     backbone = open_backbone(settings.broker, me, prefix=settings.prefix, replicas=settings.replicas)
-    logs = [backbone.log]
-    components = _pubsub_components(
-        manifests.components, backbone.log, logs, settings.namespace, observers.telemetry.meter
+    own_namespace = settings.environ.get("NAMESPACE", "")
+    components = Components(
+        Surroundings(
+            app_id=flags.app_id,
+            namespace=own_namespace,
+            clock=clock,
+            tables=backbone.tables,
+            alarms=backbone.alarms,
+            events=backbone.log,
+            templates=resources.Templates(flags.app_id, own_namespace, settings.environ.get("POD_NAME")),
+        ),
+        denied=configuration.components_deny,
+        meter=observers.telemetry.meter,
     )
+    components.check(manifests.components)
+    pubsubs = components.of("pubsub")
     declared = subscriptions.from_manifests(manifests.subscriptions)
-    health = Health(lambda: next((log.problem for log in logs if log.problem), None))
+    health = Health(lambda: _problem(backbone.log, *(component.log for component in pubsubs.values())))
     warnings = [*settings.warnings, *configuration.warnings, *manifests.warnings, *declared.warnings]
     for warning in warnings:
         logger.warning("%s", warning)
@@ -165,14 +173,24 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
     serves_invoke = configuration.serves(invoke.GROUP, invoke.TEMPLATE)
     router = Router(invoke_api if serves_invoke else None, permits=configuration.serves)
     body_limit = flags.max_body_size or 0
-    pubsub = PubSub(flags.app_id, components.values(), clock, telemetry=observers.telemetry)
+    pubsub = PubSub(flags.app_id, pubsubs, clock, telemetry=observers.telemetry)
+    state = State(
+        flags.app_id,
+        components.of("state"),
+        resiliency=resiliency,
+        pubsub=pubsub,
+        clock=clock,
+        namespace=settings.namespace,
+    )
+    components.upkeep["state"] = Upkeep(state.attach, state.detach)
     health_api = HealthApi(flags.app_id, health)
     metadata_api = MetadataApi(
-        lambda: describe(flags, manifests, components, runtime.subscriptions), __version__, extended
+        lambda: describe(flags, manifests, components.loaded, runtime.subscriptions), __version__, extended
     )
     for block in (
         PublishApi(pubsub, body_limit),
         EventsApi(pubsub, body_limit),
+        StateApi(state, body_limit),
         health_api,
         metadata_api,
         ShutdownApi(lambda: runtime.stop(), exit_now),
@@ -193,13 +211,12 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
     metadata_api.add_to(public)
     runtime = Runtime(
         app_id=flags.app_id,
-        logs=logs,
-        requests=backbone.requests,
+        backbone=backbone,
         outside=outside,
         callee=callee,
         init_retries=resiliency.built_in(INITIALIZATION_RETRIES),
         components=components,
-        declared=declared.specs,
+        manifests=manifests,
         health=health,
         servers=_servers(flags, api, CatchErrors(public)),
         observers=observers,
@@ -209,6 +226,10 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
         block_shutdown=flags.block_shutdown,
     )
     return runtime
+
+
+def _problem(*logs: EventLog) -> str | None:
+    return next((problem for log in logs if (problem := log.problem)), None)
 
 
 def _app(settings: Settings, clock: Clock) -> App | None:
@@ -276,57 +297,3 @@ def _permits(policy: AccessPolicy | None, verified: bool) -> Permits:
             CALLERS_VERIFIED,
         )
     return lambda caller, path, verb: policy.permits(caller, verified, path, verb).reason or None
-
-
-def _pubsub_components(
-    manifests: Iterable[resources.Component], backbone: EventLog, logs: list[EventLog], namespace: str, meter: Meter
-) -> dict[str, Component]:
-    """The components that the manifests name, and the backbone's own where none takes its name.
-
-    Every log that is opened on the way joins `logs`. Raises `ConfigurationError`.
-    """
-    components = {DEFAULT_COMPONENT: Component(name=DEFAULT_COMPONENT, log=backbone)}
-    for manifest in manifests:
-        try:
-            components[manifest.name] = _pubsub_component(manifest, backbone, logs, namespace)
-            meter.component_loaded(manifest.type)
-        except ConfigurationError as error:
-            meter.component_failed(manifest.type, manifest.name, "init")
-            message = (
-                f"[INIT_COMPONENT_FAILURE]: initialization error occurred for {manifest.name} "
-                f"({manifest.type}/{manifest.version}): {error}"
-            )
-            if not manifest.ignore_errors:
-                raise ConfigurationError(message) from error
-            logger.error("%s; the component is left out (ignoreErrors)", message)
-        else:
-            logger.info("Component loaded: %s (%s/%s)", manifest.name, manifest.type, manifest.version)
-    return components
-
-
-def _pubsub_component(
-    manifest: resources.Component, backbone: EventLog, logs: list[EventLog], namespace: str
-) -> Component:
-    if manifest.type == "pubsub.meshwire":
-        log = backbone
-    elif manifest.type == "pubsub.in-memory":
-        from brokers.memory import MemoryEventLog
-
-        log = MemoryEventLog()
-        logs.append(log)
-    else:
-        raise ConfigurationError(
-            f"{manifest.origin}: components of type {manifest.type} are not there yet (there are: "
-            f"{', '.join(COMPONENT_TYPES)}); remove the file, or set spec.ignoreErrors"
-        )
-    unknown = manifest.unknown_metadata(PUBSUB_METADATA)
-    if unknown:
-        raise ConfigurationError("; ".join(unknown))
-    return Component(
-        name=manifest.name,
-        log=log,
-        type=manifest.type,
-        version=manifest.version,
-        scopes=TopicScopes.from_metadata(manifest.metadata),
-        topic_prefix=namespace if manifest.namespace_scoped else "",
-    )

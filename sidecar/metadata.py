@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mesh import __version__
-from mesh.pubsub import Component
 from mesh.resources import Resources
 from mesh.subscriptions import SubscriptionSpec
+from sidecar.components import Loaded
 from sidecar.flags import SidecarFlags
 
 
 def describe(
-    flags: SidecarFlags, manifests: Resources, components: Mapping[str, Component], specs: Sequence[SubscriptionSpec]
+    flags: SidecarFlags, manifests: Resources, components: Mapping[str, Loaded], specs: Sequence[SubscriptionSpec]
 ) -> dict[str, Any]:
     """All members but `extended`, without those that would be empty."""
     described: dict[str, Any] = {
@@ -21,18 +21,19 @@ def describe(
         "runtimeVersion": __version__,
         "components": [
             {
-                "name": component.name,
-                "type": component.type,
-                "version": component.version,
-                "capabilities": ["MESSAGE_TTL"],
+                "name": component.manifest.name,
+                "type": component.manifest.type,
+                "version": component.manifest.version,
+                "capabilities": component.capabilities,
             }
             for component in components.values()
         ],
         "actorRuntime": {"runtimeStatus": "DISABLED", "hostReady": False},  # which SDKs look for
     }
-    for member, resources in (("httpEndpoints", manifests.http_endpoints), ("resiliencies", manifests.resiliency)):
-        if resources:
-            described[member] = [{"name": resource.name} for resource in resources]
+    endpoints = [one.name for one in manifests.http_endpoints] + [one.name for one in manifests.endpoints_to_complete]
+    for member, names in (("httpEndpoints", endpoints), ("resiliencies", [one.name for one in manifests.resiliency])):
+        if names:
+            described[member] = [{"name": name} for name in names]
     if specs:
         described["subscriptions"] = [
             {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -15,13 +15,17 @@ from mesh import subscriptions
 from mesh.errors import AppError, BrokerError
 from mesh.invocation import Callee
 from mesh.ports import AppChannel, Clock, EventLog, Requests, Server
-from mesh.pubsub import DEFAULT_COMPONENT, Component
+from mesh.ports.alarms import AlarmClocks
+from mesh.ports.tables import Tables
+from mesh.pubsub import DEFAULT_COMPONENT
 from mesh.resiliency.policy import Policy
 from mesh.resiliency.retry import Failure
+from mesh.resources import Resources
 from mesh.subscriber import Subscriber
 from mesh.subscriptions import SubscriptionSpec
 from sidecar.app_health import AppHealth
 from sidecar.channel import OutsideWorld
+from sidecar.components import Components
 from sidecar.health import Health
 from sidecar.http.server import HttpServer
 from sidecar.telemetry import Observers
@@ -52,6 +56,15 @@ class End(Enum):
     """The shutdown took longer than its grace."""
 
 
+class Backbone(NamedTuple):
+    """The broker of the mesh, not started. All share the connection of the log, which is closed last."""
+
+    log: EventLog
+    requests: Requests
+    tables: Tables
+    alarms: AlarmClocks
+
+
 class App(msgspec.Struct, frozen=True, kw_only=True):
     """The app beside this sidecar, and what to ask it."""
 
@@ -69,13 +82,12 @@ class Runtime:
         self,
         *,
         app_id: str,
-        logs: Sequence[EventLog],
-        requests: Requests,
+        backbone: Backbone,
         outside: OutsideWorld,
         callee: Callee,
         init_retries: Policy,
-        components: Mapping[str, Component],
-        declared: Sequence[SubscriptionSpec],
+        components: Components,
+        manifests: Resources,
         health: Health,
         servers: Sequence[HttpServer],
         observers: Observers,
@@ -85,14 +97,13 @@ class Runtime:
         block_shutdown: float | None,
     ) -> None:
         self._app_id = app_id
-        self._logs = logs
-        self._requests = requests
+        self._backbone = backbone
         self._outside = outside
         self._callee = callee
         self._service: Server | None = None
         self._init_retries = init_retries
         self._components = components
-        self._declared = declared
+        self._manifests = manifests
         self._health = health
         self._servers = servers
         self._observers = observers
@@ -101,7 +112,11 @@ class Runtime:
         self._block_shutdown = block_shutdown
         self._subscriber: Subscriber | None = None
         if app is not None:
-            self._subscriber = Subscriber(app_id, components, app.channel, clock, telemetry=observers.telemetry)
+            pubsubs = components.of("pubsub")
+            self._subscriber = Subscriber(app_id, pubsubs, app.channel, clock, telemetry=observers.telemetry)
+        components.settled = self._settled
+        components.changed = self._component_changed
+        self._asked: list[SubscriptionSpec] = []
         self._specs: list[SubscriptionSpec] | None = None
         self._end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
         self._unhealthy = asyncio.Event()
@@ -143,8 +158,9 @@ class Runtime:
             await server.start()
         await self._observers.start()
         self.on_ready()
-        for log in self._logs:
-            await log.start()
+        await self._backbone.log.start()
+        await self._components.load(self._manifests.components)
+        await self._complete_endpoints()
         self._health.reached("runtime")
         if self._app is not None:
             await self._app.channel.wait_until_listening()
@@ -154,10 +170,21 @@ class Runtime:
         self._health.reached("app")
         logger.info("dapr initialized. Status: Running. Init Elapsed %.0fms", 1000 * (time.monotonic() - started))
 
+    async def _complete_endpoints(self) -> None:
+        for endpoint in self._manifests.endpoints_to_complete:
+            self._outside.add([endpoint.complete(await self._components.fetch(endpoint.references))])
+
+    async def _settled(self, limit: float) -> None:
+        await asyncio.gather(*(server.settled(limit) for server in self._servers))
+
+    def _component_changed(self, category: str, _name: str) -> None:
+        if category == "pubsub" and self._subscriber is not None:
+            self._subscriber.refresh()
+
     async def _serve_calls(self) -> None:
         """Other apps can call this one from now on. Without a port, they are told so."""
         try:
-            self._service = await self._requests.serve(self._app_id, self._callee.answer, concurrency=CALLS)
+            self._service = await self._backbone.requests.serve(self._app_id, self._callee.answer, concurrency=CALLS)
         except BrokerError as error:
             logger.error("other apps cannot call this one: %s", error)
 
@@ -169,11 +196,14 @@ class Runtime:
         if self._specs is None:
             if self._app.ask_config:
                 await self._ask_config(self._app.channel)
-            asked: list[SubscriptionSpec] = []
-            if self._app.ask_subscriptions and self._components:
-                asked = await self._ask_subscriptions(self._app.channel)
-            self._specs = subscriptions.merge(asked, self._declared)
+            if self._app.ask_subscriptions and self._components.of("pubsub"):
+                self._asked = await self._ask_subscriptions(self._app.channel)
+            self._specs = self._merged()
         self._subscriber.start(self._specs)
+
+    def _merged(self) -> list[SubscriptionSpec]:
+        """What the app asked for, and what the manifests declare."""
+        return subscriptions.merge(self._asked, subscriptions.from_manifests(self._manifests.subscriptions).specs)
 
     async def _app_is_unhealthy(self) -> None:
         self._unhealthy.set()
@@ -233,12 +263,14 @@ class Runtime:
                 await asyncio.gather(self._stop_subscriptions(grace), self._stop_service(grace))
                 for server in self._servers:
                     await server.stop(REQUEST_GRACE if grace is None else min(REQUEST_GRACE, REQUEST_SHARE * grace))
-                await self._requests.close()
+                await self._components.close()
+                await self._backbone.alarms.close()
+                await self._backbone.tables.close()
+                await self._backbone.requests.close()
                 await self._outside.close()
                 if self._app is not None:
                     await self._app.channel.close()
-                for log in self._logs:
-                    await log.close()
+                await self._backbone.log.close()
                 await self._observers.close()
         except TimeoutError:
             logger.error("shutting down took longer than %.0f s; giving up", self._grace)

@@ -81,7 +81,8 @@ class State:
         self._pubsub = pubsub
         self._clock = clock
         self._namespace = namespace
-        self._outboxes: dict[str, Outbox] = {}
+        self._outboxes: dict[int, Outbox] = {}
+        """By the identity of the component: while one is exchanged there are two of its name."""
 
     # Components
 
@@ -106,12 +107,12 @@ class State:
             found = StoredOutbox(component, settings, self._pubsub, self._clock)
         else:
             found = MarkedOutbox(component, settings, self._pubsub, self._clock, self._namespace)
-        self._outboxes[component.name] = found
+        self._outboxes[id(component)] = found
         found.start()
 
     async def detach(self, component: StateComponent) -> None:
         """To be called before the component is closed. Safe for one that was never attached."""
-        found = self._outboxes.pop(component.name, None)
+        found = self._outboxes.pop(id(component), None)
         if found is not None:
             await found.close()
 
@@ -208,7 +209,7 @@ class State:
         """All or none. Call `check_transactional` first; Dapr does so before it reads the request."""
         if not writes:
             return
-        found = self._outboxes.get(component.name)
+        found = self._outboxes.get(id(component))
         try:
             plan = outbox.Plan(writes, ())
             if found is not None:

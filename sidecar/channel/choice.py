@@ -29,14 +29,18 @@ class OutsideWorld:
 
     def __init__(self, endpoints: Sequence[HttpEndpoint] = ()) -> None:
         """Raises `ConfigurationError` for TLS material that is none, and when the library is missing."""
-        self._endpoints = endpoints
-        self._names = frozenset(endpoint.name for endpoint in endpoints)
+        self._endpoints: dict[str, HttpEndpoint] = {}
         self._servers: ExternalServers | None = None
+        self.add(endpoints)
+
+    def add(self, endpoints: Sequence[HttpEndpoint]) -> None:
+        """Raises as the constructor."""
         if endpoints:
-            self._opened()
+            self._opened().add(endpoints)
+            self._endpoints |= {endpoint.name: endpoint for endpoint in endpoints}
 
     def has(self, target: str) -> bool:
-        return target in self._names
+        return target in self._endpoints
 
     async def call(self, target: str, request: Request) -> Response:
         return await self._opened().call(target, request)
@@ -49,5 +53,5 @@ class OutsideWorld:
         if self._servers is None:
             from sidecar.channel.external import ExternalServers
 
-            self._servers = ExternalServers(self._endpoints)
+            self._servers = ExternalServers()
         return self._servers

@@ -12,7 +12,7 @@ import os
 import socket
 import ssl
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urljoin, urlsplit
 
@@ -93,9 +93,15 @@ class ExternalServers:
 
     def __init__(self, endpoints: Sequence[HttpEndpoint] = ()) -> None:
         """Raises `ConfigurationError` for TLS material that is none."""
-        self._endpoints: Mapping[str, HttpEndpoint] = {endpoint.name: endpoint for endpoint in endpoints}
+        self._endpoints: dict[str, HttpEndpoint] = {}
         self._pool = _pool(ssl.create_default_context())
-        self._pools = {endpoint.name: _pool(_tls(endpoint)) for endpoint in endpoints if endpoint.tls != ClientTls()}
+        self._pools: dict[str, httpcore.AsyncConnectionPool] = {}
+        self.add(endpoints)
+
+    def add(self, endpoints: Sequence[HttpEndpoint]) -> None:
+        """Raises `ConfigurationError` for TLS material that is none."""
+        self._endpoints |= {endpoint.name: endpoint for endpoint in endpoints}
+        self._pools |= {endpoint.name: _pool(_tls(endpoint)) for endpoint in endpoints if endpoint.tls != ClientTls()}
 
     def has(self, target: str) -> bool:
         return target in self._endpoints

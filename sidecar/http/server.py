@@ -85,6 +85,12 @@ class HttpServer:
             listen = loop.create_server if self._path is None else loop.create_unix_server
             self._servers.append(await listen(self._protocol, sock=sock, backlog=_BACKLOG))
 
+    async def settled(self, limit: float) -> None:
+        """Returns when the requests that are under way now have been answered, or after `limit` seconds."""
+        tasks = list(self._state.tasks)
+        if tasks:
+            await asyncio.wait(tasks, timeout=limit)
+
     async def stop(self, grace: float) -> None:
         """Accept no more, close idle connections, give open requests `grace` seconds to be answered, cut off the
         rest: their tasks are cancelled. Returns when all is over; may be called twice."""

@@ -106,12 +106,14 @@ async def test_metadata(start, tmp_path):
             while "subscriptions" not in (answer := await api.call("GET", "/v1.0/metadata")).json:
                 await asyncio.sleep(0.01)
         assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
-        assert answer.json == {
+        described = answer.json
+        components = {component.pop("name"): component for component in described.pop("components")}
+        assert components["pubsub"] == {"type": "pubsub.meshwire", "version": "v1", "capabilities": ["MESSAGE_TTL"]}
+        assert components["statestore"]["type"] == "state.meshwire"
+        assert {"ETAG", "TRANSACTIONAL", "ACTOR"} <= set(components["statestore"]["capabilities"])
+        assert described == {
             "id": "app1",
             "runtimeVersion": __version__,
-            "components": [
-                {"name": "pubsub", "type": "pubsub.meshwire", "version": "v1", "capabilities": ["MESSAGE_TTL"]}
-            ],
             "extended": {"daprRuntimeVersion": __version__},
             "httpEndpoints": [{"name": "github"}],
             "resiliencies": [{"name": "patience"}],

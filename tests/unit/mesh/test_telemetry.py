@@ -71,7 +71,7 @@ class Log:
 
 def pubsub(log: Log, telemetry: Telemetry) -> PubSub:
     component = Component(name="pubsub", log=log)  # type: ignore[arg-type]
-    return PubSub("shop", [component], VirtualClock(), telemetry=telemetry)
+    return PubSub("shop", {component.name: component}, VirtualClock(), telemetry=telemetry)
 
 
 def publication(body: bytes = b"{}", **more: Any) -> Publication:

@@ -1,0 +1,146 @@
+"""Which types of components there are: our own by the table below, others by Python entry points.
+
+Nothing is imported before a manifest, or the documentation, asks for it. A package of somebody else's joins by an
+entry point of the group `meshwire.components` with the type as its name and a `ComponentSpec`, or a sequence of them
+(one for each version), as its value.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+
+from mesh.components import Category, ComponentSpec
+from mesh.errors import ConfigurationError, clip
+
+GROUP = "meshwire.components"
+
+BUILT_IN: Mapping[str, str] = {
+    "pubsub.in-memory": "bindings.pubsub.in_memory",
+    "pubsub.meshwire": "mesh.pubsub_component",
+    "secretstores.local.env": "bindings.secretstores.local_env",
+    "secretstores.local.file": "bindings.secretstores.local_file",
+    "state.in-memory": "bindings.state.in_memory",
+    "state.meshwire": "mesh.state.backbone",
+}
+"""Module of each type. It has a `SPEC`, or `SPECS` when the versions of a type differ."""
+
+ALIASES: Mapping[str, str] = {
+    "configuration.postgres": "configuration.postgresql",
+    "state.postgres": "state.postgresql",
+    "state.sqlite3": "state.sqlite",
+}
+"""Dapr's other names."""
+
+_EXTRAS = {
+    "aiobotocore": "aws",
+    "botocore": "aws",
+    "cryptography": "crypto",
+    "psycopg": "postgresql",
+    "psycopg_pool": "postgresql",
+    "redis": "redis",
+}
+
+
+def _pubsub() -> Category:
+    from mesh import pubsub_component as common
+
+    return Category(name="pubsub", title="Pub/sub", fields=common.FIELDS, make=common.make)
+
+
+def _state() -> Category:
+    from mesh.ports.stores import StateFeature
+    from mesh.state import component as common
+
+    def capabilities(_spec: ComponentSpec, component: common.StateComponent) -> Sequence[str]:
+        features = sorted(feature.value for feature in component.features)
+        actors = component.features >= {StateFeature.ETAG, StateFeature.TRANSACTIONAL}
+        return [*features, "ACTOR"] if actors else features
+
+    return Category(
+        name="state", title="State stores", fields=common.FIELDS, make=common.make, capabilities=capabilities
+    )
+
+
+CATEGORIES: Mapping[str, Callable[[], Category]] = {
+    "secretstores": lambda: Category(name="secretstores", title="Secret stores"),
+    "pubsub": _pubsub,
+    "state": _state,
+    "configuration": lambda: Category(name="configuration", title="Configuration stores"),
+    "lock": lambda: Category(name="lock", title="Locks"),
+}
+"""In the order in which components start: what others refer to comes first."""
+
+
+def find(type_: str, version: str) -> ComponentSpec:
+    """`version` in lower case.
+
+    Raises `ConfigurationError` for a type or a version that there is not, and when its library is missing.
+    """
+    type_ = ALIASES.get(type_, type_)
+    specs = _specs(type_)
+    if not specs:
+        category = type_.partition(".")[0]
+        there_are = ", ".join(name for name in names() if name.startswith(f"{category}."))
+        raise ConfigurationError(
+            f"there are no components of type {clip(type_)}"
+            + (f" (there are: {there_are})" if there_are else f"; the category {category} is not there yet")
+        )
+    versions = [known for spec in specs for known in spec.versions]
+    if version == "v0":
+        version = versions[0]  # Dapr: it is the first one
+    for spec in specs:
+        if version in spec.versions:
+            return spec
+    raise ConfigurationError(
+        f"components of type {type_} have no version {clip(version)} (there is: {', '.join(versions)})"
+    )
+
+
+def names() -> list[str]:
+    """Every type, of our own and of packages that are installed."""
+    return sorted({*BUILT_IN, *(point.name for point in _foreign())})
+
+
+def every() -> list[ComponentSpec]:
+    """The specs of every type, in the order of their names. Raises as `find`."""
+    return [spec for name in names() for spec in _specs(name)]
+
+
+def missing_library(what: str, error: ImportError, extra: str = "") -> ConfigurationError:
+    """What to install when `what` cannot be imported."""
+    extra = extra or _EXTRAS.get((error.name or "").partition(".")[0], "")
+    remedy = f'pip install "meshwire[{extra}]"' if extra else "install what it needs"
+    return ConfigurationError(f"{what} needs a library that is not installed: {remedy} ({error})")
+
+
+def _specs(type_: str) -> Sequence[ComponentSpec]:
+    if type_ in BUILT_IN:
+        try:
+            module = importlib.import_module(BUILT_IN[type_])
+        except ImportError as error:
+            raise missing_library(type_, error) from error
+        found = getattr(module, "SPECS", None) or [module.SPEC]
+        return [spec for spec in found if spec.type == type_]
+    return [spec for point in _foreign() if point.name == type_ for spec in _load(point)]
+
+
+def _foreign() -> Iterable[EntryPoint]:
+    return [point for point in entry_points(group=GROUP) if point.name not in BUILT_IN]
+
+
+def _load(point: EntryPoint) -> Sequence[ComponentSpec]:
+    origin = f"{point.name}, which the package {point.dist.name if point.dist else '?'} brings as {point.value},"
+    try:
+        found = point.load()
+    except ImportError as error:
+        raise missing_library(origin, error) from error
+    except Exception as error:
+        raise ConfigurationError(f"{origin} cannot be loaded: {type(error).__name__}: {error}") from error
+    specs = [found] if isinstance(found, ComponentSpec) else found
+    if not isinstance(specs, Sequence) or not all(
+        isinstance(spec, ComponentSpec) and spec.type == point.name for spec in specs
+    ):
+        raise ConfigurationError(f"{origin} must be a ComponentSpec of type {point.name}, or a sequence of them")
+    return specs
