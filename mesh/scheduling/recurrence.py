@@ -194,6 +194,7 @@ def parse_period(text: str) -> Period:
     return Period(Every(f"@every {text}", months, seconds) if months or seconds else None, repeats)
 
 
+@lru_cache(maxsize=1024)
 def parse_recurrence(text: str, zone: str = "") -> Recurrence:
     """A cron pattern of six fields (seconds first) or five, `@every <duration>`, or one of `@yearly`, `@annually`,
     `@monthly`, `@weekly`, `@daily`, `@midnight`, `@hourly`.

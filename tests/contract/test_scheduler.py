@@ -1,0 +1,321 @@
+"""What the Scheduler promises, on every implementation of `Alarms`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from mesh.clock import SystemClock
+from mesh.ports.alarms import AlarmClocks
+from mesh.scheduling.recurrence import parse_recurrence
+from mesh.scheduling.scheduler import AlreadyScheduled, Schedule, Scheduler, Tick
+from tests.contract.alarms import BACKINGS, Backing, Inbox, LoneAlarmClocks, nats_alarms
+from tests.contract.nats_server import NatsServer
+
+NIGHTLY = ("job", "nightly")
+EVERY_SECOND = parse_recurrence("@every 1s")
+
+namespaces = (f"schedules{number}" for number in count(1))
+
+Member = Callable[[], Awaitable[Scheduler]]
+
+
+@pytest.fixture(scope="module", params=BACKINGS, ids=lambda backing: backing.name)
+def backing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backing]:
+    started = request.param()
+    started.start(tmp_path_factory.mktemp(started.name))
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+async def member(backing: Backing) -> AsyncIterator[Member]:
+    """Makes the schedulers of members of one app."""
+    namespace = next(namespaces)
+    async with AsyncExitStack() as stack:
+
+        async def member() -> Scheduler:
+            clocks = await backing.member(namespace)
+            stack.push_async_callback(clocks.close)
+            return Scheduler(clocks.alarms("shop"), backing.clock)
+
+        yield member
+
+
+@pytest.fixture
+async def scheduler(member: Member) -> Scheduler:
+    return await member()
+
+
+@pytest.fixture
+def inbox(backing: Backing) -> Callable[..., Inbox[Tick]]:
+    return lambda settle=None: Inbox(backing, settle or (lambda tick: tick.done()))
+
+
+@pytest.fixture
+def now(backing: Backing) -> Callable[[], float]:
+    return backing.clock.now
+
+
+def keep(tick: Tick) -> None:
+    """Leave it unsettled."""
+
+
+async def test_a_schedule_without_a_recurrence_fires_once(
+    scheduler: Scheduler, inbox: Callable[..., Inbox[Tick]], backing: Backing, now: Callable[[], float]
+) -> None:
+    ticks = inbox()
+    await scheduler.serve("job", ticks, concurrency=5)
+    first = now() + 0.4
+    due = await scheduler.schedule(NIGHTLY, Schedule(first=first), b"data", notes={"trace": "x"}, overwrite=False)
+    (tick,) = await ticks.reaches(1)
+    assert (tick.key, tick.payload, tick.notes, tick.due, tick.number) == (NIGHTLY, b"data", {"trace": "x"}, due, 1)
+    assert 0 <= ticks.times[0] - first <= backing.resolution
+    await backing.elapse(0.5)
+    assert len(ticks.items) == 1
+    assert await scheduler.get(NIGHTLY) is None
+
+
+async def test_a_series_keeps_time_and_ends_after_its_repeats(
+    scheduler: Scheduler, inbox: Callable[..., Inbox[Tick]], backing: Backing, now: Callable[[], float]
+) -> None:
+    ticks = inbox()
+    await scheduler.serve("job", ticks, concurrency=5)
+    began = now()
+    await scheduler.schedule(NIGHTLY, Schedule(recurrence=EVERY_SECOND, repeats=3), overwrite=False)
+    await ticks.reaches(3)
+    assert [tick.number for tick in ticks.items] == [1, 2, 3]
+    assert [tick.due for tick in ticks.items] == pytest.approx([began + 1, began + 2, began + 3], abs=0.05)
+    assert all(0 <= seen - tick.due <= backing.resolution for seen, tick in zip(ticks.times, ticks.items, strict=True))
+    await backing.elapse(1.5)
+    assert len(ticks.items) == 3
+    assert await scheduler.get(NIGHTLY) is None
+
+
+async def test_the_first_time_may_differ_and_the_series_counts_from_it(
+    scheduler: Scheduler, inbox: Callable[..., Inbox[Tick]], now: Callable[[], float]
+) -> None:
+    ticks = inbox()
+    await scheduler.serve("job", ticks, concurrency=5)
+    first = now() + 0.3
+    await scheduler.schedule(NIGHTLY, Schedule(first=first, recurrence=EVERY_SECOND, repeats=2), overwrite=False)
+    await ticks.reaches(2)
+    assert [tick.due for tick in ticks.items] == [first, first + 1]
+
+
+async def test_no_tick_is_later_than_the_end(
+    scheduler: Scheduler, inbox: Callable[..., Inbox[Tick]], backing: Backing, now: Callable[[], float]
+) -> None:
+    ticks = inbox()
+    await scheduler.serve("job", ticks, concurrency=5)
+    first = now()
+    await scheduler.schedule(NIGHTLY, Schedule(first=first, recurrence=EVERY_SECOND, until=first + 1), overwrite=False)
+    await ticks.reaches(2)
+    await backing.elapse(1.5)
+    assert [tick.due for tick in ticks.items] == [first, first + 1]
+    assert await scheduler.get(NIGHTLY) is None
+
+
+async def test_missed_ticks_are_one_and_keep_the_phase(
+    scheduler: Scheduler, inbox: Callable[..., Inbox[Tick]], backing: Backing, now: Callable[[], float]
+) -> None:
+    first = now() - 1000.5
+    await scheduler.schedule(NIGHTLY, Schedule(first=first, recurrence=EVERY_SECOND, repeats=3), overwrite=False)
+    await backing.elapse(1)
+    ticks = inbox()
+    await scheduler.serve("job", ticks, concurrency=5)
+    await ticks.reaches(3)
+    assert [tick.number for tick in ticks.items] == [1, 2, 3]
+    assert ticks.items[0].due == first
+    assert 0 < ticks.items[1].due - ticks.times[0] <= 1.01
+    assert (ticks.items[1].due - first) % 1 == pytest.approx(0, abs=1e-6)
+    assert ticks.items[2].due == pytest.approx(ticks.items[1].due + 1)
+
+
+async def test_a_tick_that_failed_comes_again_and_the_series_waits_for_it(
+    scheduler: Scheduler, inbox: Callable[..., Inbox[Tick]], now: Callable[[], float]
+) -> None:
+    ticks = inbox(lambda tick: tick.retry(0.6) if tick.number == 1 and tick.attempt < 3 else tick.done())
+    await scheduler.serve("job", ticks, concurrency=5)
+    await scheduler.schedule(NIGHTLY, Schedule(first=now(), recurrence=EVERY_SECOND, repeats=2), overwrite=False)
+    await ticks.reaches(4)
+    assert [(tick.number, tick.attempt) for tick in ticks.items] == [(1, 1), (1, 2), (1, 3), (2, 1)]
+    assert ticks.items[3].due >= ticks.times[2]
+
+
+async def test_ticks_of_one_schedule_are_never_side_by_side(
+    scheduler: Scheduler, inbox: Callable[..., Inbox[Tick]], backing: Backing, now: Callable[[], float]
+) -> None:
+    ticks = inbox(keep)
+    await scheduler.serve("job", ticks, concurrency=5)
+    await scheduler.schedule(NIGHTLY, Schedule(first=now(), recurrence=EVERY_SECOND), overwrite=False)
+    (tick,) = await ticks.reaches(1)
+    await backing.elapse(2.2)
+    assert len(ticks.items) == 1
+    tick.done()
+    await ticks.reaches(2)
+    assert ticks.items[1].number == 2
+
+
+async def test_a_schedule_is_there_until_its_last_tick_is_settled(
+    scheduler: Scheduler, inbox: Callable[..., Inbox[Tick]], backing: Backing, now: Callable[[], float]
+) -> None:
+    rule = Schedule(first=now() + 0.2, recurrence=EVERY_SECOND, repeats=2, until=now() + 1000)
+    await scheduler.schedule(NIGHTLY, rule, b"data", notes={"a": "b"}, overwrite=False)
+    found = await scheduler.get(NIGHTLY)
+    assert found is not None
+    assert (found.key, found.schedule, found.payload, found.notes) == (NIGHTLY, rule, b"data", {"a": "b"})
+    assert (found.due, found.number) == (rule.first, 1)
+    await backing.elapse(0.9)  # it is due, and nobody is there
+    with pytest.raises(AlreadyScheduled, match="job/nightly"):
+        await scheduler.schedule(NIGHTLY, rule, overwrite=False)
+    ticks = inbox(keep)
+    await scheduler.serve("job", ticks, concurrency=5)
+    (tick,) = await ticks.reaches(1)
+    assert (await scheduler.get(NIGHTLY)) is not None
+    tick.done()
+    await ticks.reaches(2)
+    found = await scheduler.get(NIGHTLY)
+    assert found is not None
+    assert (found.schedule, found.number) == (rule, 2)
+    ticks.items[1].done()
+    await backing.elapse(0.3)
+    assert await scheduler.get(NIGHTLY) is None
+
+
+async def test_overwriting_starts_anew(
+    scheduler: Scheduler, inbox: Callable[..., Inbox[Tick]], backing: Backing, now: Callable[[], float]
+) -> None:
+    ticks = inbox(keep)
+    await scheduler.serve("job", ticks, concurrency=5)
+    await scheduler.schedule(NIGHTLY, Schedule(first=now(), recurrence=EVERY_SECOND), b"old", overwrite=False)
+    (old,) = await ticks.reaches(1)
+    again = Schedule(recurrence=EVERY_SECOND, repeats=7)
+    await scheduler.schedule(NIGHTLY, again, b"new", overwrite=True)
+    old.done()  # the old series must not go on over the new one
+    await ticks.reaches(2)
+    assert (ticks.items[1].payload, ticks.items[1].number) == (b"new", 1)
+    await backing.elapse(0.3)
+    assert len(ticks.items) == 2
+
+
+async def test_a_series_that_is_cancelled_while_its_tick_is_handled_ends(
+    scheduler: Scheduler, inbox: Callable[..., Inbox[Tick]], backing: Backing, now: Callable[[], float]
+) -> None:
+    ticks = inbox(keep)
+    await scheduler.serve("job", ticks, concurrency=5)
+    await scheduler.schedule(NIGHTLY, Schedule(first=now(), recurrence=EVERY_SECOND), overwrite=False)
+    (tick,) = await ticks.reaches(1)
+    assert await scheduler.cancel(NIGHTLY)
+    tick.done()
+    await backing.elapse(1.6)
+    assert len(ticks.items) == 1
+    assert await scheduler.get(NIGHTLY) is None
+    await scheduler.schedule(NIGHTLY, Schedule(first=now() + 1000), overwrite=False)
+    assert await scheduler.cancel(NIGHTLY)
+    assert not await scheduler.cancel(NIGHTLY)
+
+
+async def test_a_scan_lists_schedules(scheduler: Scheduler, now: Callable[[], float]) -> None:
+    for name in "abc":
+        await scheduler.schedule(("reminder", "cart", name), Schedule(first=now() + 99), overwrite=True)
+    await scheduler.schedule(("reminder", "dog", "d"), Schedule(first=now() + 99), overwrite=True)
+    page = await scheduler.scan(("reminder", "cart"), limit=10)
+    assert sorted(found.key[2] for found in page.schedules) == ["a", "b", "c"]
+    assert page.cursor is None
+
+
+@pytest.mark.parametrize(
+    ("schedule", "reason"),
+    [
+        (Schedule(), "first time or a recurrence"),
+        (Schedule(first=5.0, repeats=0), "once at least"),
+        (Schedule(first=5.0, repeats=2), "without a recurrence"),
+        (Schedule(recurrence=parse_recurrence("@every 999ms")), "every 1 s at most"),
+        (Schedule(recurrence=EVERY_SECOND, until=5.0), "ends before"),
+        (Schedule(first=5.0, until=4.0), "ends before"),
+        (Schedule(recurrence=parse_recurrence("@every P8999Y")), "ends before"),
+    ],
+    ids=str,
+)
+async def test_a_schedule_that_breaks_a_rule_is_refused(scheduler: Scheduler, schedule: Schedule, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        await scheduler.schedule(NIGHTLY, schedule, overwrite=True)
+    assert await scheduler.get(NIGHTLY) is None
+
+
+async def test_a_note_cannot_take_the_place_of_the_rule(scheduler: Scheduler, now: Callable[[], float]) -> None:
+    with pytest.raises(ValueError, match="note"):
+        await scheduler.schedule(NIGHTLY, Schedule(first=now()), notes={"schedule": "{}"}, overwrite=True)
+
+
+# Everything ends, and comes back
+
+
+async def test_of_ten_thousand_schedules_none_is_forgotten_when_everything_is_killed(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    number = 10_000
+    server = NatsServer(tmp_path)
+    server.start()
+    try:
+        before = await nats_alarms([server.url], "restart")
+        scheduler = Scheduler(before.alarms("shop"), SystemClock())
+        began = time.time()
+        first, last = began + 3.0, began + 7.0  # storing them takes a second or two
+        dues = {("job", str(n)): first + (last - first) * n / number for n in range(number)}
+        for begin in range(0, number, 1000):
+            keys = list(dues)[begin : begin + 1000]
+            await asyncio.gather(
+                *(scheduler.schedule(key, Schedule(first=dues[key]), b"x" * 100, overwrite=True) for key in keys)
+            )
+        stored = time.time()
+        # A member works for a while; then it, and the server, end without a word.
+        handled: list[tuple[tuple[str, ...], float]] = []
+
+        def handle(tick: Tick) -> None:
+            handled.append((tick.key, time.time()))
+            tick.done()
+
+        await scheduler.serve("job", handle, concurrency=200)
+        await asyncio.sleep(max(0.0, began + 4.0 - time.time()))
+        server.kill()
+        await _abandon(before)
+        by_the_first = len(handled)
+        await asyncio.sleep(1.0)
+        server.start()
+        back = time.time()
+        after = await nats_alarms([server.url], "restart")
+        await Scheduler(after.alarms("shop"), SystemClock()).serve("job", handle, concurrency=200)
+        async with asyncio.timeout(20):
+            while len({key for key, _ in handled}) < number:
+                await asyncio.sleep(0.05)
+        times = Counter(key for key, _ in handled)
+        late = sorted(seen - max(dues[key], back) for key, seen in handled[by_the_first:])
+        record_property("stored per second", round(number / (stored - began)))
+        record_property("handled before the end", by_the_first)
+        record_property("handled twice", sum(seen > 1 for seen in times.values()))
+        record_property("lateness p50, max", (late[len(late) // 2], late[-1]))
+        assert set(times) == set(dues)
+        assert min(seen - dues[key] for key, seen in handled) >= 0
+        # Twice only what was in hand, or settled and not yet known to the server, when it was killed.
+        assert sum(seen > 1 for seen in times.values()) <= 400
+        assert all(seen <= 2 for seen in times.values())
+        assert 0 < by_the_first < number
+        await after.close()
+    finally:
+        server.kill()
+
+
+async def _abandon(clocks: AlarmClocks) -> None:
+    """End a member as a crash of its process does: nothing is settled or given back."""
+    assert isinstance(clocks, LoneAlarmClocks)
+    await clocks.connection.close()
+    await clocks.close()
