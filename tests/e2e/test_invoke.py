@@ -95,8 +95,10 @@ def shared(tmp_path_factory):
         callee = await mesh.sidecar("b", app=app.port)
         return await mesh.sidecar("a", "--max-body-size=2Gi"), callee, app
 
-    yield asyncio.run(start())
-    asyncio.run(mesh.__aexit__(None, None, None))
+    try:
+        yield asyncio.run(start())
+    finally:
+        asyncio.run(mesh.__aexit__(None, None, None))
 
 
 @pytest.fixture
