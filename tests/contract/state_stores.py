@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
+from bindings.state import sqlite
 from bindings.state.in_memory import MemoryStateStore
 from brokers.memory_tables import MemoryTables
 from mesh.clock import SystemClock
@@ -15,6 +16,7 @@ from mesh.ports import Clock
 from mesh.ports.stores import StateStore
 from mesh.ports.tables import Tables
 from mesh.state.backbone import MeshStateStore
+from tests.opened import opened
 from tests.virtual_clock import VirtualClock
 
 
@@ -80,7 +82,36 @@ class MeshOverMemory(InMemory):
         return LoneMeshStateStore(self._tables, name, self.clock, lone=False)
 
 
-STATE_BACKINGS: list[Callable[[], StateBacking]] = [InMemory, MeshOverMemory]
+class SqliteFile:
+    """Each end has a connection to the file of its own, as other processes have."""
+
+    name = "sqlite"
+
+    def start(self, folder: Path) -> None:
+        self._folder = folder
+
+    def stop(self) -> None:
+        pass
+
+    def _database(self, name: str) -> dict[str, str]:
+        return {"connectionString": str(self._folder / f"{name}.db")}
+
+    async def store(self, name: str) -> StateStore:
+        store: StateStore = opened(sqlite.SPEC, **self._database(name))
+        return store
+
+    async def elapse(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class SqliteWithoutLog(SqliteFile):
+    name = "sqlite-without-wal"
+
+    def _database(self, name: str) -> dict[str, str]:
+        return super()._database(name) | {"disableWAL": "true"}
+
+
+STATE_BACKINGS: list[Callable[[], StateBacking]] = [InMemory, MeshOverMemory, SqliteFile, SqliteWithoutLog]
 
 if find_spec("brokers.nats.tables"):
     from tests.contract.nats_tables import NatsBacking
