@@ -171,7 +171,7 @@ class SubscriptionManifest:
     metadata: Mapping[str, str] = field(default_factory=dict)
     bulk: bool = False
     scopes: tuple[str, ...] = ()
-    origin: str = ""
+    origin: str = field(default="", compare=False)
     """`file:line`."""
 
 

@@ -42,7 +42,7 @@ class SubscriptionSpec:
     raw_payload: bool = False
     """The stored bytes are no event and are wrapped for the app."""
     type: Literal["PROGRAMMATIC", "DECLARATIVE"]
-    origin: str
+    origin: str = field(compare=False)
     """For messages: `file:line`, or the entry of the app's answer."""
 
 

@@ -25,10 +25,12 @@ from sidecar.api.invoke import InvokeApi
 from sidecar.api.operations import HealthApi, MetadataApi, ShutdownApi
 from sidecar.api.publish import PublishApi
 from sidecar.api.state import StateApi
+from sidecar.api.state_extras import StateExtrasApi
 from sidecar.app_health import AppHealth
 from sidecar.channel import OutsideWorld, open_app_channel
 from sidecar.components import Components, Surroundings, Upkeep
 from sidecar.flags import SidecarFlags
+from sidecar.folder_watch import FolderWatch
 from sidecar.health import Health
 from sidecar.http.api_log import ApiLog
 from sidecar.http.guard import Guard
@@ -37,7 +39,7 @@ from sidecar.http.responses import CatchErrors
 from sidecar.http.routing import Router
 from sidecar.http.server import HttpServer, socket_path
 from sidecar.metadata import describe
-from sidecar.runtime import App, Backbone, Runtime
+from sidecar.runtime import App, Backbone, ReadAgain, Runtime
 from sidecar.settings import CALLERS_VERIFIED, BrokerAddress, Settings
 from sidecar.telemetry import Observers
 
@@ -58,17 +60,17 @@ def open_backbone(broker: BrokerAddress, me: Peer, *, prefix: str, replicas: int
         from brokers.memory_tables import MemoryTables
 
         return Backbone(MemoryEventLog(), MemoryRequests(MemoryExchange(), me), MemoryTables(), MemoryAlarmClocks())
-    from brokers.memory_alarms import MemoryAlarmClocks
-    from brokers.memory_tables import MemoryTables
+    from brokers.nats.alarms import NatsAlarmClocks
     from brokers.nats.event_log import NatsEventLog
     from brokers.nats.requests import NatsRequests
+    from brokers.nats.tables import NatsTables
 
     connection = nats_connection(broker, me.app_id)
     return Backbone(
         NatsEventLog(connection, namespace=me.namespace, prefix=prefix, replicas=replicas),
         NatsRequests(connection, me, prefix=prefix),
-        MemoryTables(),
-        MemoryAlarmClocks(),
+        NatsTables(connection, namespace=me.namespace, prefix=prefix, replicas=replicas),
+        NatsAlarmClocks(connection, namespace=me.namespace, prefix=prefix, replicas=replicas),
     )
 
 
@@ -110,18 +112,23 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
     flags = settings.flags
     clock = SystemClock()
     configuration = load_configuration(flags.config, settings.environ)
-    manifests = resources.load(
-        flags.resources_path,
-        app_id=flags.app_id,
-        namespace=settings.environ.get("NAMESPACE", ""),
-        environ=settings.environ,
-        denied=configuration.components_deny,
-    )
+    own_namespace = settings.environ.get("NAMESPACE", "")
+    folders = FolderWatch(flags.resources_path)
+
+    def load_manifests() -> resources.Resources:
+        return resources.load(
+            flags.resources_path,
+            app_id=flags.app_id,
+            namespace=own_namespace,
+            environ=settings.environ,
+            denied=configuration.components_deny,
+        )
+
+    manifests = load_manifests()
     tracing = with_environment(configuration.tracing, settings.environ)
     observers = Observers(flags, tracing, configuration.metrics, settings.namespace)
     me = Peer(settings.namespace, flags.app_id)
     backbone = open_backbone(settings.broker, me, prefix=settings.prefix, replicas=settings.replicas)
-    own_namespace = settings.environ.get("NAMESPACE", "")
     components = Components(
         Surroundings(
             app_id=flags.app_id,
@@ -182,6 +189,7 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
         clock=clock,
         namespace=settings.namespace,
     )
+    state_extras = StateExtrasApi(state, clock)
     components.upkeep["state"] = Upkeep(state.attach, state.detach)
     health_api = HealthApi(flags.app_id, health)
     metadata_api = MetadataApi(
@@ -191,6 +199,7 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
         PublishApi(pubsub, body_limit),
         EventsApi(pubsub, body_limit),
         StateApi(state, body_limit),
+        state_extras,
         health_api,
         metadata_api,
         ShutdownApi(lambda: runtime.stop(), exit_now),
@@ -217,6 +226,11 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
         init_retries=resiliency.built_in(INITIALIZATION_RETRIES),
         components=components,
         manifests=manifests,
+        read_again=(
+            ReadAgain(folders, load_manifests, lambda found: _check(found, clock))
+            if configuration.hot_reload and flags.resources_path
+            else None
+        ),
         health=health,
         servers=_servers(flags, api, CatchErrors(public)),
         observers=observers,
@@ -225,7 +239,14 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
         grace=flags.graceful_shutdown,
         block_shutdown=flags.block_shutdown,
     )
+    runtime.ending.append(state_extras.close)
     return runtime
+
+
+def _check(manifests: resources.Resources, clock: Clock) -> None:
+    """Raises `ConfigurationError` for manifests that would end a start."""
+    Resiliency(manifests.resiliency, clock=clock)
+    OutsideWorld(manifests.http_endpoints)
 
 
 def _problem(*logs: EventLog) -> str | None:

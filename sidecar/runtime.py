@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from mesh import subscriptions
-from mesh.errors import AppError, BrokerError
+from mesh.errors import AppError, BrokerError, ConfigurationError
 from mesh.invocation import Callee
 from mesh.ports import AppChannel, Clock, EventLog, Requests, Server
 from mesh.ports.alarms import AlarmClocks
@@ -26,6 +26,7 @@ from mesh.subscriptions import SubscriptionSpec
 from sidecar.app_health import AppHealth
 from sidecar.channel import OutsideWorld
 from sidecar.components import Components
+from sidecar.folder_watch import FolderWatch
 from sidecar.health import Health
 from sidecar.http.server import HttpServer
 from sidecar.telemetry import Observers
@@ -65,6 +66,16 @@ class Backbone(NamedTuple):
     alarms: AlarmClocks
 
 
+class ReadAgain(NamedTuple):
+    """How manifests that are changed while the sidecar runs take effect."""
+
+    folders: FolderWatch
+    load: Callable[[], Resources]
+    """Read them all. Raises `ConfigurationError`. Called in a thread."""
+    check: Callable[[Resources], None]
+    """Whether a sidecar could start with them, as far as can be told. Raises `ConfigurationError`."""
+
+
 class App(msgspec.Struct, frozen=True, kw_only=True):
     """The app beside this sidecar, and what to ask it."""
 
@@ -88,6 +99,7 @@ class Runtime:
         init_retries: Policy,
         components: Components,
         manifests: Resources,
+        read_again: ReadAgain | None,
         health: Health,
         servers: Sequence[HttpServer],
         observers: Observers,
@@ -104,6 +116,10 @@ class Runtime:
         self._init_retries = init_retries
         self._components = components
         self._manifests = manifests
+        self._read_again = read_again
+        self._watching: asyncio.Task[None] | None = None
+        self.ending: list[Callable[[], None]] = []
+        """Called when the sidecar begins to stop, before it waits for requests."""
         self._health = health
         self._servers = servers
         self._observers = observers
@@ -162,6 +178,9 @@ class Runtime:
         await self._components.load(self._manifests.components)
         await self._complete_endpoints()
         self._health.reached("runtime")
+        if self._read_again is not None:
+            watch = self._watch(self._read_again)
+            self._watching = asyncio.get_running_loop().create_task(watch, name="watch manifests")
         if self._app is not None:
             await self._app.channel.wait_until_listening()
         await self._serve_calls()
@@ -173,6 +192,38 @@ class Runtime:
     async def _complete_endpoints(self) -> None:
         for endpoint in self._manifests.endpoints_to_complete:
             self._outside.add([endpoint.complete(await self._components.fetch(endpoint.references))])
+
+    async def _watch(self, again: ReadAgain) -> None:
+        while True:
+            await again.folders.changed()
+            try:
+                found = await asyncio.to_thread(again.load)
+                if found.unreadable:  # to be half written is to be no YAML
+                    raise ConfigurationError("; ".join(found.unreadable))
+                again.check(found)
+            except ConfigurationError as error:
+                logger.error("the changed manifests are not used: %s", error)
+            else:
+                await self._apply(found)
+
+    async def _apply(self, found: Resources) -> None:
+        """Manifests that have changed: live where that can be, else by a new start (Dapr)."""
+        earlier, self._manifests = self._manifests, found
+        for warning in found.warnings:
+            if warning not in earlier.warnings:
+                logger.warning("%s", warning)
+        if found.restart_fingerprint != earlier.restart_fingerprint:
+            logger.info("manifests that cannot be changed while the sidecar runs have changed: starting anew")
+            self.stop(End.RELOAD)
+            return
+        await self._components.apply(found.components)
+        if found.subscriptions != earlier.subscriptions:
+            for refusal in subscriptions.from_manifests(found.subscriptions).refused:
+                logger.error("%s", refusal)
+            if self._specs is not None:
+                self._specs = self._merged()
+                if self._app is not None and self._app.health.healthy and self._subscriber is not None:
+                    self._subscriber.start(self._specs)
 
     async def _settled(self, limit: float) -> None:
         await asyncio.gather(*(server.settled(limit) for server in self._servers))
@@ -258,6 +309,11 @@ class Runtime:
             logger.info("dapr shutting down")
             if self._block_shutdown is not None and self._app is not None:
                 await self._block(self._block_shutdown)
+        for end_now in self.ending:
+            end_now()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         try:
             async with asyncio.timeout(grace):
                 await asyncio.gather(self._stop_subscriptions(grace), self._stop_service(grace))
