@@ -29,6 +29,8 @@ RETRY = 10.0
 """Seconds until an event whose marker was not seen is looked at again."""
 MOST_SEARCHES = 60
 """Deliveries of an event whose marker is not seen, after which its transaction has not happened: some 20 minutes."""
+CLOSE_LIMIT = 5.0
+"""Seconds for giving back what is in hand."""
 
 _text = msgspec.json.Decoder(str).decode
 
@@ -71,11 +73,12 @@ class MarkedOutbox:
         if self._joining is not None:
             self._joining.cancel()
             await asyncio.gather(self._joining, return_exceptions=True)
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
         if self._subscription is not None:
-            await self._subscription.close()
+            closing = asyncio.ensure_future(asyncio.wait_for(self._subscription.close(), CLOSE_LIMIT))
+            await asyncio.sleep(0)  # it takes no more; what is given back now goes to another replica
+            for task in self._running:
+                task.cancel()
+            await asyncio.gather(closing, return_exceptions=True)
 
     async def _join(self) -> None:
         component = self._pubsub.component(self._internal.pubsub)
@@ -85,7 +88,15 @@ class MarkedOutbox:
     def _take(self, delivery: Delivery) -> None:
         task = asyncio.create_task(self._forward(delivery), name=self._what)
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(lambda _: self._ended(task, delivery))
+
+    def _ended(self, task: asyncio.Task[None], delivery: Delivery) -> None:
+        self._running.discard(task)
+        if task.cancelled():
+            delivery.retry(0)
+        elif (error := task.exception()) is not None:
+            log.error("%s failed", self._what, exc_info=error)
+            delivery.retry(RETRY)
 
     async def _forward(self, delivery: Delivery) -> None:
         event = delivery.payload or b""
@@ -103,9 +114,6 @@ class MarkedOutbox:
         except MeshError as error:
             log.warning("%s: event %s: %s; trying again in %gs", self._what, marker, error, RETRY)
             delivery.retry(RETRY)
-        except asyncio.CancelledError:
-            delivery.retry(0)
-            raise
         else:
             delivery.ack()  # before the marker goes: an event that comes again without one is looked for in vain
             await self._forget(marker)
