@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
-from bindings.state import sqlite
+from bindings.state import postgresql, sqlite
 from bindings.state.in_memory import MemoryStateStore
 from brokers.memory_tables import MemoryTables
 from mesh.clock import SystemClock
@@ -17,6 +17,7 @@ from mesh.ports.stores import StateStore
 from mesh.ports.tables import Tables
 from mesh.state.backbone import MeshStateStore
 from tests.opened import opened
+from tests.servers.postgres import postgres
 from tests.virtual_clock import VirtualClock
 
 
@@ -111,7 +112,39 @@ class SqliteWithoutLog(SqliteFile):
         return super()._database(name) | {"disableWAL": "true"}
 
 
-STATE_BACKINGS: list[Callable[[], StateBacking]] = [InMemory, MeshOverMemory, SqliteFile, SqliteWithoutLog]
+class PostgresV1:
+    name = "postgresql-v1"
+
+    def start(self, folder: Path) -> None:
+        self._server = postgres()
+
+    def stop(self) -> None:
+        pass
+
+    async def store(self, name: str) -> StateStore:
+        table = f"v1_{name}"
+        store: StateStore = opened(
+            postgresql.SPECS[0], **self._server.settings, tableName=table, metadataTableName=f"{table}_metadata"
+        )
+        return store
+
+    async def elapse(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class PostgresV2(PostgresV1):
+    name = "postgresql-v2"
+
+    async def store(self, name: str) -> StateStore:
+        store: StateStore = opened(postgresql.SPECS[1], **self._server.settings, tablePrefix=f"v2_{name}_")
+        return store
+
+
+STATE_BACKINGS: list[Callable[[], StateBacking]] = [
+    *(InMemory, MeshOverMemory),
+    *(SqliteFile, SqliteWithoutLog),
+    *(PostgresV1, PostgresV2),
+]
 
 if find_spec("brokers.nats.tables"):
     from tests.contract.nats_tables import NatsBacking

@@ -119,10 +119,10 @@ async def etag(store: StateStore, key: str) -> str:
 
 async def test_what_was_set_is_got(store: StateStore) -> None:
     assert await store.get(A) is None
-    await store.change(SetState(key=A, value=b'{"n":1}'))
+    await store.change(SetState(key=A, value=b'{"n": 1}'))
     item = await store.get(A)
     assert item is not None
-    assert (item.key, item.value, item.expires) == (A, b'{"n":1}', None)
+    assert (item.key, item.value, item.expires) == (A, b'{"n": 1}', None)
     strong = await store.get(A, strong=True)
     assert strong == item
 
