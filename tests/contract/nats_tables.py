@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from pathlib import Path
 
-from brokers.nats.tables import NatsTables
-
 from brokers.nats.connection import Connection, Lookup, Servers
+from brokers.nats.tables import NatsTables
+from mesh import addressing
 from mesh.ports.tables import TableFeature, Tables
 from tests.contract.nats_server import NatsServer
 
@@ -53,11 +54,12 @@ class LoneTables(NatsTables):
 
     def __init__(self, connection: Connection, *, namespace: str, replicas: int) -> None:
         super().__init__(connection, namespace=namespace, prefix="mesh", replicas=replicas)
-        self._lone_connection = connection
+        self.connection = connection
+        self.namespace = namespace
 
     async def close(self) -> None:
         await super().close()
-        await self._lone_connection.close()
+        await self.connection.close()
 
 
 async def nats_tables(urls: list[str], namespace: str, *, replicas: int = 1) -> LoneTables:
@@ -65,3 +67,10 @@ async def nats_tables(urls: list[str], namespace: str, *, replicas: int = 1) -> 
     tables = LoneTables(connection, namespace=namespace, replicas=replicas)
     await asyncio.wait_for(connection.start(), 10)
     return tables
+
+
+async def stream_leader(tables: LoneTables, scope: str) -> str:
+    """The name of the server that leads the stream of a scope."""
+    stream = addressing.state_stream("mesh", tables.namespace, scope)
+    reply = await tables.connection.call(f"$JS.API.STREAM.INFO.{stream}", b"", b"", 5.0)
+    return str(json.loads(reply.payload)["cluster"]["leader"])

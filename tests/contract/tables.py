@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
 from brokers.memory_tables import MemoryTables
 from mesh.ports.tables import TableFeature, Tables
+from tests.contract.nats_tables import MAX_PAYLOAD, NatsBacking
 from tests.virtual_clock import VirtualClock
 
-MAX_MESSAGE_SIZE = 256 * 1024
+MAX_MESSAGE_SIZE = MAX_PAYLOAD
 """Bytes that each implementation here takes in one message."""
 
 
@@ -79,9 +79,4 @@ class MemoryBacking:
         await self.clock.advance(seconds)
 
 
-BACKINGS: list[type[Backing]] = [MemoryBacking]
-
-if find_spec("brokers.nats.tables"):
-    from tests.contract.nats_tables import NatsBacking
-
-    BACKINGS.append(NatsBacking)
+BACKINGS: list[type[Backing]] = [MemoryBacking, NatsBacking]
