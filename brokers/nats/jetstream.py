@@ -55,10 +55,12 @@ def decode_answer(payload: bytes) -> dict[str, Any]:
     return answer
 
 
-async def call(connection: Connection, subject: str, request: object = None) -> dict[str, Any]:
+async def call(
+    connection: Connection, subject: str, request: object = None, timeout: float = API_TIMEOUT
+) -> dict[str, Any]:
     """Raises `Refused`, `BrokerUnavailable`, and `BrokerError` when permissions forbid the call."""
     body = b"" if request is None else msgspec.json.encode(request)
-    reply = await connection.call(f"$JS.API.{subject}", b"", body, API_TIMEOUT)
+    reply = await connection.call(f"$JS.API.{subject}", b"", body, timeout)
     if reply.no_responders:
         raise NobodyAnswers(
             "JetStream does not answer: it is switched off on this server, or has no leader right now; "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
-from brokers.nats.connection import Connection
+from brokers.nats.connection import Connection, Disconnected
 from mesh.errors import BrokerUnavailable
 
 OPERATION_TIMEOUT = 15.0
@@ -20,20 +21,35 @@ SILENT = "a nats-server whose disk is full is silent too: its log says so"
 
 
 class Retry:
-    """The patience of one operation, from its first failure on."""
+    """The patience of one operation, from its first failure on. It ends when `closed` says so."""
 
-    def __init__(self, connection: Connection, first_pause: float = FIRST_PAUSE) -> None:
+    def __init__(
+        self, connection: Connection, first_pause: float = FIRST_PAUSE, *, closed: Callable[[], bool] = lambda: False
+    ) -> None:
         self._connection = connection
+        self._closed = closed
         self._loop = asyncio.get_running_loop()
         self._deadline = self._loop.time() + OPERATION_TIMEOUT
         self._pause = first_pause
 
     async def after(self, error: BrokerUnavailable) -> None:
         """Return when it is time for the next attempt, connected. Raises `error` when there is no time for one."""
-        if self._deadline - self._loop.time() <= self._pause or self._connection.closed:
+        self._go_on(error)
+        if self._deadline - self._loop.time() <= self._pause:
             if type(error) is BrokerUnavailable:  # connected, the stream is there, and not even an error comes
                 raise BrokerUnavailable(f"{error}; {SILENT}") from error
             raise error
         await asyncio.sleep(self._pause)
         self._pause = min(2 * self._pause, LAST_PAUSE)
-        await self._connection.wait_connected(max(0.0, self._deadline - self._loop.time()))
+        while True:
+            self._go_on(error)
+            remaining = self._deadline - self._loop.time()
+            try:
+                return await self._connection.wait_connected(max(0.0, min(remaining, LAST_PAUSE)))
+            except Disconnected:
+                if remaining <= LAST_PAUSE:
+                    raise
+
+    def _go_on(self, error: BrokerUnavailable) -> None:
+        if self._connection.closed or self._closed():
+            raise error

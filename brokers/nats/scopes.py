@@ -13,8 +13,9 @@ from brokers.nats.connection import Connection
 from mesh import addressing
 from mesh.errors import BrokerError, ConfigurationError
 
-DUPLICATE_WINDOW = 120.0
-"""Seconds for which the id of a write is remembered: longer than one is repeated."""
+DUPLICATE_WINDOW = 40.0
+"""Seconds for which the id of a write is remembered: longer than one is repeated (`retry.OPERATION_TIMEOUT`), and no
+longer, since the server keeps these ids in memory and looks for them all when it starts."""
 GONE_KEPT = 3600
 """Seconds for which a deletion or an expiry can be watched after the fact."""
 MAX_CONSUMERS = 100_000
@@ -77,6 +78,8 @@ class ScopeStream:
         }
         self.standing: Standing | None = None
         """As it was when last looked at."""
+        self.closed = False
+        """Whether its user has let go of it: nothing is tried again then."""
         self._look: asyncio.Future[Standing] | None = None
 
     async def ensure(self) -> Standing:

@@ -16,7 +16,7 @@ from brokers.nats import table_records
 from brokers.nats.connection import Connection, Reply
 from brokers.nats.jetstream import TRANSIENT_ERRORS, Refused
 from brokers.nats.retry import ATTEMPT_TIMEOUT, OPERATION_TIMEOUT, Retry
-from brokers.nats.scopes import ScopeStream
+from brokers.nats.scopes import ScopeStream, Standing
 from brokers.nats.table_history import Histories, HistoryStream
 from brokers.nats.table_reads import NoStream, Reader
 from brokers.nats.table_records import Writing
@@ -142,7 +142,7 @@ class Committer:
 
     async def commit(self, changes: Sequence[Change], checks: Sequence[Check]) -> list[int]:
         """See `Table.commit`; the arguments have been checked."""
-        standing = self._stream.standing or await self._stream.ensure()
+        standing = self._stream.standing or await self._first_look()
         if standing.created != self._created:
             self._created = standing.created
             self._live.clear()
@@ -169,6 +169,18 @@ class Committer:
         if revisions[-1] > self._seen:
             self._seen = revisions[-1]
         return revisions
+
+    async def _first_look(self) -> Standing:
+        retry = None
+        while True:
+            try:
+                return await self._stream.ensure()
+            except BrokerUnavailable as error:
+                retry = retry or self._patience()
+                await retry.after(error)
+
+    def _patience(self) -> Retry:
+        return Retry(self._connection, FIRST_PAUSE, closed=lambda: self._stream.closed)
 
     def _plan(self, changes: Sequence[Change], checks: Sequence[Check]) -> list[_Message]:
         """The changes in their order, after those preconditions for which no change has room: within a batch, the
@@ -217,7 +229,7 @@ class Committer:
         """Where a history is kept, wait until it has the value that is to be replaced."""
         if condition.history is None:
             return
-        retry = Retry(self._connection, FIRST_PAUSE)
+        retry = self._patience()
         while True:
             sequence = await condition.history.last(condition.path)
             if condition.wanted is None:
@@ -238,7 +250,7 @@ class Committer:
                 commit.uncertain = before
                 return self._judge(reply)
             except (_Stale, _Repeated) as verdict:
-                retry = retry or Retry(self._connection, FIRST_PAUSE)
+                retry = retry or self._patience()
                 if commit.uncertain or isinstance(verdict, _Repeated):
                     first = await self._find(commit, retry)
                     if first is not None:
@@ -250,7 +262,7 @@ class Committer:
                 continue
             except BrokerUnavailable as error:
                 failure = error
-            retry = retry or Retry(self._connection, FIRST_PAUSE)
+            retry = retry or self._patience()
             await retry.after(failure)
             if isinstance(failure, NoStream | _Transient):
                 await self._restore(commit, retry)

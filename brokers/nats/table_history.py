@@ -46,6 +46,7 @@ class HistoryStream:
         self.name = name
         self.root = root
         self.standing: Standing | None = None
+        self.closed = False
         self.revisions = 0
         self.since_revision = 0
         self.since_time = 0.0
@@ -184,6 +185,10 @@ class Histories:
             "metadata": config.get("metadata", {}) | {_REVISIONS: str(revisions)},
         }
         history.note(await jetstream.call(self._connection, f"STREAM.UPDATE.{history.name}", config))
+
+    def close(self) -> None:
+        for history in self._kept.values():
+            history.closed = True
 
     async def newest_first(self, key: Key) -> list[Entry | Gone]:
         """Raises `HistoryNotKept`."""

@@ -36,6 +36,7 @@ class Source(Protocol):
     name: str
     root: str
     standing: Standing | None
+    closed: bool
 
     async def ensure(self) -> Standing: ...
 
@@ -51,6 +52,7 @@ class Reader:
         self._root = stream.root
         self._direct = f"$JS.API.DIRECT.GET.{stream.name}"
         self._direct_last = f"{self._direct}.{stream.root}"
+        self._leader = f"STREAM.MSG.GET.{stream.name}"
 
     async def last(self, path: str) -> Stored | None:
         """The newest message of a subject, as of now."""
@@ -100,7 +102,7 @@ class Reader:
 
     async def _get(self, request: dict[str, Any], error: BrokerUnavailable | None = None) -> Stored | None:
         """Ask until there is an answer. `error` is what became of a first attempt."""
-        retry = Retry(self._connection)
+        retry = Retry(self._connection, closed=lambda: self._stream.closed)
         while True:
             if error is not None:
                 await retry.after(error)
@@ -126,7 +128,7 @@ class Reader:
 
     async def _ask_leader(self, request: dict[str, Any]) -> Stored | None:
         try:
-            answer = await jetstream.call(self._connection, f"STREAM.MSG.GET.{self._stream.name}", request)
+            answer = await jetstream.call(self._connection, self._leader, request, ATTEMPT_TIMEOUT)
         except jetstream.Refused as refusal:
             if refusal.code == MESSAGE_NOT_FOUND:
                 return None

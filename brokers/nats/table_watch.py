@@ -16,7 +16,7 @@ from brokers.nats.connection import Connection
 from brokers.nats.retry import LAST_PAUSE
 from brokers.nats.scopes import ScopeStream, Standing
 from brokers.nats.table_records import Stored, record
-from mesh.errors import BrokerUnavailable
+from mesh.errors import BrokerError, BrokerUnavailable
 from mesh.ids import random_id
 from mesh.ports.tables import ABSENT, Current, Entry, Gone
 
@@ -78,6 +78,10 @@ class Watches:
                     if not (from_nothing and isinstance(change, Gone)):
                         yield change
                 position = max(position, feed.position)
+                if feed.denial:
+                    raise BrokerError(f"NATS refused: {feed.denial}; grant this user the permission")
+                if feed.fruitless:
+                    await self._pause()  # whatever ends it at once may well do so again
             except BrokerUnavailable as error:
                 logger.debug("watch of %s: %s", self._stream.name, error)
                 await self._pause()
@@ -129,6 +133,7 @@ class _Feed:
         self._loop = asyncio.get_running_loop()
         self._name = random_id()
         self._inbox = connection.new_inbox()
+        self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream.name}.{self._name}"
         root = stream.root
         self._config = {
             "name": self._name,
@@ -137,7 +142,7 @@ class _Feed:
             "mem_storage": True,
             "num_replicas": 1,
             "inactive_threshold": int(INACTIVE * _NANOSECONDS),
-            "deliver_policy": "by_start_sequence",
+            "deliver_policy": "by_start_sequence",  # each subject has one message: the newest of each from there on
             "opt_start_seq": after + 1,
         }
         self.position = after
@@ -147,6 +152,8 @@ class _Feed:
         self.idle = False
         """Whether the server had nothing to send for a while."""
         self.broken = False
+        self.denial = ""
+        """The permission that is missing, as the server says."""
         self.woken = asyncio.Event()
         self._waiting: deque[tuple[Stored, int]] = deque()
         self._delivered = 0
@@ -161,6 +168,7 @@ class _Feed:
         self._stops = [
             self._connection.listen(self._inbox, self._on_message),
             self._connection.on_lost(lambda _reason: self._break()),
+            self._connection.on_denied(self._on_denied),
         ]
         try:
             info = await jetstream.call(self._connection, f"CONSUMER.CREATE.{self._stream.name}.{self._name}", request)
@@ -182,6 +190,11 @@ class _Feed:
         subject = f"$JS.API.CONSUMER.DELETE.{self._stream.name}.{self._name}"
         self._connection.send(subject.encode(), b"", self._inbox.encode())  # answers go nowhere; none is needed
 
+    @property
+    def fruitless(self) -> bool:
+        """Whether nothing ever came."""
+        return not self._delivered
+
     def take(self) -> Stored | None:
         """The next message, if there is one. What is left in the queue of a feed that broke comes first."""
         if not self._waiting:
@@ -196,7 +209,7 @@ class _Feed:
         self._asked = PULL
         self._heard = self._loop.time()
         self._connection.send(
-            f"$JS.API.CONSUMER.MSG.NEXT.{self._stream.name}.{self._name}".encode(),
+            self._next.encode(),
             b'{"batch":%d,"max_bytes":%d,"expires":%d,"idle_heartbeat":%d}'
             % (
                 PULL,
@@ -241,6 +254,13 @@ class _Feed:
                 self._pull()
         else:
             self._break()
+
+    def _on_denied(self, text: str) -> bool:
+        if f'"{self._next.lower()}"' not in text:
+            return False
+        self.denial = text
+        self._break()
+        return True
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(HEARTBEAT, self._tick)

@@ -156,7 +156,8 @@ class NatsTable:
         return await self._histories.as_of(key, inf if revision is None else revision, inf if time is None else time)
 
     def close(self) -> None:
-        self._closed = True
+        self._closed = self.stream.closed = True
+        self._histories.close()
         self._watches.close()
 
     def _check_open(self) -> None:
