@@ -192,22 +192,27 @@ SCHEDULE_CANCELLED = "io.meshwire.schedule.cancelled.v1"
 _SET = "set"
 
 
-def alarm_subject(root: str, key: Key) -> str:
-    """The address of the alarm of `key` in the scope with this root (`state_root`). Raises `InvalidKey`."""
-    subject = f"{root}{ALARM}.{_SET}.{'.'.join(map(token, key))}"
+def alarm_path(key: Key) -> str:
+    """`key` as the end of the addresses of its alarm. Any key of valid Unicode will do."""
+    return ".".join(map(token, key))
+
+
+def alarm_subject(root: str, path: str) -> str:
+    """The address of the alarm with this `alarm_path` in the scope with this `state_root`. Raises `InvalidKey`."""
+    subject = f"{root}{ALARM}.{_SET}.{path}"
     if len(subject) > MAX_STATE_SUBJECT:
-        raise InvalidKey(f"the key '{clip('/'.join(key))}' makes an address longer than {MAX_STATE_SUBJECT} bytes")
+        raise InvalidKey(f"the key '{clip(unquote(path))}' makes an address longer than {MAX_STATE_SUBJECT} bytes")
     return subject
 
 
-def due_subject(root: str, key: Key) -> str:
-    """The address to which the broker moves the alarm of `key` when it has become due."""
-    return f"{root}{ALARM}.{DUE}.{'.'.join(map(token, key))}"
+def due_subject(root: str, path: str) -> str:
+    """The address to which the broker moves the alarm when it has become due."""
+    return f"{root}{ALARM}.{DUE}.{path}"
 
 
-def alarm_filter(root: str, key: Key) -> str:
-    """The addresses of the alarm of `key`, set or due."""
-    return f"{root}{ALARM}.*.{'.'.join(map(token, key))}"
+def alarm_filter(root: str, path: str) -> str:
+    """The addresses of the alarm, set or due."""
+    return f"{root}{ALARM}.*.{path}"
 
 
 def parse_alarm(root: str, subject: str) -> tuple[Key, bool] | None:

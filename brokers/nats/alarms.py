@@ -19,14 +19,14 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from brokers.alarm_arguments import check_alarm, check_alarm_key, check_then
-from brokers.nats import codec, jetstream
-from brokers.nats.connection import Connection, Reply
+from brokers.nats import codec, jetstream, table_records
+from brokers.nats.connection import Connection
 from brokers.nats.consumer import ACK_WAIT, MAX_ACK_PENDING, Consumer, NatsDelivery
 from brokers.nats.event_log import NatsSubscription
+from brokers.nats.retry import ATTEMPT_TIMEOUT, LAST_PAUSE, OPERATION_TIMEOUT, Retry
 from brokers.nats.scopes import ScopeStream
 from brokers.table_arguments import check_prefix
 from mesh import addressing
-from mesh.codec import header
 from mesh.errors import BrokerUnavailable, MeshError, MessageTooLarge, clip
 from mesh.ids import random_id
 from mesh.ports import Delivery
@@ -34,12 +34,6 @@ from mesh.ports.alarms import Alarm, AlarmPage, FiringHandler, SetAlarm
 from mesh.ports.tables import ABSENT, Conflict, Key
 
 logger = logging.getLogger("meshwire.nats")
-
-TIMEOUT = 15.0
-"""Seconds that an operation may take, reconnects and repeats included (as a publish of the event log)."""
-ATTEMPT_TIMEOUT = 2.0
-FIRST_PAUSE, LAST_PAUSE = 0.02, 0.5
-"""Seconds between repeats."""
 
 SOON = 1.0
 """Seconds. An alarm that becomes due within them is not replaced: the server may already be at it, and would then
@@ -56,9 +50,10 @@ LATEST = datetime(2262, 1, 1, tzinfo=UTC).timestamp()
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC).timestamp()
 """What is due long before the epoch would never fire."""
 
-NO_MESSAGE, NO_SEQUENCE = 10037, 10043
+NO_MESSAGE, NO_SEQUENCE, NOT_DELETED = 10037, 10043, 10057
 WRONG_SEQUENCE, WRITTEN_NOW = 10071, 10164
-"""`err_code`s: nothing there to read, nor to delete; the subject's last message is another, or about to be."""
+"""`err_code`s: nothing there to read, nor to delete, or no more; the subject's last message is another, or about to
+be."""
 
 _NANOSECONDS = 1_000_000_000
 
@@ -95,7 +90,8 @@ class NatsAlarmClocks:
                 scope=scope,
                 replicas=self._replicas,
             )
-            alarms = self._scopes[scope] = NatsAlarms(self._connection, stream, scope)
+            source = table_records.source(self._prefix, self._namespace, scope)
+            alarms = self._scopes[scope] = NatsAlarms(self._connection, stream, scope, source)
         return alarms
 
     async def close(self) -> None:
@@ -138,23 +134,24 @@ class _Overtaken(Exception):
 class NatsAlarms:
     """`Alarms` of one scope."""
 
-    def __init__(self, connection: Connection, stream: ScopeStream, scope: str) -> None:
+    def __init__(self, connection: Connection, stream: ScopeStream, scope: str, source: str) -> None:
         self._connection = connection
         self._stream = stream
         self._scope = scope
         self._root = stream.root
-        self._source = header.encode(scope)
+        self._source = source
         self._subscriptions: set[NatsAlarmSubscription] = set()
         self._closed = False
 
     async def set(self, alarm: Alarm, *, expected: int | None = None) -> int:
         check_alarm(alarm)
-        event_id, subject = random_id(), addressing.alarm_subject(self._root, alarm.key)
-        block = self._block(alarm, event_id)
+        event_id, path = random_id(), addressing.alarm_path(alarm.key)
+        subject = addressing.alarm_subject(self._root, path)
+        block = self._block(alarm, path, event_id)
         self._check_size(len(block) + len(alarm.payload))
         if expected is None:
             try:  # most keys are new, and then one message does it
-                vacant = _Fence(0, addressing.alarm_filter(self._root, alarm.key))
+                vacant = _Fence(0, addressing.alarm_filter(self._root, path))
                 return await self._store(subject, block, alarm.payload, vacant)
             except _Overtaken:
                 pass
@@ -179,7 +176,8 @@ class NatsAlarms:
         return await self._bounded(self._cancel(key, expected))
 
     async def _cancel(self, key: Key, expected: int | None) -> bool:
-        subject, tombstone = addressing.alarm_subject(self._root, key), self._tombstone(key)
+        path = addressing.alarm_path(key)
+        subject, tombstone = addressing.alarm_subject(self._root, path), self._tombstone(path)
         while True:
             found = await self._settled(key)
             _check_expected(key, found, expected)
@@ -203,7 +201,7 @@ class NatsAlarms:
     async def scan(self, prefix: Key, *, limit: int, cursor: str | None = None) -> AlarmPage:
         check_alarm_key((*prefix, "any"))
         check_prefix(prefix)
-        within = f"{addressing.alarm_filter(self._root, prefix)}.>"
+        within = f"{addressing.alarm_filter(self._root, addressing.alarm_path(prefix))}.>"
         mark = f"{zlib.crc32(within.encode()):08x}"
         start = 1 if cursor is None else _read_cursor(cursor, mark)
         await self._repeat(self._stream.ensure)
@@ -222,7 +220,7 @@ class NatsAlarms:
         subscription = NatsAlarmSubscription(self, handler, concurrency, self._subscriptions.discard)
         config = {
             "durable_name": addressing.alarm_durable(kind),
-            "filter_subjects": [f"{addressing.due_subject(self._root, (kind,))}.>"],
+            "filter_subjects": [f"{addressing.due_subject(self._root, addressing.token(kind))}.>"],
             "deliver_policy": "all",
             "ack_policy": "explicit",
             "ack_wait": int(ACK_WAIT * _NANOSECONDS),
@@ -245,17 +243,19 @@ class NatsAlarms:
         return subscription
 
     async def close(self) -> None:
+        self._closed = True
         for subscription in list(self._subscriptions):
             subscription.cut()
 
     async def follow(self, sequence: int, then: Alarm) -> None:
         """Set the next alarm of a series whose due message has this sequence, unless that is not the newest of its key:
         then the key was set or cancelled. That nobody does so between the look and the store, the fence says."""
-        event_id, subject = random_id(), addressing.alarm_subject(self._root, then.key)
+        path = addressing.alarm_path(then.key)
+        subject, block = addressing.alarm_subject(self._root, path), self._block(then, path, random_id())
         newest = await self._find(then.key)
         if newest is not None and newest.sequence == sequence:
             try:
-                await self._store(subject, self._block(then, event_id), then.payload, _Fence(0))
+                await self._store(subject, block, then.payload, _Fence(0))
             except _Overtaken:
                 pass
 
@@ -264,7 +264,7 @@ class NatsAlarms:
         try:
             await self._ask("STREAM.MSG.DELETE", {"seq": sequence, "no_erase": True})
         except jetstream.Refused as refusal:
-            if refusal.code != NO_SEQUENCE:
+            if refusal.code != NO_SEQUENCE and not (refusal.code == NOT_DELETED and "no message" in str(refusal)):
                 raise
 
     def decode_due(self, headers: Mapping[str, str], payload: bytes) -> Alarm | None:
@@ -283,7 +283,8 @@ class NatsAlarms:
     async def _find(self, key: Key) -> _Found | None:
         """The newest message of a key, asked of the stream's leader."""
         try:
-            answer = await self._ask("STREAM.MSG.GET", {"last_by_subj": addressing.alarm_filter(self._root, key)})
+            newest = addressing.alarm_filter(self._root, addressing.alarm_path(key))
+            answer = await self._ask("STREAM.MSG.GET", {"last_by_subj": newest})
         except jetstream.Refused as refusal:
             if refusal.code == NO_MESSAGE:
                 return None
@@ -301,26 +302,25 @@ class NatsAlarms:
         alarm = _read_alarm(key, headers, payload) if fired or "nats-schedule" in headers else None
         return _Found(sequence, alarm, fired, headers.get("ce-id", ""))
 
-    def _block(self, alarm: Alarm, event_id: str) -> bytes:
+    def _block(self, alarm: Alarm, path: str, event_id: str) -> bytes:
         """The header block of an alarm, but for its fence and its end."""
-        description = msgspec.json.encode([alarm.due, dict(alarm.headers)]).decode()
+        description = msgspec.json.encode((alarm.due, alarm.headers)).decode()
         moment = _date(alarm.due)
         return (
             f"NATS/1.0\r\nNats-Schedule: @at {moment}\r\n"
-            f"Nats-Schedule-Target: {addressing.due_subject(self._root, alarm.key)}\r\n"
-            f"{self._event(addressing.SCHEDULE_FIRED, alarm.key, event_id)}ce-time: {moment}\r\n"
+            f"Nats-Schedule-Target: {addressing.due_subject(self._root, path)}\r\n"
+            f"{self._event(addressing.SCHEDULE_FIRED, path, event_id)}ce-time: {moment}\r\n"
             f"Meshwire-Alarm: {description}\r\n"
         ).encode()
 
-    def _tombstone(self, key: Key) -> bytes:
-        event = self._event(addressing.SCHEDULE_CANCELLED, key, random_id())
+    def _tombstone(self, path: str) -> bytes:
+        event = self._event(addressing.SCHEDULE_CANCELLED, path, random_id())
         return f"NATS/1.0\r\nNats-TTL: {TOMBSTONE_TTL}\r\n{event}".encode()
 
-    def _event(self, event_type: str, key: Key, event_id: str) -> str:
-        subject = header.encode("/".join(map(addressing.token, key)))
+    def _event(self, event_type: str, path: str, event_id: str) -> str:
         return (
             f"Nats-Msg-Id: {event_id}\r\nce-specversion: 1.0\r\nce-id: {event_id}\r\nce-source: {self._source}\r\n"
-            f"ce-type: {event_type}\r\nce-subject: {subject}\r\n"
+            f"ce-type: {event_type}\r\nce-subject: {path.replace('%', '%25')}\r\n"
         )
 
     def _check_size(self, size: int) -> None:
@@ -331,20 +331,19 @@ class NatsAlarms:
     async def _store(self, subject: str, block: bytes, payload: bytes, fence: _Fence) -> int:
         """The sequence under which the message is stored. Raises `_Overtaken`."""
         headers = b"%b%b\r\n" % (block, fence.lines())
-
-        async def attempt() -> int:
-            await self._stream.ensure()
-            reply = await self._connection.call(subject, headers, payload, ATTEMPT_TIMEOUT)
-            return await self._read_acknowledgement(reply)
-
         try:
-            return await self._repeat(attempt)
+            try:
+                return await self._store_once(subject, headers, payload)
+            except BrokerUnavailable as error:
+                return await self._repeat(lambda: self._store_once(subject, headers, payload), error)
         except jetstream.Refused as refusal:
             if refusal.code in (WRONG_SEQUENCE, WRITTEN_NOW):
                 raise _Overtaken from None
             raise
 
-    async def _read_acknowledgement(self, reply: Reply) -> int:
+    async def _store_once(self, subject: str, headers: bytes, payload: bytes) -> int:
+        await self._stream.ensure()
+        reply = await self._connection.call(subject, headers, payload, ATTEMPT_TIMEOUT)
         if reply.no_responders:
             await self._stream.restore()
             raise BrokerUnavailable(f"the stream {self._stream.name} did not take the message; try again")
@@ -393,26 +392,20 @@ class NatsAlarms:
         finally:
             stop()
 
-    async def _repeat(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Repeat what is safe to repeat until it succeeds, is refused, or `TIMEOUT` has passed."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + TIMEOUT
-        pause = FIRST_PAUSE
+    async def _repeat(self, attempt: Callable[[], Awaitable[T]], error: BrokerUnavailable | None = None) -> T:
+        """Try until it succeeds or is refused, or patience ends. `error` is how a first attempt has ended."""
+        retry = Retry(self._connection, closed=lambda: self._closed)
         while True:
+            if error is not None:
+                await retry.after(error)
             try:
                 return await attempt()
-            except BrokerUnavailable as error:
-                remaining = deadline - loop.time() - pause
-                if remaining <= 0 or self._connection.closed:
-                    raise
-                logger.debug("once more: %s", error)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LAST_PAUSE)
-                await self._connection.wait_connected(remaining)
+            except BrokerUnavailable as again:
+                error = again
 
     async def _bounded(self, operation: Coroutine[Any, Any, T]) -> T:
         try:
-            return await asyncio.wait_for(operation, 2 * TIMEOUT)
+            return await asyncio.wait_for(operation, 2 * OPERATION_TIMEOUT)
         except TimeoutError:
             raise BrokerUnavailable(
                 "the alarm is about to become due and does not, or others never stop changing it; "
