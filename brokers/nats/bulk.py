@@ -34,7 +34,7 @@ class Bulk:
         if self._closed:
             raise Disconnected("the connection to NATS is closed")
         if self._connection is None or self._mailbox is None or self._has_given_up():
-            self._connection = self._main.another()
+            self._connection = self._main.another("bulk")
             self._connection.on_lost(self._on_lost)
             self._connection.on_denied(self._on_denied)
             self._mailbox = Mailbox(self._connection)

@@ -115,9 +115,9 @@ class Connection:
         self.has_jetstream = False
         """Whether the server that we are connected to runs JetStream itself."""
 
-    def another(self) -> Connection:
-        """A second connection to the same servers, not started."""
-        return Connection(self._lookup, name=self._name)
+    def another(self, purpose: str) -> Connection:
+        """A second connection to the same servers, not started. The server's list of clients shows its purpose."""
+        return Connection(self._lookup, name=f"{self._name} {purpose}")
 
     def new_inbox(self) -> str:
         """Prefix of subjects of this app's own. Who learns `inbox` from a reply subject cannot guess this one."""
@@ -333,7 +333,9 @@ class Connection:
                         ) from None
                     self._note(f"cannot connect to {_address(url)}: {reason}")
                 else:
-                    logger.info("connected to NATS at %s%s", _address(url), " again" if ever_connected else "")
+                    logger.info(
+                        "%s is connected to NATS at %s%s", self._name, _address(url), " again" if ever_connected else ""
+                    )
                     ever_connected = True
                     self._use(client)
                     pauses = itertools.chain(RETRY_PAUSES, itertools.repeat(RETRY_PAUSES[-1]))

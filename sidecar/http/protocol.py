@@ -24,8 +24,6 @@ from sidecar.http.exchange import Exchange
 from sidecar.http.limits import Limits, Sweeper, Watched
 from sidecar.http.target import InvalidTarget, parse_absolute
 
-__all__ = ["BoundedProtocol", "Limits", "protocol_class"]
-
 log = logging.getLogger("meshwire.http")
 
 
@@ -282,9 +280,12 @@ class BoundedProtocol(HttpToolsProtocol):
             raise _Refused(431, f"the request's headers are longer than {self.limits.head} bytes")
         hosts = 0
         expects_continue = False
+        codings: list[bytes] = []
         for name, value in headers:
             if name == b"host":
                 hosts += 1
+            elif name == b"transfer-encoding":
+                codings.append(value.lower())
             elif name == b"expect":
                 expects_continue = value.lower() == b"100-continue"
         parser = self.parser
@@ -292,8 +293,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if version != "1.1":
             if version != "1.0":
                 raise _Refused(505, "only HTTP/1.1 and HTTP/1.0 are served here")
-            if any(name == b"transfer-encoding" for name, _ in headers):
+            if codings:
                 raise _Refused(400, "Transfer-Encoding is not part of HTTP/1.0")  # RFC 9112, 6.1
+        if codings and codings != [b"chunked"]:
+            raise _Refused(501, "no transfer coding but chunked is understood")  # RFC 9112, 6.1
         if hosts != 1 and (hosts or version == "1.1"):
             raise _Refused(400, "exactly one Host header is required")  # RFC 9112, 3.2
         target = self.url.partition(b"#")[0]

@@ -17,7 +17,8 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from mesh.errors import ConfigurationError
-from sidecar.http.protocol import BoundedProtocol, Limits, protocol_class
+from sidecar.http.limits import Limits
+from sidecar.http.protocol import BoundedProtocol, protocol_class
 
 log = logging.getLogger("meshwire.http")
 
