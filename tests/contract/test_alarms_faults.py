@@ -1,0 +1,217 @@
+"""What the alarms on NATS promise when servers and members fail, and what outsiders may do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from brokers.nats import consumer, jetstream
+from brokers.nats.alarms import NatsFiring
+from mesh import addressing
+from mesh.ports.alarms import Alarm, Firing
+from mesh.ports.tables import ABSENT
+from tests.contract.alarms import LoneAlarmClocks, nats_alarms
+from tests.contract.nats_server import NatsServer, cluster
+
+NIGHTLY = ("job", "nightly")
+
+namespaces = (f"alarm-faults{number}" for number in count(1))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    with NatsServer(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@pytest.fixture
+def namespace() -> str:
+    return next(namespaces)
+
+
+@pytest.fixture
+async def clocks(server: NatsServer, namespace: str) -> AsyncIterator[LoneAlarmClocks]:
+    clocks = await nats_alarms([server.url], namespace)
+    yield clocks
+    await clocks.close()
+
+
+async def until(condition: Callable[[], object], within: float = 10.0) -> None:
+    async with asyncio.timeout(within):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_what_became_due_while_the_server_was_down_fires_soon_after(
+    clocks: LoneAlarmClocks, server: NatsServer
+) -> None:
+    alarms = clocks.alarms("shop")
+    seen: list[float] = []
+
+    def handle(firing: Firing) -> None:
+        seen.append(time.time())
+        firing.ack()
+
+    await alarms.serve("job", handle, concurrency=5)
+    await alarms.set(Alarm(key=NIGHTLY, due=time.time() + 0.5))
+    server.kill()
+    await asyncio.sleep(0.7)
+    server.start()
+    back = time.time()
+    await until(lambda: seen)
+    assert seen[0] - back < 3.0
+
+
+async def test_what_is_set_while_the_server_restarts_is_set_once(clocks: LoneAlarmClocks, server: NatsServer) -> None:
+    alarms = clocks.alarms("shop")
+    await alarms.set(Alarm(key=("job", "first"), due=time.time() + 3600))
+    tasks = [
+        asyncio.ensure_future(alarms.set(Alarm(key=("job", str(n)), due=time.time() + 3600), expected=ABSENT))
+        for n in range(300)
+    ]
+    await asyncio.sleep(0.02)
+    server.kill()
+    server.start()
+    revisions = await asyncio.gather(*tasks)  # none of them takes its own first attempt for somebody else's
+    assert len(set(revisions)) == 300
+    found = [entry for page in [await alarms.scan(("job",), limit=1000)] for entry in page.alarms]
+    assert len(found) == 301
+
+
+async def test_a_stream_that_was_deleted_is_made_again(clocks: LoneAlarmClocks, namespace: str) -> None:
+    alarms = clocks.alarms("shop")
+    seen: list[bytes] = []
+
+    def handle(firing: Firing) -> None:
+        seen.append(firing.alarm.payload)
+        firing.ack()
+
+    await alarms.serve("job", handle, concurrency=5)
+    await alarms.set(Alarm(key=NIGHTLY, due=time.time() + 3600))
+    await jetstream.call(clocks.connection, f"STREAM.DELETE.{addressing.state_stream('mesh', namespace, 'shop')}")
+    await alarms.set(Alarm(key=NIGHTLY, due=time.time(), payload=b"again"))
+    await until(lambda: seen)
+    assert seen == [b"again"]
+
+
+async def test_a_member_that_ends_between_the_next_alarm_and_its_verdict_leaves_one_series(
+    clocks: LoneAlarmClocks,
+) -> None:
+    alarms = clocks.alarms("shop")
+    firings: list[Firing] = []
+    subscription = await alarms.serve("job", firings.append, concurrency=5)
+    await alarms.set(Alarm(key=NIGHTLY, due=time.time(), payload=b"1"))
+    await until(lambda: firings)
+    firing = firings[0]
+    assert isinstance(firing, NatsFiring)
+    assert firing._delivery is not None
+    sequence = int(firing._delivery.position)
+    await alarms.follow(sequence, Alarm(key=NIGHTLY, due=time.time() + 3600, payload=b"2"))
+    subscription.cut()  # and here it ends
+
+    await alarms.serve("job", firings.append, concurrency=5)
+    await until(lambda: len(firings) == 2)
+    assert firings[1].alarm.payload == b"1"
+    firings[1].ack(Alarm(key=NIGHTLY, due=time.time() + 1800, payload=b"2 again"))
+    await asyncio.sleep(0.3)
+    found = await alarms.get(NIGHTLY)
+    assert found is not None
+    assert (found.alarm.payload, found.fired) == (b"2", False)
+
+
+async def test_a_member_that_falls_silent_loses_its_alarm_to_another(
+    clocks: LoneAlarmClocks, server: NatsServer, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("brokers.nats.alarms.ACK_WAIT", 1.0)
+    monkeypatch.setattr(consumer, "ACK_WAIT", 1.0)
+    silent = await nats_alarms([server.url], namespace)
+    held: list[Firing] = []
+    await silent.alarms("shop").serve("job", held.append, concurrency=5)
+    alarms = clocks.alarms("shop")
+    await alarms.set(Alarm(key=NIGHTLY, due=time.time()))
+    await until(lambda: held)
+    await silent.connection.close()
+    seen: list[int] = []
+
+    def handle(firing: Firing) -> None:
+        seen.append(firing.attempt)
+        firing.ack()
+
+    await alarms.serve("job", handle, concurrency=5)
+    await until(lambda: seen)
+    assert seen == [2]
+    await silent.close()
+
+
+async def test_an_outsider_may_set_an_alarm(clocks: LoneAlarmClocks, namespace: str) -> None:
+    alarms = clocks.alarms("my shop")
+    seen: list[Alarm] = []
+
+    def handle(firing: Firing) -> None:
+        seen.append(firing.alarm)
+        firing.ack()
+
+    await alarms.serve("job", handle, concurrency=5)
+    root = f"mesh.{namespace}.state.my%20shop.alarm"
+    headers = f"NATS/1.0\r\nNats-Schedule: @at 2020-01-01T00:00:00Z\r\nNats-Schedule-Target: {root}.due.job.x\r\n\r\n"
+    await clocks.connection.call(f"{root}.set.job.x", headers.encode(), b"hello", 5)
+    await clocks.connection.call(f"{root}.due.job.y", b"", b"nonsense", 5)
+    await until(lambda: seen)
+    await asyncio.sleep(0.1)
+    assert [(alarm.key, alarm.payload, alarm.headers) for alarm in seen] == [(("job", "x"), b"hello", {})]
+
+
+async def test_an_alarm_is_a_cloud_event(clocks: LoneAlarmClocks, namespace: str) -> None:
+    revision = await clocks.alarms("shop").set(Alarm(key=("job", "a.b"), due=2e9, payload=b"x", headers={"n": "v"}))
+    stream = addressing.state_stream("mesh", namespace, "shop")
+    reply = await clocks.connection.call(f"$JS.API.DIRECT.GET.{stream}", b"", b'{"seq":%d}' % revision, 5)
+    lines = dict(line.split(": ", 1) for line in reply.headers.decode().split("\r\n")[1:] if line)
+    root = f"mesh.{namespace}.state.shop.alarm"
+    assert lines["Nats-Subject"] == f"{root}.set.job.a%2Eb"
+    assert lines["Nats-Schedule-Target"] == f"{root}.due.job.a%2Eb"
+    assert lines["Nats-Schedule"] == "@at 2033-05-18T03:33:20.000000Z"
+    assert lines["ce-type"] == "io.meshwire.schedule.fired.v1"
+    assert lines["ce-specversion"] == "1.0"
+    assert lines["ce-source"] == f"/mesh/{namespace}/state/shop"
+    assert lines["ce-subject"] == "job.a%252Eb"
+    assert lines["ce-time"] == "2033-05-18T03:33:20.000000Z"
+    assert lines["Meshwire-Alarm"] == '[2000000000.0,{"n":"v"}]'
+    assert reply.payload == b"x"
+
+
+async def test_a_cluster_keeps_its_alarms_when_the_leader_is_killed(tmp_path: Path) -> None:
+    servers = cluster(tmp_path)
+    try:
+        for server in servers:
+            server.start(wait=False)
+        for server in servers:
+            server.wait_until_ready()
+        clocks = await nats_alarms([server.url for server in servers], "cluster", replicas=3)
+        alarms = clocks.alarms("shop")
+        seen: list[str] = []
+
+        def handle(firing: Firing) -> None:
+            seen.append(firing.alarm.key[1])
+            number = int(firing.alarm.payload)
+            firing.ack(
+                Alarm(key=firing.alarm.key, due=time.time() + 1, payload=b"%d" % (number + 1)) if number < 2 else None
+            )
+
+        await alarms.serve("job", handle, concurrency=50)
+        names = [str(n) for n in range(50)]
+        due = time.time() + 1.5
+        await asyncio.gather(*(alarms.set(Alarm(key=("job", name), due=due, payload=b"1")) for name in names))
+        info = await jetstream.call(
+            clocks.connection, f"STREAM.INFO.{addressing.state_stream('mesh', 'cluster', 'shop')}"
+        )
+        next(server for server in servers if server.name == info["cluster"]["leader"]).kill()
+        await until(lambda: all(seen.count(name) >= 2 for name in names), within=30)
+        await clocks.close()
+    finally:
+        for server in servers:
+            server.kill()
