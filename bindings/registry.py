@@ -23,11 +23,12 @@ BUILT_IN: Mapping[str, str] = {
     "secretstores.local.file": "bindings.secretstores.local_file",
     "state.in-memory": "bindings.state.in_memory",
     "state.meshwire": "mesh.state.backbone",
+    "state.postgresql": "bindings.state.postgresql",
+    "state.sqlite": "bindings.state.sqlite",
 }
 """Module of each type. It has a `SPEC`, or `SPECS` when the versions of a type differ."""
 
 ALIASES: Mapping[str, str] = {
-    "configuration.postgres": "configuration.postgresql",
     "state.postgres": "state.postgresql",
     "state.sqlite3": "state.sqlite",
 }
@@ -79,18 +80,18 @@ def find(type_: str, version: str) -> ComponentSpec:
     Raises `ConfigurationError` for a type or a version that there is not, and when its library is missing.
     """
     type_ = ALIASES.get(type_, type_)
-    specs = _specs(type_)
-    if not specs:
+    found = specs(type_)
+    if not found:
         category = type_.partition(".")[0]
         there_are = ", ".join(name for name in names() if name.startswith(f"{category}."))
         raise ConfigurationError(
             f"there are no components of type {clip(type_)}"
             + (f" (there are: {there_are})" if there_are else f"; the category {category} is not there yet")
         )
-    versions = [known for spec in specs for known in spec.versions]
+    versions = [known for spec in found for known in spec.versions]
     if version == "v0":
         version = versions[0]  # Dapr: it is the first one
-    for spec in specs:
+    for spec in found:
         if version in spec.versions:
             return spec
     raise ConfigurationError(
@@ -103,19 +104,8 @@ def names() -> list[str]:
     return sorted({*BUILT_IN, *(point.name for point in _foreign())})
 
 
-def every() -> list[ComponentSpec]:
-    """The specs of every type, in the order of their names. Raises as `find`."""
-    return [spec for name in names() for spec in _specs(name)]
-
-
-def missing_library(what: str, error: ImportError, extra: str = "") -> ConfigurationError:
-    """What to install when `what` cannot be imported."""
-    extra = extra or _EXTRAS.get((error.name or "").partition(".")[0], "")
-    remedy = f'pip install "meshwire[{extra}]"' if extra else "install what it needs"
-    return ConfigurationError(f"{what} needs a library that is not installed: {remedy} ({error})")
-
-
-def _specs(type_: str) -> Sequence[ComponentSpec]:
+def specs(type_: str) -> Sequence[ComponentSpec]:
+    """One for each group of versions that are alike; none for a type that there is not. Raises as `find`."""
     if type_ in BUILT_IN:
         try:
             module = importlib.import_module(BUILT_IN[type_])
@@ -124,6 +114,13 @@ def _specs(type_: str) -> Sequence[ComponentSpec]:
         found = getattr(module, "SPECS", None) or [module.SPEC]
         return [spec for spec in found if spec.type == type_]
     return [spec for point in _foreign() if point.name == type_ for spec in _load(point)]
+
+
+def missing_library(what: str, error: ImportError, extra: str = "") -> ConfigurationError:
+    """What to install when `what` cannot be imported."""
+    extra = extra or _EXTRAS.get((error.name or "").partition(".")[0], "")
+    remedy = f'pip install "meshwire[{extra}]"' if extra else "install what it needs"
+    return ConfigurationError(f"{what} needs a library that is not installed: {remedy} ({error})")
 
 
 def _foreign() -> Iterable[EntryPoint]:
@@ -138,9 +135,9 @@ def _load(point: EntryPoint) -> Sequence[ComponentSpec]:
         raise missing_library(origin, error) from error
     except Exception as error:
         raise ConfigurationError(f"{origin} cannot be loaded: {type(error).__name__}: {error}") from error
-    specs = [found] if isinstance(found, ComponentSpec) else found
-    if not isinstance(specs, Sequence) or not all(
-        isinstance(spec, ComponentSpec) and spec.type == point.name for spec in specs
+    brought = [found] if isinstance(found, ComponentSpec) else found
+    if not isinstance(brought, Sequence) or not all(
+        isinstance(spec, ComponentSpec) and spec.type == point.name for spec in brought
     ):
         raise ConfigurationError(f"{origin} must be a ComponentSpec of type {point.name}, or a sequence of them")
-    return specs
+    return brought

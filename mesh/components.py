@@ -82,6 +82,22 @@ class Field:
                         return choice
                 raise ValueError(f"must be one of {', '.join(self.choices)} (got '{clip(text)}')")
 
+    def default_text(self) -> str:
+        """The default as a file would have it; empty where there is none."""
+        match self.default:
+            case None | "":
+                return ""
+            case bool():
+                return "true" if self.default else "false"
+            case float() if self.kind is Kind.DURATION:
+                return quantities.duration_text(self.default)
+            case float():
+                return f"{self.default:g}"
+            case tuple() | list():
+                return ",".join(self.default)
+            case _:
+                return str(self.default)
+
     def _within(self, value: float) -> float:
         if self.minimum is not None and value < self.minimum:
             raise ValueError(f"must be at least {self.minimum:g} (got {value:g})")

@@ -44,6 +44,15 @@ def duration(text: str, *, bare_unit: float | None = 1.0) -> float:
     return (-nanoseconds if match[1] == "-" else nanoseconds) / 1e9
 
 
+def duration_text(seconds: float) -> str:
+    """A Go duration, in the largest unit in which the number is whole."""
+    for unit in ("h", "m", "s", "ms", "us"):
+        number = seconds * 1e9 / _UNITS[unit]
+        if number and number == int(number):
+            return f"{int(number)}{unit}"
+    return f"{seconds:g}s"
+
+
 def quantity(text: str) -> int:
     """Bytes, from a Kubernetes quantity such as `4Mi`, `100k`, `1.5Gi` or `1e6`; fractions round away from zero."""
     match = _QUANTITY.fullmatch(text) if len(text) <= 100 else None

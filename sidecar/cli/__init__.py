@@ -57,6 +57,10 @@ COMMANDS = {
         "look for what is wrong, from the broker to the app's routes",
         ("meshwire doctor", "meshwire doctor --app-id orders -o json", "meshwire doctor --broker nats://host:4222"),
     ),
+    "components": Command(
+        "show the types of components, with their settings",
+        ("meshwire components", "meshwire components state.sqlite", "meshwire components -o json"),
+    ),
     "list": Command(
         "show the running sidecars of this user",
         ("meshwire list", "meshwire list -o json"),

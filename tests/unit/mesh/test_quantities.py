@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mesh.quantities import boolean, comma_list, duration, integer, quantity, truthy
+from mesh.quantities import boolean, comma_list, duration, duration_text, integer, quantity, truthy
 
 
 @pytest.mark.parametrize(
@@ -127,3 +127,8 @@ def test_integer(text: str, value: int) -> None:
 def test_no_integer(text: str) -> None:
     with pytest.raises(ValueError, match="must be an integer"):
         integer(text)
+
+
+@pytest.mark.parametrize("text", ["2h", "90m", "1s", "1500ms", "8ms", "250us", "0s", "1e-09s"])
+def test_durations_as_text(text: str) -> None:
+    assert duration_text(1e-9 if text == "1e-09s" else duration(text)) == text
