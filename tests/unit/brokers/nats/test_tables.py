@@ -23,15 +23,24 @@ namespaces = (f"test{number}" for number in count(1))
 
 
 class LossyConnection(Connection):
-    """Can lose the next message to a stream, or the answer to it."""
+    """Can lose the next message to a stream, or the answer to it; or the message comes late, when it has been given up
+    and is about to be repeated."""
 
     lose = ""
+    late: tuple[str, bytes, bytes] | None = None
 
     def call(self, subject: str, headers: bytes, payload: bytes, timeout: float) -> asyncio.Future[Reply]:
-        if not self.lose or subject.startswith("$JS.API."):
+        if subject.startswith("$JS.API."):
+            return super().call(subject, headers, payload, timeout)
+        if self.late is not None:
+            late, self.late = self.late, None
+            super().call(*late, timeout).add_done_callback(lambda answer: answer.exception())
+        if not self.lose:
             return super().call(subject, headers, payload, timeout)
         what, self.lose = self.lose, ""
-        if what == "message":
+        if what == "late":
+            self.late = subject, headers, payload
+        if what in ("message", "late"):
             lost: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
             lost.set_exception(BrokerUnavailable("the broker did not answer in time"))
             return lost
@@ -103,7 +112,7 @@ async def value_of(table: NatsTable, key: Key) -> bytes | None:
 # Lost answers
 
 
-@pytest.mark.parametrize("lost", ["answer", "message"])
+@pytest.mark.parametrize("lost", ["answer", "message", "late"])
 async def test_a_change_whose_answer_is_lost_happens_once(
     table: NatsTable, connection: LossyConnection, lost: str
 ) -> None:
@@ -113,7 +122,7 @@ async def test_a_change_whose_answer_is_lost_happens_once(
     assert await put(table, B, b"") == before + 2
 
 
-@pytest.mark.parametrize("lost", ["answer", "message"])
+@pytest.mark.parametrize("lost", ["answer", "message", "late"])
 async def test_a_lost_answer_is_no_conflict(table: NatsTable, connection: LossyConnection, lost: str) -> None:
     revision = await put(table, A, b"0", ABSENT)
     connection.lose = lost
@@ -125,7 +134,7 @@ async def test_a_lost_answer_is_no_conflict(table: NatsTable, connection: LossyC
     assert gone == revision + 3
 
 
-@pytest.mark.parametrize("lost", ["answer", "message"])
+@pytest.mark.parametrize("lost", ["answer", "message", "late"])
 async def test_a_batch_whose_answer_is_lost_happens_once(
     table: NatsTable, connection: LossyConnection, lost: str
 ) -> None:
@@ -337,11 +346,20 @@ async def test_a_deletion_is_not_missing_in_a_history(table: NatsTable) -> None:
     assert [isinstance(record, Gone) for record in records] == [True, False] * 5
 
 
-async def test_a_history_does_not_answer_for_the_present(table: NatsTable, other: NatsTable) -> None:
+async def test_a_history_does_not_answer_for_the_present(
+    table: NatsTable, other: NatsTable, connection: LossyConnection
+) -> None:
     """NATS has mirrors answer direct gets of their origin, late as they are."""
     await put(other, A, b"0")
     await table.keep_history(("state",), 2)
-    for number in range(300):
+    for number in range(100):
         value = b"%d" % number
         await put(other, B, value)
         assert [await value_of(table, B), await value_of(other, B)] == [value, value]
+    streams = await jetstream.call(connection, "STREAM.LIST")
+    mirrors = [
+        stream["config"]
+        for stream in streams["streams"]
+        if stream["config"].get("mirror", {}).get("name") == table.stream.name
+    ]
+    assert [config["mirror_direct"] for config in mirrors] == [False]
