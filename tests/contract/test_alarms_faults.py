@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,6 +82,26 @@ async def test_what_is_set_while_the_server_restarts_is_set_once(clocks: LoneAla
     assert len(set(revisions)) == 300
     found = [entry for page in [await alarms.scan(("job",), limit=1000)] for entry in page.alarms]
     assert len(found) == 301
+
+
+async def test_an_alarm_whose_acknowledgement_is_lost_is_not_taken_for_somebody_elses(
+    clocks: LoneAlarmClocks, server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("brokers.nats.alarms.ATTEMPT_TIMEOUT", 0.3)
+    alarms = clocks.alarms("shop")
+    first = await alarms.set(Alarm(key=NIGHTLY, due=time.time() + 3600))
+    store = alarms._store
+
+    async def store_while_the_server_stands_still(*message: Any) -> int:
+        server.freeze()
+        asyncio.get_running_loop().call_later(0.8, server.thaw)
+        return await store(*message)
+
+    monkeypatch.setattr(alarms, "_store", store_while_the_server_stands_still)
+    later = await alarms.set(Alarm(key=NIGHTLY, due=time.time() + 7200), expected=first)
+    found = await alarms.get(NIGHTLY)
+    assert found is not None
+    assert found.revision == later > first
 
 
 async def test_a_stream_that_was_deleted_is_made_again(clocks: LoneAlarmClocks, namespace: str) -> None:
