@@ -89,9 +89,11 @@ class _Listener:
 class Connection:
     """The one connection of a process to NATS, for publishes, calls and deliveries alike."""
 
-    def __init__(self, lookup: Lookup, *, name: str) -> None:
+    def __init__(self, lookup: Lookup, *, name: str, purpose: str = "") -> None:
+        """`name` is the app's, and is in all its inboxes; `purpose` tells its connections apart for whoever looks."""
         self._lookup = lookup
         self._name = name
+        self._title = f"{name} {purpose}".rstrip()
         self._loop = asyncio.get_running_loop()
         self._client: MeshClient | None = None
         self._task: asyncio.Task[None] | None = None
@@ -117,7 +119,7 @@ class Connection:
 
     def another(self, purpose: str) -> Connection:
         """A second connection to the same servers, not started. The server's list of clients shows its purpose."""
-        return Connection(self._lookup, name=f"{self._name} {purpose}")
+        return Connection(self._lookup, name=self._name, purpose=purpose)
 
     def new_inbox(self) -> str:
         """Prefix of subjects of this app's own. Who learns `inbox` from a reply subject cannot guess this one."""
@@ -334,7 +336,10 @@ class Connection:
                     self._note(f"cannot connect to {_address(url)}: {reason}")
                 else:
                     logger.info(
-                        "%s is connected to NATS at %s%s", self._name, _address(url), " again" if ever_connected else ""
+                        "%s is connected to NATS at %s%s",
+                        self._title,
+                        _address(url),
+                        " again" if ever_connected else "",
                     )
                     ever_connected = True
                     self._use(client)
@@ -369,7 +374,7 @@ class Connection:
                 await client.connect(
                     servers=[url],
                     token=token,
-                    name=self._name,
+                    name=self._title,
                     allow_reconnect=False,
                     connect_timeout=int(CONNECT_TIMEOUT),
                     max_reconnect_attempts=1,
