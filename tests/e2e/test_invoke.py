@@ -238,7 +238,7 @@ async def test_other_ways_to_name_the_target(pair, pool):
         assert (status, json.loads(content)["path"]) == (200, called)
     status, content = await plain.get("/v1.0/metadata", [(b"dapr-app-id", b"b")])
     assert json.loads(content)["id"] == "a"  # other routes win
-    for path in ("/", "/v1.0/invoke/b", "/v1.0/state/x"):
+    for path in ("/", "/v1.0/invoke/b", "/v1.0/actors/x"):
         status, content = await plain.get(path)
         assert status == 404
         assert error_of(content) == "failed getting app id either from the URL path or the header dapr-app-id"
