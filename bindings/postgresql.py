@@ -86,7 +86,7 @@ _PARTS = {
 }
 """Setting, and the option of libpq that it overrides."""
 _OPTION = re.compile(r"(\w+)(\s*=\s*)('(?:[^'\\]|\\.)*'|(?:[^\s\\]|\\.)*)", re.DOTALL)
-_IDENTIFIER = r'(?:[A-Za-z_][A-Za-z0-9_$]*|"(?:[^"\x00]|"")+")'
+_IDENTIFIER = r'(?:[A-Za-z_][A-Za-z0-9_$]*|"(?:[^"%\x00]|"")+")'
 
 
 def connections(settings: Settings) -> Connections:
@@ -177,9 +177,15 @@ class Connections:
             async with asyncio.timeout(timeout or self.timeout), self._slots:
                 connection = await self._take()
                 try:
-                    return await work(connection)
-                finally:
+                    result = await work(connection)
+                except (StoreError, self._error):
                     await self._give_back(connection)
+                    raise
+                except BaseException:  # cancelled: answers may still come that nobody waits for
+                    await connection.close()
+                    raise
+                await self._give_back(connection)
+                return result
         except TimeoutError:
             raise StoreUnavailable("PostgreSQL did not answer in time") from None
         except self._error as error:
@@ -224,7 +230,8 @@ class Connections:
     def _close_idle(self, loop: asyncio.AbstractEventLoop) -> None:
         self._next_look = None
         while self._idle and self._idle[0][0] <= loop.time() - self._max_idle:
-            self._idle.popleft()[1].pgconn.finish()
+            _, connection = self._idle.popleft()
+            connection.pgconn.finish()
         if self._idle:
             self._next_look = loop.call_at(self._idle[0][0] + self._max_idle, self._close_idle, loop)
 

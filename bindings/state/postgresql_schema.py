@@ -46,25 +46,27 @@ _ADD_EXPIRY_INDEX_V2 = "CREATE INDEX ON {table} (expires_at)"
 async def prepare(connection: Connection, *, metadata: str, key: str, table: str, steps: Sequence[Step]) -> None:
     """Make the steps that were not made yet, as the metadata table says under `key`, all or none. Names stand in SQL
     as they are. Raises errors of the library. A table that is complete needs no right to make one.
+
+    v1 has one key, whatever the table is named (Dapr): a second table beside one metadata table is made all the same.
     """
-    import psycopg
+    from psycopg import errors
 
     for attempt in range(ATTEMPTS):
         if await _exists(connection, metadata):
             break
         try:
             await connection.execute(_sql(_CREATE_METADATA, metadata=metadata))
-        except psycopg.errors.UniqueViolation:  # of PostgreSQL's own tables, despite IF NOT EXISTS
+        except (errors.UniqueViolation, errors.DuplicateObject, errors.DuplicateTable):  # despite IF NOT EXISTS
             if attempt == ATTEMPTS - 1:
                 raise
-    if await _level(connection, metadata, key) >= len(steps):
+    if await _level(connection, metadata, key, table) >= len(steps):
         return
     await connection.execute(
         _sql("INSERT INTO {metadata} (key, value) VALUES ('lock', 'lock') ON CONFLICT DO NOTHING", metadata=metadata)
     )
     async with connection.transaction():
         await connection.execute(_sql("SELECT value FROM {metadata} WHERE key = 'lock' FOR UPDATE", metadata=metadata))
-        done = await _level(connection, metadata, key)  # another may have been faster
+        done = await _level(connection, metadata, key, table)  # another may have been faster
         for step in steps[done:]:
             await step(connection, table)
         if done < len(steps):
@@ -87,7 +89,9 @@ async def _exists(connection: Connection, table: str) -> bool:
     return await cursor.fetchone() is not None
 
 
-async def _level(connection: Connection, metadata: str, key: str) -> int:
+async def _level(connection: Connection, metadata: str, key: str, table: str) -> int:
+    if not await _exists(connection, table):
+        return 0
     cursor = await connection.execute(_sql("SELECT value FROM {metadata} WHERE key = %s", metadata=metadata), (key,))
     row = await cursor.fetchone()
     return int(row[0]) if row else 0

@@ -71,6 +71,7 @@ _STATEMENTS = {
         ON CONFLICT (key) DO UPDATE SET value = CURRENT_TIMESTAMP
         WHERE (strftime('%s', 'now') - strftime('%s', value)) * 1000 > ?""",
     "metadata": "CREATE TABLE IF NOT EXISTS {metadata} (key text NOT NULL PRIMARY KEY, value text NOT NULL)",
+    "exists": "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = '{table}'",
     "level": "SELECT value FROM {metadata} WHERE key = 'migrations'",
     "set_level": "REPLACE INTO {metadata} (key, value) VALUES ('migrations', ?)",
 }
@@ -195,9 +196,10 @@ class SqliteStateStore:
         return rows
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
+        """Dapr counts for one table, whatever it is named: a second one beside it is made all the same."""
         connection.execute(self._sql["metadata"])
         row = connection.execute(self._sql["level"]).fetchone()
-        done = int(row[0]) if row else 0
+        done = int(row[0]) if row and connection.execute(self._sql["exists"]).fetchone() else 0
         for level, migration in enumerate(self._migrations[done:], done + 1):
             connection.execute(migration)
             connection.execute(self._sql["set_level"], (str(level),))

@@ -87,6 +87,10 @@ class PostgresServer:
             self._process.wait(START_LIMIT)
             self._process = None
 
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
     def execute(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         """What it says to one statement, sent by a connection of its own."""
         with psycopg.connect(

@@ -139,6 +139,15 @@ async def test_a_file_of_before_there_was_a_metadata_table(file: Path) -> None:
     await store.close()
 
 
+async def test_two_tables_in_one_file(store: SqliteStateStore, file: Path) -> None:
+    other = opened(sqlite.SPEC, connectionString=str(file), tableName="other")
+    await other.start()
+    await other.change(SetState(key="a", value=b"1"))
+    assert await store.get("a") is None
+    assert (await other.get("a")).value == b"1"
+    await other.close()
+
+
 async def test_a_damaged_row_harms_no_other(dapr: sqlite3.Connection, store: SqliteStateStore) -> None:
     dapr.execute(INSERT.format("NULL"), ("a", "abc", True, "e"))
     dapr.execute(INSERT.format("NULL"), ("b", "1", False, "e"))
