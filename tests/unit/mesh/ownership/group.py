@@ -1,0 +1,235 @@
+"""A group over tables in memory, in virtual time, whose members can be paused as SIGSTOP pauses a process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from brokers.memory_tables import MemoryTables
+from mesh.fencing import FenceToken
+from mesh.ownership import Partitions
+from mesh.ports.tables import Change, Check, Conflict, Current, Entry, Gone, Key, Page, Put, TableFeature
+from tests.virtual_clock import VirtualClock
+
+SCOPE = "shop"
+GROUP = "orders"
+TTL = 9.0
+
+
+class Pause:
+    """What a stopped process sees: nothing happens, and then much time has passed."""
+
+    def __init__(self) -> None:
+        self.running = asyncio.Event()
+        self.running.set()
+
+    def stop(self) -> None:
+        self.running.clear()
+
+    def resume(self) -> None:
+        self.running.set()
+
+
+class PausableClock:
+    def __init__(self, clock: VirtualClock, pause: Pause) -> None:
+        self.now = clock.now
+        self.call_later = clock.call_later  # nothing of ownership uses it
+        self._clock = clock
+        self._pause = pause
+
+    async def sleep(self, delay: float) -> None:
+        await self._clock.sleep(delay)
+        await self._pause.running.wait()
+
+
+class PausableTables:
+    """Requests of a paused process are not sent, and answers to it not read."""
+
+    def __init__(self, tables: MemoryTables, pause: Pause) -> None:
+        self._tables = tables
+        self._pause = pause
+
+    def table(self, scope: str) -> PausableTable:
+        return PausableTable(self._tables, scope, self._pause)
+
+    async def close(self) -> None: ...
+
+
+class PausableTable:
+    features: frozenset[TableFeature] = frozenset()
+
+    def __init__(self, tables: MemoryTables, scope: str, pause: Pause) -> None:
+        self._table = tables.table(scope)
+        self._pause = pause
+        self.keep_history = self._table.keep_history
+        self.history = self._table.history
+        self.as_of = self._table.as_of
+
+    async def get(self, key: Key) -> Entry | None:
+        await self._pause.running.wait()
+        entry = await self._table.get(key)
+        await self._pause.running.wait()
+        return entry
+
+    async def get_many(self, keys: Sequence[Key]) -> list[Entry | None]:
+        return [await self.get(key) for key in keys]
+
+    async def commit(self, changes: Sequence[Change], checks: Sequence[Check] = ()) -> list[int]:
+        await self._pause.running.wait()
+        revisions = await self._table.commit(changes, checks)
+        await asyncio.sleep(0)  # as the network: others come in between
+        await self._pause.running.wait()
+        return revisions
+
+    async def scan(self, prefix: Key, *, starts_with: str = "", limit: int, cursor: str | None = None) -> Page:
+        return await self._table.scan(prefix, starts_with=starts_with, limit=limit, cursor=cursor)
+
+    async def watch(self, prefix: Key, *, after: int | None = None) -> AsyncGenerator[Entry | Gone | Current, None]:
+        changes = self._table.watch(prefix, after=after)
+        try:
+            async for change in changes:
+                await self._pause.running.wait()
+                yield change
+        finally:
+            await changes.aclose()
+
+
+class Member:
+    """A member that never believes to have lost anything: it goes on to write with each token that it ever had."""
+
+    def __init__(self, group: Group, node: str, *, revoking: float = 0.0, count: int) -> None:
+        self.node = node
+        self.pause = Pause()
+        self.stopped = False
+        self.tables = PausableTables(group.tables, self.pause)
+        self.tokens: list[tuple[int, FenceToken]] = []
+        self.believed: dict[int, FenceToken] = {}
+        self.lost_ones = 0
+        self._group = group
+        self._revoking = revoking
+        self.partitions = Partitions(
+            self.tables,
+            SCOPE,
+            GROUP,
+            count,
+            self,
+            node=node,
+            clock=PausableClock(group.clock, self.pause),
+            ttl=TTL,
+            revoke_limit=4.0,
+            elapsed=group.clock.now,
+        )
+
+    def gained(self, partition: int, token: FenceToken) -> None:
+        assert partition not in self.believed, "gained twice"
+        assert token.revision > self._group.newest.get(partition, 0), "tokens of a partition grow"
+        self._group.newest[partition] = token.revision
+        self._group.moves += 1
+        self.believed[partition] = token
+        self.tokens.append((partition, token))
+
+    async def revoke(self, partition: int) -> None:
+        assert partition in self.believed
+        assert self.partitions.token(partition) is not None
+        await self._group.clock.sleep(self._revoking)
+        await self.pause.running.wait()
+        del self.believed[partition]
+
+    def lost(self, partition: int) -> None:
+        self.lost_ones += 1
+        del self.believed[partition]
+
+    async def write_with_all_tokens(self) -> None:
+        """Past the pause, as a write that was on its way."""
+        for partition, token in self.tokens:
+            put = Put(key=("written", str(partition)), value=str(token.revision).encode())
+            try:
+                await self._group.tables.table(SCOPE).commit([put], [token.check()])
+            except Conflict:
+                self._group.refused += 1
+            else:
+                assert token.revision == self._group.stored_token(partition)
+                self._group.written += 1
+
+    def stop(self) -> None:
+        self.stopped = True
+        self.pause.stop()
+
+    def resume(self) -> None:
+        self.stopped = False
+        self.pause.resume()
+
+
+class Group:
+    def __init__(self, count: int) -> None:
+        self.clock = VirtualClock()
+        self.tables = MemoryTables(self.clock)
+        self.count = count
+        self.members: list[Member] = []
+        self.newest: dict[int, int] = {}
+        self.moves = 0
+        self.refused = 0
+        self.written = 0
+
+    def join(self, node: str, *, revoking: float = 0.0) -> Member:
+        member = Member(self, node, revoking=revoking, count=self.count)
+        self.members.append(member)
+        member.partitions.start()
+        return member
+
+    async def leave(self, member: Member) -> None:
+        self.members.remove(member)
+        leaving = asyncio.create_task(member.partitions.close())
+        for _ in range(100):
+            await self.clock.settle()
+            if leaving.done():
+                break
+            await self.clock.advance(0.25)
+        await asyncio.wait_for(leaving, 1)
+
+    def stored_token(self, partition: int) -> int | None:
+        return next((token.revision for key, token in self._stored() if key == partition), None)
+
+    def _stored(self) -> list[tuple[int, FenceToken]]:
+        # The newest token of each partition that any member was ever given.
+        newest: dict[int, FenceToken] = {}
+        for member in self.members:
+            for partition, token in member.tokens:
+                if partition not in newest or token.revision > newest[partition].revision:
+                    newest[partition] = token
+        return list(newest.items())
+
+    @property
+    def live(self) -> list[Member]:
+        return [member for member in self.members if not member.stopped]
+
+    def owners(self) -> dict[int, Member]:
+        """Who owns what at this moment. At most one member may say so."""
+        owners: dict[int, Member] = {}
+        for member in self.members:
+            for partition in member.partitions.owned:
+                assert partition not in owners, f"{partition}: {owners[partition].node} and {member.node}"
+                owners[partition] = member
+        return owners
+
+    async def pass_time(self, seconds: float, step: float = 0.5, check: Callable[[], object] | None = None) -> None:
+        for _ in range(round(seconds / step)):
+            await self.clock.advance(step)
+            self.owners()
+            if check is not None:
+                check()
+
+    def assert_settled(self) -> None:
+        owners = self.owners()
+        assert set(owners) == set(range(self.count)), f"not owned: {set(range(self.count)) - set(owners)}"
+        assert {id(owner) for owner in owners.values()} <= {id(member) for member in self.live}
+        sizes = [len(member.partitions.owned) for member in self.live]
+        assert max(sizes) - min(sizes) <= 1, sizes
+        for member in self.live:
+            assert sorted(member.believed) == member.partitions.owned
+
+    async def close(self) -> None:
+        for member in list(self.members):
+            member.resume()
+            await self.leave(member)
+        await self.tables.close()
