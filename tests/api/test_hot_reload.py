@@ -1,10 +1,14 @@
 """Manifests that change while the sidecar runs."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bindings.state import in_memory
+from bindings.state.in_memory import MemoryStateStore
+from mesh.ports.stores import StateChange, StoreError
 from sidecar import folder_watch
 from sidecar.runtime import End
 from tests.e2e.mesh import App, call, subscription
@@ -120,8 +124,28 @@ async def test_a_mistake_changes_nothing(start, tmp_path, caplog, text, reason):
     await until(repaired)
 
 
-async def test_no_request_is_dropped(start, tmp_path):
+class SlowStore(MemoryStateStore):
+    """As a store of another process: an operation takes time, and fails once the store is closed."""
+
+    closed = 0
+    _open = True
+
+    async def change(self, change: StateChange) -> None:
+        await asyncio.sleep(0.01)
+        if not self._open:
+            raise StoreError("closed")
+        await super().change(change)
+
+    async def close(self) -> None:
+        self._open = False
+        SlowStore.closed += 1
+        await super().close()
+
+
+async def test_no_request_is_dropped(start, tmp_path, monkeypatch):
     """Thousands of requests to components that are exchanged again and again."""
+    slow = replace(in_memory.SPEC, open=lambda setup: SlowStore(setup.clock))
+    monkeypatch.setattr(in_memory, "SPEC", slow)
     component(tmp_path, "bus", "pubsub.in-memory")
     component(tmp_path, "store", "state.in-memory")
     api = await start(f"--resources-path={tmp_path}")
@@ -152,6 +176,7 @@ async def test_no_request_is_dropped(start, tmp_path):
     over = True
     await asyncio.gather(*users)
     assert set(statuses) == {204}
+    assert SlowStore.closed > 0
     await until(lambda: asyncio.sleep(0, not components._retiring))
 
 

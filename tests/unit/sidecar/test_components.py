@@ -287,6 +287,7 @@ async def test_a_successor_that_cannot_be_had_changes_nothing(
     assert components.of("lock")["c"] is store
     assert "d" in components.of("lock")
     assert "the earlier one stays" in caplog.text
+    assert ("close c" in Store.log) == ("on_start" in successor.metadata)  # what was opened is closed at once
     await components.close()
 
 
