@@ -39,6 +39,9 @@ MAX_TOPIC_BYTES = 256
 
 _UNSAFE_IN_TOPIC = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
+_is_plain = re.compile(r"[A-Za-z0-9_-]+").fullmatch
+"""Most names are tokens as they are, and quoting them costs nine times as much as finding that out."""
+
 
 class InvalidTopic(MeshError):
     """A topic name that can never be published or subscribed to."""
@@ -60,6 +63,8 @@ def check_topic(name: str) -> None:
 
 def token(text: str) -> str:
     """`text` as one subject token. Injective; an empty text is `%`."""
+    if _is_plain(text):
+        return text
     return quote(text, safe="").replace(".", "%2E").replace("~", "%7E") or "%"
 
 

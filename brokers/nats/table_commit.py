@@ -31,7 +31,7 @@ MAX_BATCH_BYTES = 32 * 1024 * 1024
 FIRST_PAUSE = 0.001
 """Seconds: most of what a commit waits for is a competing one to end."""
 MAX_LIVE = 8192
-"""Revisions remembered as those of values."""
+"""Revisions remembered as those of values, at least; twice as many at most."""
 
 WRONG_SEQUENCE = 10071
 REPEATED_ID = 10201
@@ -127,7 +127,9 @@ class Committer:
         self._histories = histories
         self._source = source
         self._batches = asyncio.Semaphore(MAX_BATCHES)
-        self._live: dict[int, None] = {}
+        self._live: set[int] = set()
+        self._lived: set[int] = set()
+        """The generation before."""
         self._seen = 0
         self._created = ""
 
@@ -135,18 +137,15 @@ class Committer:
         """A value has (or had) this revision. One of a deletion is no revision that a key can have."""
         if revision > self._seen:
             self._seen = revision
-        live = self._live
-        live[revision] = None
-        if len(live) > MAX_LIVE:
-            del live[next(iter(live))]
+        self._live.add(revision)
+        if len(self._live) >= MAX_LIVE:
+            self._lived, self._live = self._live, set()
 
     async def commit(self, changes: Sequence[Change], checks: Sequence[Check]) -> list[int]:
         """See `Table.commit`; the arguments have been checked."""
         standing = self._stream.standing or await self._first_look()
         if standing.created != self._created:
-            self._created = standing.created
-            self._live.clear()
-            self._seen = standing.last
+            self._begin(standing)
         messages = self._plan(changes, checks)
         commit = _Commit(messages, self._seen)
         await self._prepare(commit)
@@ -169,6 +168,13 @@ class Committer:
         if revisions[-1] > self._seen:
             self._seen = revisions[-1]
         return revisions
+
+    def _begin(self, standing: Standing) -> None:
+        """Forget what was known of another stream, of the same name."""
+        self._created = standing.created
+        self._live.clear()
+        self._lived.clear()
+        self._seen = standing.last
 
     async def _first_look(self) -> Standing:
         retry = None
@@ -208,13 +214,16 @@ class Committer:
                 alone.append(message)
         return alone + messages
 
+    def _is_live(self, revision: int) -> bool:
+        return revision in self._live or revision in self._lived
+
     async def _prepare(self, commit: _Commit) -> None:
         """See to it that no precondition can hold by mistake. Raises `Conflict`."""
         conditions = [message.precondition for message in commit.messages if message.precondition is not None]
         unknown = [
             condition
             for condition in conditions
-            if condition.wanted is not None and condition.wanted != ABSENT and condition.wanted not in self._live
+            if condition.wanted is not None and condition.wanted != ABSENT and not self._is_live(condition.wanted)
         ]
         if unknown:
             found = await self._reader.last_of_each([condition.path for condition in unknown])
@@ -324,9 +333,7 @@ class Committer:
             except BrokerUnavailable as error:
                 await retry.after(error)
         if standing.created != self._created:
-            self._created = standing.created
-            self._live.clear()
-            self._seen = standing.last
+            self._begin(standing)
             commit.floor = 0
 
     async def _find(self, commit: _Commit, retry: Retry) -> int | None:
