@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
-import logging
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -18,22 +17,19 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from brokers.alarm_arguments import check_alarm, check_alarm_key, check_then
+from brokers.alarm_arguments import check_alarm, check_alarm_key
 from brokers.nats import codec, jetstream, table_records
 from brokers.nats.connection import Connection
-from brokers.nats.consumer import ACK_WAIT, MAX_ACK_PENDING, Consumer, NatsDelivery
-from brokers.nats.event_log import NatsSubscription
-from brokers.nats.retry import ATTEMPT_TIMEOUT, LAST_PAUSE, OPERATION_TIMEOUT, Retry
+from brokers.nats.consumer import ACK_WAIT, MAX_ACK_PENDING, Consumer
+from brokers.nats.firings import NatsAlarmSubscription
+from brokers.nats.retry import ATTEMPT_TIMEOUT, OPERATION_TIMEOUT, Retry
 from brokers.nats.scopes import ScopeStream
 from brokers.table_arguments import check_prefix
 from mesh import addressing
-from mesh.errors import BrokerUnavailable, MeshError, MessageTooLarge, clip
+from mesh.errors import BrokerUnavailable, MessageTooLarge, clip
 from mesh.ids import random_id
-from mesh.ports import Delivery
 from mesh.ports.alarms import Alarm, AlarmPage, FiringHandler, SetAlarm
 from mesh.ports.tables import ABSENT, Conflict, Key
-
-logger = logging.getLogger("meshwire.nats")
 
 SOON = 1.0
 """Seconds. An alarm that becomes due within them is not replaced: the server may already be at it, and would then
@@ -414,87 +410,6 @@ class NatsAlarms:
 
     async def _restore_stream(self) -> str:
         return (await self._stream.restore()).created
-
-
-class NatsAlarmSubscription:
-    """One member that takes alarms of a kind. See the `Subscription` port."""
-
-    def __init__(
-        self,
-        alarms: NatsAlarms,
-        handler: FiringHandler,
-        concurrency: int,
-        on_closed: Callable[[NatsAlarmSubscription], None],
-    ) -> None:
-        self.alarms = alarms
-        self._handler = handler
-        self.members = NatsSubscription(self._take, concurrency, lambda _: on_closed(self))
-        self._settling: set[asyncio.Task[None]] = set()
-
-    async def start(self, consumer: Consumer) -> None:
-        await self.members.start([consumer])
-
-    def _take(self, delivery: Delivery) -> None:
-        assert isinstance(delivery, NatsDelivery)  # noqa: S101 - what our own consumer offers
-        alarm = self.alarms.decode_due(delivery._all_headers(), delivery.payload or b"")
-        if alarm is None:
-            logger.warning("a message that is no alarm (%s) is passed over", delivery.position)
-            delivery.ack()
-        else:
-            self._handler(NatsFiring(self, delivery, alarm))
-
-    def settle(self, delivery: NatsDelivery, then: Alarm | None) -> None:
-        task = asyncio.get_running_loop().create_task(self._settle(delivery, then), name="settle an alarm")
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
-
-    async def _settle(self, delivery: NatsDelivery, then: Alarm | None) -> None:
-        """What is next is stored before what was is deleted; until both is done, the server would send it again."""
-        sequence = int(delivery.position)
-        try:
-            if then is not None:
-                await self.alarms.follow(sequence, then)
-            await self.alarms.forget(sequence)
-        except MeshError as error:
-            logger.warning("an alarm was handled, and comes again: %s", error)
-            delivery.retry(LAST_PAUSE)
-        else:
-            delivery.ack()
-
-    async def close(self) -> None:
-        try:
-            await self.members.close()
-        finally:
-            self.cut()
-
-    def cut(self) -> None:
-        """Let go at once, whatever is in hand."""
-        self.members.cut()
-        for task in self._settling:
-            task.cancel()
-
-
-class NatsFiring:
-    """A `Firing` of `NatsAlarmSubscription`."""
-
-    __slots__ = ("_delivery", "_member", "alarm", "attempt")
-
-    def __init__(self, member: NatsAlarmSubscription, delivery: NatsDelivery, alarm: Alarm) -> None:
-        self._member = member
-        self._delivery: NatsDelivery | None = delivery
-        self.alarm = alarm
-        self.attempt = delivery.attempt
-
-    def ack(self, then: Alarm | None = None) -> None:
-        check_then(self.alarm, then)
-        delivery, self._delivery = self._delivery, None
-        if delivery is not None:
-            self._member.settle(delivery, then)
-
-    def retry(self, delay: float) -> None:
-        delivery, self._delivery = self._delivery, None
-        if delivery is not None:
-            delivery.retry(delay)
 
 
 def _check_expected(key: Key, found: _Found | None, expected: int | None) -> None:

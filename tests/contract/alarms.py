@@ -69,7 +69,7 @@ class MemoryBacking:
 
 class NatsBacking:
     name = "nats"
-    resolution = 0.6  # the server's quarter of a second, and a machine that is busy
+    resolution = 1.5  # the server's quarter of a second, and a machine that is busy
 
     def start(self, folder: Path) -> None:
         self.clock = SystemClock()

@@ -64,6 +64,16 @@ def far(now: Callable[[], float], key: tuple[str, ...] = NIGHTLY, payload: bytes
     return Alarm(key=key, due=now() + 3600, payload=payload)
 
 
+async def becomes_due(alarms: Alarms, key: tuple[str, ...], backing: Backing) -> None:
+    """Returns once the alarm of `key` waits for a member."""
+    for _ in range(200):
+        found = await alarms.get(key)
+        if found is not None and found.fired:
+            return
+        await backing.elapse(0.05)
+    pytest.fail("it does not become due")
+
+
 def keep(firing: Firing) -> None:
     """Leave it unsettled."""
 
@@ -118,10 +128,7 @@ async def test_what_became_due_without_a_member_waits_for_one(
     alarms: Alarms, member: Member, inbox: Callable[..., Inbox[Firing]], backing: Backing, now: Callable[[], float]
 ) -> None:
     await alarms.set(Alarm(key=NIGHTLY, due=now() - 1, payload=b"1"))
-    await backing.elapse(0.6)
-    found = await alarms.get(NIGHTLY)
-    assert found is not None
-    assert found.fired
+    await becomes_due(alarms, NIGHTLY, backing)
     fired = inbox()
     await (await member()).alarms("shop").serve("job", fired, concurrency=10)
     assert [firing.alarm.payload for firing in await fired.reaches(1)] == [b"1"]
@@ -292,7 +299,7 @@ async def test_setting_takes_back_what_is_due_and_waits(
     alarms: Alarms, inbox: Callable[..., Inbox[Firing]], backing: Backing, now: Callable[[], float]
 ) -> None:
     await alarms.set(Alarm(key=NIGHTLY, due=now() - 10, payload=b"old"))
-    await backing.elapse(0.6)
+    await becomes_due(alarms, NIGHTLY, backing)
     await alarms.set(far(now, payload=b"new"))
     fired = inbox()
     await alarms.serve("job", fired, concurrency=5)
@@ -317,7 +324,7 @@ async def test_what_is_due_and_not_settled_is_there(
     alarms: Alarms, inbox: Callable[..., Inbox[Firing]], backing: Backing, now: Callable[[], float]
 ) -> None:
     revision = await alarms.set(Alarm(key=NIGHTLY, due=now()))
-    await backing.elapse(0.6)
+    await becomes_due(alarms, NIGHTLY, backing)
     for expected in (ABSENT, revision):
         with pytest.raises(Conflict):
             await alarms.set(far(now), expected=expected)
@@ -382,7 +389,7 @@ async def test_what_is_due_and_cancelled_does_not_come(
 ) -> None:
     await alarms.set(Alarm(key=NIGHTLY, due=now()))
     await alarms.set(Alarm(key=("job", "other"), due=now()))
-    await backing.elapse(0.6)
+    await becomes_due(alarms, NIGHTLY, backing)
     assert await alarms.cancel(NIGHTLY)
     assert await alarms.get(NIGHTLY) is None
     fired = inbox()
@@ -428,7 +435,7 @@ async def test_a_scan_shows_what_is_set_or_due_within_the_prefix(
     await alarms.set(Alarm(key=("reminder", "cart", "due", "pay"), due=now()))
     await alarms.set(far(now, ("reminder", "cart", "gone", "pay")))
     await alarms.cancel(("reminder", "cart", "gone", "pay"))
-    await backing.elapse(0.6)
+    await becomes_due(alarms, ("reminder", "cart", "due", "pay"), backing)
     found, cursor, pages = [], None, 0
     while pages < 50:
         page = await alarms.scan(("reminder", "cart"), limit=10, cursor=cursor)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from brokers.nats import consumer, jetstream
-from brokers.nats.alarms import NatsFiring
+from brokers.nats.firings import NatsFiring
 from mesh import addressing
 from mesh.ports.alarms import Alarm, Firing
 from mesh.ports.tables import ABSENT
