@@ -247,9 +247,14 @@ def _has_something_to_say(connection: Connection) -> bool:
 
 def translated(error: psycopg.Error) -> StoreError:
     """What a store says of an error of the library."""
+    from psycopg import InterfaceError, OperationalError
+
     state = error.sqlstate
     if state is None:
-        return StoreUnavailable(f"PostgreSQL cannot be reached: {' '.join(str(error).split())[:MAX_REASON]}")
+        reason = " ".join(str(error).split())[:MAX_REASON]
+        if isinstance(error, OperationalError | InterfaceError):
+            return StoreUnavailable(f"PostgreSQL cannot be reached: {reason}")
+        return StoreError(f"PostgreSQL: {reason}")
     message = f"PostgreSQL: {error.diag.message_primary} (SQLSTATE {state})"
     if state.startswith("54"):
         return ValueTooLarge(message)

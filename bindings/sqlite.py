@@ -182,6 +182,7 @@ class Worker:
         self._timeout = timeout
         self._waiting: SimpleQueue[_Ticket | None] = SimpleQueue()
         self._deadline = 0.0
+        self._closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: asyncio.Future[None] | None = None
 
@@ -198,7 +199,7 @@ class Worker:
 
         Raises what it raised, as a `StoreError`; `StoreUnavailable` after the timeout, when it may have been done.
         """
-        if self._loop is None or self._ended is None or self._ended.done():
+        if self._loop is None or self._closing:
             raise StoreUnavailable("SQLite: the database is closed")
         if self._waiting.qsize() >= MAX_WAITING:
             raise StoreUnavailable("SQLite: too many operations wait")
@@ -212,8 +213,10 @@ class Worker:
 
     async def close(self) -> None:
         """Once what waits is done."""
-        if self._ended is not None and not self._ended.done():
-            self._waiting.put(None)
+        if self._ended is not None:
+            if not self._closing:
+                self._closing = True
+                self._waiting.put(None)
             await self._ended
 
     def _work(self, loop: asyncio.AbstractEventLoop, opened: asyncio.Future[None], ended: asyncio.Future[None]) -> None:

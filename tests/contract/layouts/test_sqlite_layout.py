@@ -246,6 +246,26 @@ async def test_another_process_that_writes_for_long(file: Path, dapr: sqlite3.Co
     await store.close()
 
 
+async def test_what_was_asked_before_the_end_is_done(file: Path) -> None:
+    store = opened(sqlite.SPEC, connectionString=str(file))
+    await store.start()
+    writes = [asyncio.create_task(store.change(SetState(key=f"a{number}", value=b"1"))) for number in range(300)]
+    await asyncio.sleep(0)
+    ends = [asyncio.create_task(store.close()) for _ in range(2)]
+    async with asyncio.timeout(10):  # one that comes too late is refused, not left to wait
+        late = 0
+        with pytest.raises(StoreUnavailable, match="closed"):
+            while True:
+                await store.change(SetState(key=f"b{late}", value=b"1"))
+                late += 1
+        await asyncio.gather(*writes, *ends)
+    again = opened(sqlite.SPEC, connectionString=str(file))
+    await again.start()
+    items, _ = await again.list_items("", limit=1000)
+    assert len(items) == 300 + late
+    await again.close()
+
+
 async def test_keys_that_cannot_be(store: SqliteStateStore) -> None:
     for key in ("", "\ud800"):
         with pytest.raises(InvalidStoreKey):
