@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from brokers.table_arguments import check_key
+from brokers.table_arguments import check_key, check_prefix
 from mesh.errors import clip
 from mesh.ports.alarms import Alarm
 from mesh.ports.tables import InvalidKey, Key
@@ -32,6 +32,14 @@ def check_alarm(alarm: Alarm) -> None:
             value.encode()
         except UnicodeEncodeError:
             raise ValueError(f"the header '{name}' is no valid Unicode text") from None
+
+
+def check_scan(prefix: Key, limit: int) -> None:
+    """Raises `InvalidKey` for what no key of an alarm begins with, and `ValueError` for a page of nothing."""
+    check_alarm_key((*prefix, "any"))
+    check_prefix(prefix)
+    if limit < 1:
+        raise ValueError(f"a page of {limit} alarms")
 
 
 def check_then(firing: Alarm, then: Alarm | None) -> None:

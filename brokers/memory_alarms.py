@@ -8,8 +8,7 @@ from collections import OrderedDict
 
 import msgspec
 
-from brokers.alarm_arguments import check_alarm, check_alarm_key, check_then
-from brokers.table_arguments import check_prefix
+from brokers.alarm_arguments import check_alarm, check_alarm_key, check_scan, check_then
 from mesh.clock import SystemClock
 from mesh.errors import BrokerUnavailable, MessageTooLarge, clip
 from mesh.ports import Clock
@@ -80,8 +79,7 @@ class MemoryAlarms:
 
     async def scan(self, prefix: Key, *, limit: int, cursor: str | None = None) -> AlarmPage:
         self._check_open()
-        check_alarm_key((*prefix, "any"))
-        check_prefix(prefix)
+        check_scan(prefix, limit)
         after = prefix if cursor is None else _read_cursor(cursor, prefix)
         keys = (key for key in self._set.keys() | self._due.keys() if key[: len(prefix)] == prefix and key > after)
         page = heapq.nsmallest(limit + 1, keys)

@@ -17,14 +17,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from brokers.alarm_arguments import check_alarm, check_alarm_key
+from brokers.alarm_arguments import check_alarm, check_alarm_key, check_scan
 from brokers.nats import codec, jetstream, table_records
 from brokers.nats.connection import Connection
 from brokers.nats.consumer import ACK_WAIT, MAX_ACK_PENDING, Consumer
 from brokers.nats.firings import NatsAlarmSubscription
 from brokers.nats.retry import ATTEMPT_TIMEOUT, OPERATION_TIMEOUT, Retry
 from brokers.nats.scopes import ScopeStream
-from brokers.table_arguments import check_prefix
 from mesh import addressing
 from mesh.errors import BrokerUnavailable, MessageTooLarge, clip
 from mesh.ids import random_id
@@ -36,6 +35,9 @@ SOON = 1.0
 remove what came in its place. It is awaited instead. Also how far the server's clock may differ from ours."""
 LOOK_AGAIN = 0.05
 """Seconds between looks at an alarm that is awaited."""
+
+MAX_BATCH = 1000
+"""Alarms that are read at once."""
 
 TOMBSTONE_TTL = 3600
 """Seconds for which a cancellation is remembered: longer than it takes to set the next alarm of a series."""
@@ -195,13 +197,11 @@ class NatsAlarms:
         return SetAlarm(found.alarm, found.sequence, found.fired)
 
     async def scan(self, prefix: Key, *, limit: int, cursor: str | None = None) -> AlarmPage:
-        check_alarm_key((*prefix, "any"))
-        check_prefix(prefix)
+        check_scan(prefix, limit)
         within = f"{addressing.alarm_filter(self._root, addressing.alarm_path(prefix))}.>"
         mark = f"{zlib.crc32(within.encode()):08x}"
         start = 1 if cursor is None else _read_cursor(cursor, mark)
-        await self._repeat(self._stream.ensure)
-        request = {"seq": start, "next_by_subj": within, "batch": limit}
+        request = {"seq": start, "next_by_subj": within, "batch": min(limit, MAX_BATCH)}
         messages, last = await self._repeat(lambda: self._read_batch(request))
         alarms: list[SetAlarm] = []
         for headers, payload in messages:
@@ -373,9 +373,14 @@ class NatsAlarms:
             if "nats-sequence" in headers:
                 messages.append((headers, payload))
             elif not end.done():
-                more = block.startswith(b"NATS/1.0 204") and int(headers.get("nats-num-pending", "0"))
-                end.set_result(int(headers["nats-last-sequence"]) if more else None)
+                if block.startswith((b"NATS/1.0 204", b"NATS/1.0 404")):  # the end, or nothing at all
+                    more = int(headers.get("nats-num-pending", "0"))
+                    end.set_result(int(headers["nats-last-sequence"]) if more else None)
+                else:
+                    status = block.split(b"\r\n", 1)[0].decode("ascii", "replace")
+                    end.set_exception(BrokerUnavailable(f"the stream {self._stream.name} cannot be read: {status}"))
 
+        await self._stream.ensure()
         inbox = f"{self._connection.inbox}.a.{next(_numbers)}"
         stop = self._connection.listen(inbox, on_message)
         try:
@@ -385,6 +390,9 @@ class NatsAlarms:
                 return messages, await end
         except TimeoutError:
             raise BrokerUnavailable("the broker did not answer in time") from None
+        except BrokerUnavailable:
+            await self._stream.restore()
+            raise
         finally:
             stop()
 

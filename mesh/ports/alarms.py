@@ -77,6 +77,8 @@ class Alarms(Protocol):
         `expected` is the revision of the alarm that is set under the key, and not due; `ABSENT` when none is set, nor
         due and not settled. Raises `Conflict` when it is not so, `MessageTooLarge`, and `ValueError` for a due time
         that is not finite or headers that break a rule of `Alarm`.
+
+        One that becomes due within a second may fire before it is replaced, as it may before it is cancelled.
         """
         ...
 

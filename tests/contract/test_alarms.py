@@ -458,6 +458,10 @@ async def test_a_cursor_of_another_scan_is_refused(alarms: Alarms, now: Callable
     for wrong in (cursor, "", "x", "999"):
         with pytest.raises(ValueError, match="cursor"):
             await alarms.scan(("job", "b"), limit=2, cursor=wrong)
+    with pytest.raises(ValueError, match="page"):
+        await alarms.scan(("job", "a"), limit=0)
+    with pytest.raises(InvalidKey):
+        await alarms.scan((), limit=1)
 
 
 @pytest.mark.parametrize(

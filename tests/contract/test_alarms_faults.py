@@ -132,6 +132,8 @@ async def test_a_stream_that_was_deleted_is_made_again(clocks: LoneAlarmClocks, 
     await alarms.serve("job", handle, concurrency=5)
     await alarms.set(Alarm(key=NIGHTLY, due=time.time() + 3600))
     await jetstream.call(clocks.connection, f"STREAM.DELETE.{addressing.state_stream('mesh', namespace, 'shop')}")
+    assert await alarms.scan(("job",), limit=5) == ([], None)
+    assert await alarms.get(NIGHTLY) is None
     await alarms.set(Alarm(key=NIGHTLY, due=time.time(), payload=b"again"))
     await until(lambda: seen)
     assert seen == [b"again"]
