@@ -11,13 +11,14 @@ from starlette.types import ASGIApp
 from mesh import __version__, resources, subscriptions
 from mesh.access import AccessPolicy
 from mesh.clock import SystemClock
-from mesh.configuration import load_configuration
+from mesh.configuration import Configuration, load_configuration
 from mesh.invocation import Callee, Caller
 from mesh.invocation.callee import Permits
 from mesh.ports import Clock, EventLog, Peer
 from mesh.pubsub import PubSub
 from mesh.resiliency.targets import INITIALIZATION_RETRIES, Resiliency
 from mesh.state.block import State
+from mesh.telemetry import Meter
 from mesh.telemetry_settings import with_environment
 from sidecar.api import invoke
 from sidecar.api.events import EventsApi
@@ -34,7 +35,7 @@ from sidecar.folder_watch import FolderWatch
 from sidecar.health import Health
 from sidecar.http.api_log import ApiLog
 from sidecar.http.guard import Guard
-from sidecar.http.protocol import Limits
+from sidecar.http.limits import Limits
 from sidecar.http.responses import CatchErrors
 from sidecar.http.routing import Router
 from sidecar.http.server import HttpServer, socket_path
@@ -112,37 +113,30 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
     flags = settings.flags
     clock = SystemClock()
     configuration = load_configuration(flags.config, settings.environ)
-    own_namespace = settings.environ.get("NAMESPACE", "")
     folders = FolderWatch(flags.resources_path)
 
     def load_manifests() -> resources.Resources:
         return resources.load(
             flags.resources_path,
             app_id=flags.app_id,
-            namespace=own_namespace,
+            namespace=settings.environ.get("NAMESPACE", ""),
             environ=settings.environ,
             denied=configuration.components_deny,
         )
+
+    def check_manifests(found: resources.Resources) -> None:
+        components.check(found.components)
+        Resiliency(found.resiliency, clock=clock)
+        OutsideWorld(found.http_endpoints)
 
     manifests = load_manifests()
     tracing = with_environment(configuration.tracing, settings.environ)
     observers = Observers(flags, tracing, configuration.metrics, settings.namespace)
     me = Peer(settings.namespace, flags.app_id)
     backbone = open_backbone(settings.broker, me, prefix=settings.prefix, replicas=settings.replicas)
-    components = Components(
-        Surroundings(
-            app_id=flags.app_id,
-            namespace=own_namespace,
-            clock=clock,
-            tables=backbone.tables,
-            alarms=backbone.alarms,
-            events=backbone.log,
-            templates=resources.Templates(flags.app_id, own_namespace, settings.environ.get("POD_NAME")),
-        ),
-        denied=configuration.components_deny,
-        meter=observers.telemetry.meter,
-    )
+    components = _components(settings, configuration, backbone, clock, observers.telemetry.meter)
     components.check(manifests.components)
+    components.use_shared(manifests.components)
     pubsubs = components.of("pubsub")
     declared = subscriptions.from_manifests(manifests.subscriptions)
     health = Health(lambda: _problem(backbone.log, *(component.log for component in pubsubs.values())))
@@ -227,7 +221,7 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
         components=components,
         manifests=manifests,
         read_again=(
-            ReadAgain(folders, load_manifests, lambda found: _check(found, clock))
+            ReadAgain(folders, load_manifests, check_manifests)
             if configuration.hot_reload and flags.resources_path
             else None
         ),
@@ -243,10 +237,23 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
     return runtime
 
 
-def _check(manifests: resources.Resources, clock: Clock) -> None:
-    """Raises `ConfigurationError` for manifests that would end a start."""
-    Resiliency(manifests.resiliency, clock=clock)
-    OutsideWorld(manifests.http_endpoints)
+def _components(
+    settings: Settings, configuration: Configuration, backbone: Backbone, clock: Clock, meter: Meter
+) -> Components:
+    app_id, namespace = settings.flags.app_id, settings.environ.get("NAMESPACE", "")
+    return Components(
+        Surroundings(
+            app_id=app_id,
+            namespace=namespace,
+            clock=clock,
+            tables=backbone.tables,
+            alarms=backbone.alarms,
+            events=backbone.log,
+            templates=resources.Templates(app_id, namespace, settings.environ.get("POD_NAME")),
+        ),
+        denied=configuration.components_deny,
+        meter=meter,
+    )
 
 
 def _problem(*logs: EventLog) -> str | None:

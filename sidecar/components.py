@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -115,18 +116,25 @@ class Components:
     def check(self, manifests: Sequence[Component]) -> None:
         """Whether there are such types with such settings, as far as can be told without secrets and without I/O.
 
-        Components that need no start are in use from now on. Raises `ConfigurationError`.
+        Raises `ConfigurationError`.
+        """
+        for manifest in manifests:
+            if not manifest.ignore_errors:
+                self._prepared(manifest)
+
+    def use_shared(self, manifests: Sequence[Component]) -> None:
+        """Have in use already what needs no start, being the backbone's: it can be asked to wait for the broker.
+
+        Raises `ConfigurationError`.
         """
         for manifest in self._with_defaults(manifests):
             if manifest.ignore_errors or manifest.references:
                 continue
-            spec, category = self._found(manifest)
-            try:
-                setup = self._setup(manifest, spec, category)
-                if spec.shared:
-                    self._use(self._made(setup, manifest, spec, category))
-            except ConfigurationError as error:
-                raise self._fault(manifest, INIT_FAILURE, str(error)) from error
+            spec, category, setup = self._prepared(manifest)
+            if spec.shared and setup is not None:
+                with self._tagged(manifest):
+                    loaded = self._made(setup, manifest, spec, category)
+                self._use(loaded)
 
     async def load(self, manifests: Sequence[Component]) -> None:
         """Start all components: secret stores before those that refer to them, those of a category side by side.
@@ -256,6 +264,21 @@ class Components:
                 return error
 
         return list(zip(batch, await asyncio.gather(*map(one, batch)), strict=True))
+
+    def _prepared(self, manifest: Component) -> tuple[ComponentSpec, Category, Setup | None]:
+        """Without a `Setup` where settings are still to come."""
+        spec, category = self._found(manifest)
+        if manifest.references:
+            return spec, category, None
+        with self._tagged(manifest):
+            return spec, category, self._setup(manifest, spec, category)
+
+    @contextmanager
+    def _tagged(self, manifest: Component) -> Iterator[None]:
+        try:
+            yield
+        except ConfigurationError as error:
+            raise self._fault(manifest, INIT_FAILURE, str(error)) from error
 
     async def _started(self, manifest: Component) -> Loaded:
         spec, category = self._found(manifest)

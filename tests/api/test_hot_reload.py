@@ -231,6 +231,22 @@ async def test_some_changes_need_a_new_start(start, tmp_path, caplog):
         assert await api.running is End.RELOAD
 
 
+async def test_a_new_start_is_not_made_with_a_mistake(start, tmp_path, caplog):
+    """It would be the end."""
+    api = await start(f"--resources-path={tmp_path}")
+    (tmp_path / "r.yaml").write_text("apiVersion: dapr.io/v1alpha1\nkind: Resiliency\nmetadata: {name: r}\nspec: {}\n")
+    component(tmp_path, "bus", "pubsub.none")
+
+    async def told() -> bool:
+        return "there are no components of type pubsub.none" in caplog.text
+
+    await until(told)
+    assert not api.running.done()
+    component(tmp_path, "bus", "pubsub.in-memory")
+    async with asyncio.timeout(10):
+        assert await api.running is End.RELOAD
+
+
 async def test_it_can_be_switched_off(start, tmp_path):
     configuration = tmp_path / "configuration.yaml"
     configuration.write_text("spec: {features: [{name: HotReload, enabled: false}]}\n")

@@ -302,3 +302,18 @@ async def test_closing_waits_for_nobody(components: Components) -> None:
     async with asyncio.timeout(5):
         await components.close()
     assert Store.log == ["start c", "close c"]
+
+
+async def test_what_is_shared_is_in_use_before_any_start(
+    components: Components, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = SimpleNamespace(SPEC=spec("lock.shared", shared=True))
+    monkeypatch.setattr(registry, "BUILT_IN", {**registry.BUILT_IN, "lock.shared": "x"})
+    monkeypatch.setattr(registry, "importlib", SimpleNamespace(import_module=lambda _: shared))
+    components.use_shared([a("c", "lock.shared")])
+    made = components.of("lock")["c"]
+    await components.load([a("c", "lock.shared")])
+    assert components.of("lock")["c"] is made
+    await components.apply([])
+    await components.close()
+    assert Store.log == []  # it is somebody else's to start and close
