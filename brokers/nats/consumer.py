@@ -70,7 +70,7 @@ class NatsDelivery:
         if not payload and b"Meshwire-No-Data:" in block:
             self.payload = None
 
-    def _all_headers(self) -> dict[str, str]:
+    def all_headers(self) -> dict[str, str]:
         if self._headers is None:
             self._headers = codec.parse_block(self._block)
         return self._headers
@@ -78,20 +78,20 @@ class NatsDelivery:
     @property
     def mode(self) -> Mode:
         if self._mode is None:
-            self._mode = codec.mode(self._all_headers(), self.payload or b"")
+            self._mode = codec.mode(self.all_headers(), self.payload or b"")
         return self._mode
 
     @property
     def attributes(self) -> Attributes:
-        return codec.decode_attributes(self._all_headers()) if self.mode is Mode.BINARY else {}
+        return codec.decode_attributes(self.all_headers()) if self.mode is Mode.BINARY else {}
 
     @property
     def content_type(self) -> str | None:
-        return self._all_headers().get("content-type")
+        return self.all_headers().get("content-type")
 
     @property
     def headers(self) -> Mapping[str, str]:
-        return codec.transport_headers(self._all_headers())
+        return codec.transport_headers(self.all_headers())
 
     def _token(self, number: int) -> bytes:
         """A token of `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.…`, counted from `<stream>`.

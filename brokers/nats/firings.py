@@ -48,7 +48,7 @@ class NatsAlarmSubscription:
 
     def _take(self, delivery: Delivery) -> None:
         assert isinstance(delivery, NatsDelivery)  # noqa: S101 - what our own consumer offers
-        alarm = self.alarms.decode_due(delivery._all_headers(), delivery.payload or b"")
+        alarm = self.alarms.decode_due(delivery.all_headers(), delivery.payload or b"")
         if alarm is None:
             logger.warning("a message that is no alarm (%s) is passed over", delivery.position)
             delivery.ack()
