@@ -4,6 +4,7 @@ import asyncio
 import time
 import tracemalloc
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from math import inf
 from typing import Any
 
 import pytest
@@ -283,6 +284,70 @@ async def test_a_commit_whose_outcome_is_unknown_leaves_nothing_in_memory(
     assert await value_of(view, A) == b"2"
 
 
+async def test_an_answer_that_was_overtaken_by_a_change_is_not_kept(
+    view: LocalView, far: FarTable, clock: VirtualClock
+) -> None:
+    await put(far, A, b"1")
+    await warm(view, clock)
+    far.slow = True
+    read = asyncio.ensure_future(view.get(A))
+    await clock.settle()
+    far.arrive()  # the request
+    await clock.settle()
+    await put(far.table, A, b"2")
+    await clock.settle()
+    far.arrive(1)  # the change, by the watch
+    await clock.settle()
+    far.arrive()  # the answer
+    await read
+    far.slow = False
+    assert await value_of(view, A) == b"2"
+
+
+async def test_an_absence_is_not_followed_by_what_came_before_it(
+    view: LocalView, far: FarTable, clock: VirtualClock
+) -> None:
+    await warm(view, clock)
+    far.slow = True
+    await put(far.table, A, b"1")
+    await clock.settle()  # the watch takes the change before it can be left out
+    await far.table.commit([Delete(key=A)])
+    read = asyncio.ensure_future(view.get(A))
+    for _ in range(2):
+        await clock.settle()
+        far.arrive(1)  # request and answer overtake the change
+    assert await read is None
+    far.arrive()  # the change; that the key is gone again is still on its way
+    await clock.settle()
+    read = asyncio.ensure_future(view.get(A))
+    await clock.settle()
+    far.slow = False
+    far.arrive(-1)
+    assert await read is None
+
+
+async def test_an_answer_from_before_the_watch_was_lost_is_not_kept(
+    view: LocalView, far: FarTable, clock: VirtualClock
+) -> None:
+    await put(far, A, b"1")
+    await warm(view, clock)
+    far.slow = True
+    read = asyncio.ensure_future(view.get(A))
+    await clock.settle()
+    far.arrive()  # the request; the answer takes its time
+    await clock.settle()
+    far.slow = False
+    far.lose_watches()
+    await clock.settle()
+    await put(far.table, A, b"2")
+    await clock.advance(RETRY_PAUSE)
+    await warm(view, clock)  # a new watch, which knows nothing of that change
+    assert far.watches == 2
+    far.arrive()
+    await read
+    assert await value_of(view, A) == b"2"
+
+
 async def test_memory_is_bounded(far: FarTable, clock: VirtualClock) -> None:
     view = LocalView(far, PREFIX, clock, max_bytes=20_000)
     keys = [("state", str(number)) for number in range(200)]
@@ -505,7 +570,9 @@ async def never_goes_back(actions: list[Action], max_bytes: int) -> None:
                 tasks[number % len(tasks)].cancel()
         await clock.settle()
         for key in KEYS:
-            if key in view._kept:  # whatever is in memory now must be fit to be shown
+            kept = view._kept.get(key)
+            if isinstance(kept, Gone) or (kept and (kept.expires or inf) > clock.now()):
+                # Whatever would be shown from memory now must be fit to be shown.
                 await witness.read(view.get_many([key]), [key])
     far.slow = False
     while far.travelling:
