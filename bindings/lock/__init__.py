@@ -1,0 +1,1 @@
+"""Lock stores: one module one component type."""
