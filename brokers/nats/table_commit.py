@@ -126,6 +126,8 @@ class Committer:
         self._reader = reader
         self._histories = histories
         self._source = source
+        self._stored = b'{"stream":"%b","seq":' % stream.name.encode()
+        """How the stream's plain acknowledgement begins."""
         self._batches = asyncio.Semaphore(MAX_BATCHES)
         self._live: set[int] = set()
         self._lived: set[int] = set()
@@ -146,6 +148,8 @@ class Committer:
         standing = self._stream.standing or await self._first_look()
         if standing.created != self._created:
             self._begin(standing)
+        if len(changes) == 1 and not checks and changes[0].expected is None and not self._histories.active:
+            return [await self._commit_simply(changes[0])]
         messages = self._plan(changes, checks)
         commit = _Commit(messages, self._seen)
         await self._prepare(commit)
@@ -163,11 +167,36 @@ class Committer:
                 self._batches.release()
         revisions = list(range(first + len(messages) - len(changes), first + len(messages)))
         for change, revision in zip(changes, revisions, strict=True):
-            if isinstance(change, Put):
-                self.note(revision)
-        if revisions[-1] > self._seen:
-            self._seen = revisions[-1]
+            self._note_change(change, revision)
         return revisions
+
+    def _note_change(self, change: Change, revision: int) -> None:
+        if isinstance(change, Put):
+            self.note(revision)
+        elif revision > self._seen:
+            self._seen = revision
+
+    async def _commit_simply(self, change: Change) -> int:
+        """One change without a precondition: what most commits are, without the cost of what they do not need."""
+        message = self._message(change)
+        writing = message.writing
+        floor = self._seen
+        sent: asyncio.Future[Reply] | None = None
+        try:
+            sent = self._connection.call(
+                self._root + writing.path, f"{writing.head}\r\n".encode(), writing.payload, ATTEMPT_TIMEOUT
+            )
+            reply = await sent
+            answer = reply.payload
+            revision = int(answer[len(self._stored) : -1]) if answer.startswith(self._stored) else self._judge(reply)
+        except ValueError:  # there is more in the answer than the sequence
+            revision = self._judge(reply)
+        except BrokerUnavailable as failure:
+            commit = _Commit([message], floor)
+            commit.uncertain = sent is not None and not isinstance(failure, NoStream | _Contended)
+            revision = await self._carry_out(commit, failure)
+        self._note_change(change, revision)
+        return revision
 
     def _begin(self, standing: Standing) -> None:
         """Forget what was known of another stream, of the same name."""
@@ -193,15 +222,11 @@ class Committer:
         server judges none on a subject to which the batch has written before."""
         messages = []
         for change in changes:
-            path = addressing.key_path(change.key)
-            if isinstance(change, Put):
-                message = _Message(change.key, table_records.put(path, self._source, change))
-            else:
-                message = _Message(change.key, table_records.deletion(path, self._source))
+            message = self._message(change)
             expected = change.expected
             history = self._histories.kept(change.key)
             if expected is not None or history is not None:
-                message.precondition = _Precondition(change.key, path, expected, expected or 0)
+                message.precondition = _Precondition(change.key, message.writing.path, expected, expected or 0)
                 message.precondition.history = history
             messages.append(message)
         free = [message for message in messages if message.precondition is None]
@@ -213,6 +238,12 @@ class Committer:
             if message.key is None:
                 alone.append(message)
         return alone + messages
+
+    def _message(self, change: Change) -> _Message:
+        path = addressing.key_path(change.key)
+        if isinstance(change, Put):
+            return _Message(change.key, table_records.put(path, self._source, change))
+        return _Message(change.key, table_records.deletion(path, self._source))
 
     def _is_live(self, revision: int) -> bool:
         return revision in self._live or revision in self._lived
@@ -247,17 +278,22 @@ class Committer:
                 return
             await retry.after(BrokerUnavailable("the stream of earlier values lags behind"))
 
-    async def _carry_out(self, commit: _Commit) -> int:
-        """The sequence of the first message."""
+    async def _carry_out(self, commit: _Commit, failure: BrokerUnavailable | None = None) -> int:
+        """The sequence of the first message. `failure` is what became of a first attempt."""
         retry: Retry | None = None
         while True:
-            failure: BrokerUnavailable
+            if failure is not None:
+                retry = retry or self._patience()
+                await retry.after(failure)
+                if isinstance(failure, NoStream | _Transient):
+                    await self._restore(commit, retry)
+                if commit.uncertain:
+                    first = await self._find(commit, retry)
+                    if first is not None:
+                        return first
+                failure = None
             try:
-                answer = self._send(commit.messages)
-                commit.uncertain, before = True, commit.uncertain
-                reply = await answer
-                commit.uncertain = before
-                return self._judge(reply)
+                return await self._attempt(commit)
             except (_Stale, _Repeated) as verdict:
                 retry = retry or self._patience()
                 if commit.uncertain or isinstance(verdict, _Repeated):
@@ -268,19 +304,19 @@ class Committer:
                         raise BrokerUnavailable("the change was made, but its revision is lost") from None
                 if not await self._look_again(commit, retry):
                     await retry.after(_Contended("other changes to the same keys are under way"))
-                continue
             except BrokerUnavailable as error:
                 failure = error
-            retry = retry or self._patience()
-            await retry.after(failure)
-            if isinstance(failure, NoStream | _Transient):
-                await self._restore(commit, retry)
-            if isinstance(failure, _Transient):
-                commit.uncertain = True
-            if commit.uncertain:
-                first = await self._find(commit, retry)
-                if first is not None:
-                    return first
+
+    async def _attempt(self, commit: _Commit) -> int:
+        answer = self._send(commit.messages)
+        commit.uncertain, before = True, commit.uncertain
+        reply = await answer
+        commit.uncertain = before
+        try:
+            return self._judge(reply)
+        except _Transient:
+            commit.uncertain = True
+            raise
 
     def _send(self, messages: list[_Message]) -> asyncio.Future[Reply]:
         """Raises as `Connection.call`, nothing stored."""

@@ -106,6 +106,11 @@ class Histories:
         self._replicas = replicas
         self._kept: dict[Key, HistoryStream] = {}
 
+    @property
+    def active(self) -> bool:
+        """Whether this process has asked to keep anything."""
+        return bool(self._kept)
+
     def kept(self, key: Key) -> HistoryStream | None:
         """The stream that this process has asked to keep the values of `key`, the longest if there are several."""
         if not self._kept:

@@ -60,7 +60,7 @@ class Reader:
         if standing is None or not standing.direct:
             return await self._get({"last_by_subj": self._root + path})
         try:
-            return self._read(await self._connection.call(self._direct_last + path, b"", b"", ATTEMPT_TIMEOUT))
+            return self._read(await self._connection.call(self._direct_last + path, b"", b"", ATTEMPT_TIMEOUT), path)
         except BrokerUnavailable as error:
             return await self._get({"last_by_subj": self._root + path}, error)
 
@@ -137,10 +137,10 @@ class Reader:
             raise
         return from_leader(self._root, answer["message"])
 
-    def _read(self, reply: Reply) -> Stored | None:
+    def _read(self, reply: Reply, path: str = "") -> Stored | None:
         block = reply.headers
         if block.startswith(b"NATS/1.0\r\n"):
-            return from_direct(self._root, block, reply.payload)
+            return from_direct(self._root, block, reply.payload, path)
         status = block[9:12]
         if status == b"404":
             return None

@@ -17,7 +17,7 @@ from mesh import addressing
 from mesh.codec import header
 from mesh.errors import InvalidEvent
 from mesh.ids import random_id
-from mesh.ports.tables import Entry, Gone, Put
+from mesh.ports.tables import Entry, Gone, Key, Put
 
 _NANOSECONDS = 1_000_000_000
 
@@ -52,11 +52,10 @@ class Stored(NamedTuple):
         return _value(self.block, _MESSAGE_ID)
 
 
-def from_direct(root: str, block: bytes, payload: bytes) -> Stored:
-    """The answer to a direct get: the server puts what it knows behind the headers of the message."""
-    subject = _last_value(block, _SUBJECT).decode()
+def from_direct(root: str, block: bytes, payload: bytes, path: str = "") -> Stored:
+    """The answer to a direct get, of `path` if that is known: the server puts what it knows behind the headers."""
     return Stored(
-        subject[len(root) :],
+        path or _last_value(block, _SUBJECT).decode()[len(root) :],
         int(_last_value(block, _SEQUENCE)),
         parse_time(_last_value(block, _TIME)),
         block,
@@ -80,9 +79,14 @@ def record(stored: Stored) -> Entry | Gone | None:
     key = addressing.parse_key_path(stored.path)
     if key is None:
         return None
-    if stored.gone:
-        return Gone(key=key, revision=stored.sequence, time=stored.time)
+    return record_of(key, stored)
+
+
+def record_of(key: Key, stored: Stored) -> Entry | Gone:
+    """What a message says about `key`, which is that of its subject."""
     block = stored.block
+    if _MARKER in block or _DELETED in block:
+        return Gone(key=key, revision=stored.sequence, time=stored.time)
     ttl = _lifetime(_value(block, _TTL)) if _TTL in block else None
     return Entry(
         key=key,
@@ -90,7 +94,7 @@ def record(stored: Stored) -> Entry | Gone | None:
         revision=stored.sequence,
         time=stored.time,
         expires=None if ttl is None else stored.time + ttl,
-        content_type=_read_content_type(_value(block, _CONTENT_TYPE)),
+        content_type=_read_content_type(_value(block, _CONTENT_TYPE)) if _CONTENT_TYPE in block else "",
     )
 
 

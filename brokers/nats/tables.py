@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncGenerator, Sequence
+from functools import lru_cache
 from math import inf
 
 import msgspec
@@ -14,7 +15,7 @@ from brokers.nats.scopes import ScopeStream
 from brokers.nats.table_commit import Committer
 from brokers.nats.table_history import Histories
 from brokers.nats.table_reads import Reader
-from brokers.nats.table_records import Stored, record
+from brokers.nats.table_records import Stored, record, record_of
 from brokers.nats.table_watch import Watches
 from brokers.table_arguments import check_commit, check_key, check_prefix
 from mesh import addressing
@@ -27,6 +28,9 @@ MAX_PAGE_BYTES = 4 * 1024 * 1024
 """Bytes of values after which a page ends early."""
 STRIDE = 256
 """Messages fetched at once for a page."""
+
+KNOWN_PATHS = 2048
+"""Keys whose addresses are remembered: reading one often is common."""
 
 
 class NatsTables:
@@ -92,12 +96,13 @@ class NatsTable:
         self._closed = False
 
     async def get(self, key: Key) -> Entry | None:
-        path = self._path(key)
-        return self._entry(await self._reader.last(path))
+        stored = await self._reader.last(self._path(key))
+        return None if stored is None else self._entry(key, stored)
 
     async def get_many(self, keys: Sequence[Key]) -> list[Entry | None]:
         paths = [self._path(key) for key in keys]
-        return [self._entry(stored) for stored in await self._reader.last_of_each(paths)]
+        found = await self._reader.last_of_each(paths)
+        return [stored and self._entry(key, stored) for key, stored in zip(keys, found, strict=True)]
 
     async def commit(self, changes: Sequence[Change], checks: Sequence[Check] = ()) -> list[int]:
         check_commit(changes, checks)
@@ -165,24 +170,34 @@ class NatsTable:
             raise BrokerUnavailable("the tables are closed")
 
     def _path(self, key: Key) -> str:
-        check_key(key)
-        return self._prefix_path(key)
+        self._check_open()
+        path = _checked_path(key)
+        self._check_length(key, path)
+        return path
 
     def _prefix_path(self, prefix: Key) -> str:
         self._check_open()
         path = addressing.key_path(prefix)
-        if self._root_length + len(path) > addressing.MAX_STATE_SUBJECT:
-            raise InvalidKey(f"the key '{clip('/'.join(prefix))}' is too long for an address in this scope")
+        self._check_length(prefix, path)
         return path
 
-    def _entry(self, stored: Stored | None) -> Entry | None:
-        if stored is None:
-            return None
-        entry = record(stored)
+    def _check_length(self, prefix: Key, path: str) -> None:
+        if self._root_length + len(path) > addressing.MAX_STATE_SUBJECT:
+            raise InvalidKey(f"the key '{clip('/'.join(prefix))}' is too long for an address in this scope")
+
+    def _entry(self, key: Key, stored: Stored) -> Entry | None:
+        entry = record_of(key, stored)
         if not isinstance(entry, Entry):
             return None
         self._committer.note(entry.revision)
         return entry
+
+
+@lru_cache(maxsize=KNOWN_PATHS)
+def _checked_path(key: Key) -> str:
+    """Raises `InvalidKey`."""
+    check_key(key)
+    return addressing.key_path(key)
 
 
 def _write_cursor(prefix: Key, starts_with: str, sequence: int) -> str:
