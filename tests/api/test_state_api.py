@@ -434,6 +434,17 @@ async def test_many_at_once(server: StateServer, store: str) -> None:
         assert message.startswith("failed deserializing HTTP body: ")
 
 
+async def test_no_more_keys_are_asked_for_at_a_time_than_the_request_says() -> None:
+    store, component = broken()
+    async with StateServer(component) as server:
+        for parallelism, calls in ((0, 1), (-1, 1), (2, 3), (5, 1)):
+            before = store.calls
+            body = json.dumps({"keys": list("abcde"), "parallelism": parallelism}).encode()
+            answer = await server.call("POST", "/v1.0/state/broken/bulk", body)
+            assert answer.json == [{"key": key} for key in "abcde"]
+            assert store.calls - before == calls
+
+
 async def test_a_value_that_is_no_json_does_not_harm_the_others(server: StateServer) -> None:
     table = server.tables.table("app1")
     await table.commit([Put(key=("state", "statestore", "a"), value=b"\xff\x00")])
@@ -752,7 +763,10 @@ async def test_a_silent_watch_says_that_it_is_alive(server: StateServer, monkeyp
         assert (await reader.event())[0] == "current"
         piece = await reader._line_until(b"\n\n")
         assert b": alive\nid: " in piece
-        assert piece.rstrip().endswith(reader.last_id.encode())
+        etag, _, moment = piece.rpartition(b"id: ")[2].partition(b"-")
+        shown_etag, _, shown_moment = reader.last_id.encode().partition(b"-")
+        assert etag == shown_etag
+        assert int(moment) >= int(shown_moment)
 
 
 @pytest.mark.parametrize(
