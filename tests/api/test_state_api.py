@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,7 +17,10 @@ from mesh.ports.stores import (
     EtagMismatch,
     InvalidEtag,
     InvalidStoreKey,
+    QueryResult,
     StateFeature,
+    StateItem,
+    StateQuery,
     StoreError,
     StoreUnavailable,
     ValueTooLarge,
@@ -25,7 +28,8 @@ from mesh.ports.stores import (
 from mesh.ports.tables import Put
 from mesh.state.component import StateComponent
 from mesh.state.encryption import Cipher
-from tests.api.state_server import StateServer, broken
+from mesh.state.query import Comparator, Comparison
+from tests.api.state_server import BrokenStore, StateServer, broken
 from tests.e2e.mesh import Answer
 
 S = "/v1.0/state/statestore"
@@ -564,6 +568,45 @@ async def test_a_store_that_cannot_be_searched(server: StateServer, route: str) 
     message = failure(answer, 500, "ERR_STATE_STORE_NOT_SUPPORTED")
     assert message == "state store does not support querying"
     assert details(answer)["ErrorInfo"]["reason"] == "DAPR_STATE_QUERYING_NOT_SUPPORTED"
+
+
+class SearchableStore(BrokenStore):
+    """Answers every query with what a test puts into `result`."""
+
+    def __init__(self) -> None:
+        super().__init__(StateFeature.QUERY)
+        self.result = QueryResult([], None)
+        self.asked: list[tuple[StateQuery, str, Mapping[str, str]]] = []
+
+    async def query(self, query: StateQuery, key_prefix: str, metadata: Mapping[str, str] = {}) -> QueryResult:
+        self._fail()
+        self.asked.append((query, key_prefix, metadata))
+        return self.result
+
+
+@pytest.mark.parametrize("route", ["/v1.0-alpha1/state", "/v1.0/state"])
+async def test_a_query(route: str) -> None:
+    store = SearchableStore()
+    component = StateComponent(name="s", store=store, key_prefix="app1||")
+    async with StateServer(component, max_body_size=1000) as server:
+        path = f"{route}/s/query?metadata.queryIndexName=x"
+        answer = await server.call("POST", path, b"{}")
+        assert (answer.status, answer.body) == (204, b"")
+        store.result = QueryResult([StateItem(key="app1||a", value=b'{"n": 1}', etag="7")], "next")
+        answer = await server.call("PUT", path, b'{"filter":{"EQ":{"n":1}},"page":{"limit":1}}')
+        assert answer.status == 200
+        assert answer.json == {"results": [{"key": "a", "data": {"n": 1}, "etag": "7"}], "token": "next"}
+        query, prefix, metadata = store.asked[-1]
+        assert (query.filter, query.limit) == (Comparison(Comparator.EQ, ("n",), 1), 1)
+        assert (prefix, metadata) == ("app1||", {"queryIndexName": "x"})
+        answer = await server.call("POST", path, b'{"filter":{"eq":{"n":1}}}')
+        message = failure(answer, 500, "ERR_STATE_QUERY")
+        assert message.startswith("state store s query failed: filter.eq: there is no such operator")
+        assert details(answer)["ErrorInfo"]["reason"] == "DAPR_STATE_QUERY_FAILED"
+        store.error = StoreUnavailable("nobody answers")
+        message = failure(await server.call("POST", path, b"{}"), 500, "ERR_STATE_QUERY")
+        assert message == "state store s query failed: nobody answers"
+        assert "stream too large" in failure(await server.call("POST", path, b" " * 1001), 400, "ERR_BODY_READ")
 
 
 # As in 2019
