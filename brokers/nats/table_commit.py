@@ -387,15 +387,18 @@ class Committer:
             condition = message.precondition
             own = condition is not None and condition.path == message.writing.path
             if sequence <= commit.floor or (own and condition is not None and sequence == condition.sequence):
-                if condition is None or condition.wanted is None:
-                    # The repeat replaces nothing else than what stands there now, should the first one still come.
-                    guard = _Precondition(message.key or (), message.writing.path, None, sequence)
-                    if condition is not None:
-                        guard.history = condition.history
-                        await self._remember(guard)
-                    message.precondition = guard
+                self._guard(commit, message, sequence)
                 return None
         raise BrokerUnavailable("the answer was lost, and the key was changed since: whether it was made is not known")
+
+    def _guard(self, commit: _Commit, proof: _Message, sequence: int) -> None:
+        """Have the repeat replace nothing else than what stands there now, should the first one still come."""
+        for message in commit.messages:
+            condition = message.precondition
+            if condition is not None and condition.wanted is None and condition.history is None:
+                message.precondition = None  # a guard of an earlier look
+        if proof.precondition is None:
+            proof.precondition = _Precondition(proof.key or (), proof.writing.path, None, sequence)
 
     async def _look_again(self, commit: _Commit, retry: Retry) -> bool:
         """Find the precondition that does not hold. Raises `Conflict`; returns whether the next attempt has better

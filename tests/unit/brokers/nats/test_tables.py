@@ -40,14 +40,11 @@ class LossyConnection(Connection):
         what, self.lose = self.lose, ""
         if what == "late":
             self.late = subject, headers, payload
-        if what in ("message", "late"):
-            lost: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-            lost.set_exception(BrokerUnavailable("the broker did not answer in time"))
-            return lost
-        answer = super().call(subject, headers, payload, timeout)
+        answer = super().call(subject, headers, payload, timeout) if what == "answer" else None
 
         async def lose_answer() -> Reply:
-            await answer
+            if answer is not None:
+                await answer
             await self.meanwhile()
             raise BrokerUnavailable("the broker did not answer in time")
 
@@ -178,6 +175,27 @@ async def test_what_nobody_can_know_is_not_told(
         await table.commit(changes)
     assert await table.get_many([A, B]) == await other.get_many([A, B])
     assert await value_of(table, A) == b"other"
+
+
+async def test_a_batch_is_repeated_although_one_of_its_keys_is_busy(
+    table: NatsTable, other: NatsTable, connection: LossyConnection
+) -> None:
+    await put(table, A, b"0")
+    losses = 0
+
+    async def meanwhile() -> None:
+        nonlocal losses
+        losses += 1
+        if losses == 1:
+            connection.lose = "message"
+        else:
+            await put(other, A, b"other")
+
+    connection.meanwhile = meanwhile  # type: ignore[method-assign]
+    connection.lose = "message"
+    await asyncio.wait_for(table.commit([Put(key=A, value=b"1"), Put(key=B, value=b"1")]), 5)
+    assert losses == 2
+    assert [await value_of(table, A), await value_of(table, B)] == [b"1", b"1"]
 
 
 async def test_a_change_waits_for_a_server_that_restarts(tmp_path: Path, connect) -> None:
