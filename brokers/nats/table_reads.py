@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from math import inf
 from typing import Any, Protocol
 
 import msgspec
@@ -24,6 +25,8 @@ MESSAGE_NOT_FOUND = 10037
 WIDEST = 64
 """Requests under way at once for the messages of one page."""
 FIRST_WIDTH = 8
+LARGE = 64 * 1024
+"""Bytes of a value from which on no more than `FIRST_WIDTH` are asked for at once."""
 
 
 class NoStream(BrokerUnavailable):
@@ -67,16 +70,19 @@ class Reader:
     async def last_of_each(self, paths: Sequence[str]) -> list[Stored | None]:
         return await asyncio.gather(*map(self.last, paths))
 
-    async def following(self, sequence: int, pattern: str, count: int) -> tuple[list[Stored], bool]:
+    async def following(
+        self, sequence: int, pattern: str, count: int, max_bytes: float = inf
+    ) -> tuple[list[Stored], bool]:
         """The next messages from `sequence` on whose subject, without the root, matches `pattern`: up to `count`, in
-        order. The second says whether there are no more.
+        order, and fewer once they have `max_bytes` in all. The second says whether there are no more.
 
         Asks for the first match after each of several sequences at once, fewer the further apart the matches are.
         A batch in one request (`DIRECT.GET` with `batch`) would have the server count all the matches that are left.
         """
         found: list[Stored] = []
         width = FIRST_WIDTH
-        while len(found) < count:
+        size = 0
+        while len(found) < count and size < max_bytes:
             asked = range(sequence, sequence + min(width, count - len(found)))
             answers = await asyncio.gather(
                 *(self._get_quickly({"seq": start, "next_by_subj": self._root + pattern}) for start in asked)
@@ -86,7 +92,9 @@ class Reader:
             if answers[-1] is None:
                 return found, True
             sequence = answers[-1].sequence + 1
-            width = min(2 * width, WIDEST) if len(fresh) == len(asked) else max(1, len(fresh))
+            size += sum(len(message.payload) for message in fresh.values())
+            widest = WIDEST if size < LARGE * len(found) else FIRST_WIDTH
+            width = min(2 * width, widest) if len(fresh) == len(asked) else max(1, len(fresh))
         return found, False
 
     async def _get_quickly(self, request: dict[str, Any]) -> Stored | None:

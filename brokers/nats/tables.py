@@ -25,7 +25,7 @@ from mesh.ports.tables import Change, Check, Current, Entry, Gone, InvalidKey, K
 MAX_LOOKS = 4096
 """Messages that one page looks at: a scan for few among many takes several pages."""
 MAX_PAGE_BYTES = 4 * 1024 * 1024
-"""Bytes of values after which a page ends early."""
+"""Bytes of values, wanted or not, after which a page ends early."""
 STRIDE = 256
 """Messages fetched at once for a page."""
 
@@ -120,14 +120,14 @@ class NatsTable:
         while len(entries) < limit and looks < MAX_LOOKS and size < MAX_PAGE_BYTES:
             # At most as many as there is room for: none is read in vain.
             stored, ended = await self._reader.following(
-                sequence, f"{path}.>" if path else ">", min(STRIDE, limit - len(entries))
+                sequence, f"{path}.>" if path else ">", min(STRIDE, limit - len(entries)), MAX_PAGE_BYTES - size
             )
             looks += len(stored)
+            size += sum(len(message.payload) for message in stored)
             for message in stored:
                 entry = record(message)
                 if isinstance(entry, Entry) and entry.key[len(prefix)].startswith(starts_with):
                     entries.append(entry)
-                    size += len(entry.value)
             if ended:
                 return Page(entries, None)
             sequence = stored[-1].sequence + 1

@@ -11,7 +11,8 @@ import pytest
 
 from brokers.nats import jetstream
 from brokers.nats.connection import Connection, Lookup, Reply, Servers
-from brokers.nats.tables import NatsTable, NatsTables
+from brokers.nats.table_reads import FIRST_WIDTH
+from brokers.nats.tables import MAX_PAGE_BYTES, NatsTable, NatsTables
 from mesh.errors import BrokerError, BrokerUnavailable
 from mesh.ports.tables import ABSENT, Check, Conflict, Current, Delete, Entry, Gone, Key, Put
 from tests.contract.nats_server import NatsServer
@@ -285,6 +286,40 @@ async def test_a_missing_permission_is_named(tmp_path: Path, connect) -> None:
             await asyncio.wait_for(anext(watch), 5)
         for caught in (writing, reading, watching):
             assert not isinstance(caught.value, BrokerUnavailable)
+
+
+# Scans
+
+
+async def test_a_page_of_large_values_ends_early(table: NatsTable) -> None:
+    value = b"x" * 500_000
+    for number in range(40):
+        await put(table, ("state", str(number)), value)
+    pages = []
+    cursor = None
+    while not pages or cursor is not None:
+        page = await table.scan(("state",), limit=1000, cursor=cursor)
+        pages.append(page.entries)
+        cursor = page.cursor
+    assert sorted(int(entry.key[1]) for page in pages for entry in page) == list(range(40))
+    assert max(len(page) for page in pages) <= MAX_PAGE_BYTES / len(value) + FIRST_WIDTH
+
+
+async def test_few_among_many_are_found(table: NatsTable) -> None:
+    for first in range(0, 5000, 500):
+        await table.commit([Put(key=("state", str(number)), value=b"") for number in range(first, first + 500)])
+        await put(table, ("lease", str(first)), b"")
+    leases = (await table.scan(("lease",), limit=100)).entries
+    assert [int(entry.key[1]) for entry in leases] == list(range(0, 5000, 500))
+    looked_at, cursor = 0, None
+    found: list[Key] = []
+    while not looked_at or cursor is not None:
+        page = await table.scan(("state",), starts_with="499", limit=100, cursor=cursor)
+        cursor = page.cursor
+        found += [entry.key for entry in page.entries]
+        looked_at += 1
+    assert found == [("state", "499"), *(("state", f"499{digit}") for digit in range(10))]
+    assert looked_at == 2  # a page looks at so many and no more
 
 
 # Watches
