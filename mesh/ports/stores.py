@@ -5,7 +5,7 @@ Every method may raise `StoreError`, with what went wrong, or `StoreUnavailable`
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
@@ -292,24 +292,56 @@ class LockStore(Store, Protocol):
 
 class ConfigurationItem(msgspec.Struct, frozen=True, kw_only=True):
     value: str
-    """Empty for one that was deleted."""
+    """Empty for one that was deleted, and then the rest is too."""
     version: str = ""
     metadata: Mapping[str, str] = {}
 
 
+class ConfigurationFeature(Enum):
+    """The value is a capability in Dapr's metadata route."""
+
+    WRITE = "WRITE"
+    """Items can be set, removed and listed page by page."""
+
+
 class ConfigurationStore(Store, Protocol):
+    """Settings that apps share. Every method may raise `InvalidStoreKey`."""
+
+    @property
+    def features(self) -> frozenset[ConfigurationFeature]: ...
+
     async def get(self, keys: Sequence[str], metadata: Mapping[str, str] = {}) -> dict[str, ConfigurationItem]:
         """Those of `keys` that exist; all when `keys` is empty."""
         ...
 
     def watch(
         self, keys: Sequence[str], metadata: Mapping[str, str] = {}
-    ) -> AsyncIterator[Mapping[str, ConfigurationItem]]:
-        """Changes from the first `__anext__` on, until closed (`aclose`). Of quick successions the newest is seen.
+    ) -> AsyncGenerator[Mapping[str, ConfigurationItem], None]:
+        """Changes to `keys`, or to all when that is empty, until closed (`aclose`).
 
-        Raises `StoreError` when the store refuses; a lost connection is mended inside, and what changed meanwhile is
-        shown.
+        The first mapping is empty, and comes as soon as whatever changes from then on will be shown. Of quick
+        successions the newest is seen; a change may be shown twice. Raises `StoreError` when the store refuses, or
+        cannot be reached at the beginning; a connection that is lost later is mended inside, and what changed
+        meanwhile is shown. Ends when the store is closed.
         """
+        ...
+
+
+class WritableConfigurationStore(ConfigurationStore, Protocol):
+    """Declares `WRITE`."""
+
+    async def put(self, key: str, value: str, metadata: Mapping[str, str] = {}) -> str:
+        """Give a key a value and metadata, in place of what it had. Returns its version. Raises `ValueTooLarge`."""
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Remove a key, whether it exists or not."""
+        ...
+
+    async def list_items(
+        self, key_prefix: str, *, limit: int, cursor: str | None = None
+    ) -> tuple[Mapping[str, ConfigurationItem], str | None]:
+        """As `Table.scan`. Raises `Expired` for a cursor that is not of this list."""
         ...
 
 

@@ -1,0 +1,1 @@
+"""Configuration items that apps read and follow (Dapr: the configuration API)."""
