@@ -6,7 +6,7 @@ import difflib
 import random
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple, TypeVar
@@ -29,8 +29,10 @@ _BUILT_IN = {
     SERVICE_RETRIES: Retry(duration=1.0, max_retries=3),
     INITIALIZATION_RETRIES: Retry(exponential=True, max_interval=1.0, max_retries=3, max_elapsed=10.0),
 }
-# To be narrowed by whoever calls `for_component` for one more category.
-_NO_COMPONENTS = "has no effect yet but on calls to state stores: others are not called under policies"
+UNDER_POLICIES = ("configuration", "lock", "secretstores", "state")
+"""Categories of components that are called under policies. Whoever calls `for_component` for one more adds it."""
+TELL_UNDER_POLICIES = ("configuration",)
+"""Categories of components whose messages to the app go under policies."""
 _NOT_YET = ("DaprBuiltInActor", "DefaultActor")
 
 _COMPONENT_TYPES = {
@@ -93,6 +95,7 @@ class Resiliency:
         self._timeouts: dict[str, float] = {}
         self._retries = dict(_BUILT_IN)
         self._circuit_breakers: dict[str, BreakerSettings] = {}
+        self._of_components: list[tuple[str, str, ComponentTarget]] = []
         apps: dict[str, Target] = {}
         components: dict[str, ComponentTarget] = {}
         for manifest in manifests:
@@ -100,8 +103,7 @@ class Resiliency:
             self._retries |= {name: self._adjusted(name, retry, manifest) for name, retry in manifest.retries.items()}
             self._circuit_breakers |= manifest.breakers
             self._warn_of_names(manifest)
-            if manifest.components:
-                self.warnings.append(f"{manifest.origin}: spec.targets.components: {_NO_COMPONENTS}")
+            self._of_components += ((manifest.origin, *target) for target in manifest.components.items())
             apps |= manifest.apps
             components |= manifest.components
         self._apps = {name: self._resolve(target) for name, target in apps.items()}
@@ -121,6 +123,22 @@ class Resiliency:
         self._app_breakers = {name: _Breakers(parts.size) for name, parts in self._apps.items()}
         self._default_breakers = _Breakers(DEFAULT_BREAKERS)
         self._component_breakers = _Breakers(COMPONENT_BREAKERS)
+
+    def without_effect(self, categories: Mapping[str, str]) -> list[str]:
+        """One line for each target of a component that is never called under it.
+
+        `categories` has the category of each component by its name.
+        """
+        lines: list[str] = []
+        for origin, name, target in self._of_components:
+            where, category = f"{origin}: spec.targets.components.{name}", categories.get(name)
+            if category is None:
+                lines.append(f"{where}: has no effect: there is no such component{_near(name, categories)}")
+            elif category not in UNDER_POLICIES:
+                lines.append(f"{where}: has no effect yet: components of {category} are not called under policies")
+            elif category not in TELL_UNDER_POLICIES and any(policy.name for policy in _policies(target.inbound)):
+                lines.append(f"{where}.inbound: has no effect: components of {category} do not call the app")
+        return lines
 
     def for_app(self, app_id: str, method: str = "") -> Policy | None:
         """For a call of `method` (a path without query) of an app. `None` does nothing, and costs nothing.
@@ -215,18 +233,32 @@ class Resiliency:
                 known += _BUILT_IN
             if name.startswith(_NOT_YET):
                 self.warnings.append(f"{origin}: actors are not there yet, so it has no effect")
-            elif name in known and "Component" in name and not name.startswith("DefaultStatestoreComponentOutbound"):
-                self.warnings.append(f"{origin}: {_NO_COMPONENTS}")
+            elif name in known and "Component" in name and not name.startswith(_WITH_EFFECT):
+                only = ", ".join(UNDER_POLICIES)
+                self.warnings.append(f"{origin}: has no effect yet but on calls to components of {only}")
             elif name not in known and re.fullmatch(r"DaprBuiltIn.*|Default.*Policy", name):
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean '{near[0]}'?" if near else ""
-                self.warnings.append(f"{origin}: no policy of this name applies by itself{hint}")
+                self.warnings.append(f"{origin}: no policy of this name applies by itself{_near(name, known)}")
 
 
 _LEVELS = (
     *("", "App", "Component", *(f"Component{direction.value}" for direction in Direction)),
     *(f"{type_}Component{direction.value}" for type_ in _COMPONENT_TYPES.values() for direction in Direction),
 )
+
+
+_WITH_EFFECT = (
+    *(f"Default{_COMPONENT_TYPES[category]}ComponentOutbound" for category in UNDER_POLICIES),
+    *(f"Default{_COMPONENT_TYPES[category]}ComponentInbound" for category in TELL_UNDER_POLICIES),
+)
+
+
+def _policies(target: Target) -> tuple[Reference, ...]:
+    return target.timeout, target.retry, target.circuit_breaker
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def _named(reference: Reference, policies: Mapping[str, V]) -> V | None:

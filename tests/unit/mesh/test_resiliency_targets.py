@@ -10,7 +10,7 @@ from mesh.errors import ConfigurationError
 from mesh.resiliency.breaker import BreakerOpen, State
 from mesh.resiliency.policy import Policy
 from mesh.resiliency.retry import Failure, Retry
-from mesh.resiliency.targets import INITIALIZATION_RETRIES, Direction, Resiliency
+from mesh.resiliency.targets import INITIALIZATION_RETRIES, UNDER_POLICIES, Direction, Resiliency
 from mesh.resiliency.trip import Counts
 from mesh.resources import Resources, load
 from tests.virtual_clock import VirtualClock
@@ -124,8 +124,26 @@ def test_components(builds: Builds) -> None:
     assert inbound
     assert outbound
     assert inbound.breaker is outbound.breaker is not None
-    assert [warning.partition(": ")[2] for warning in resiliency.warnings] == [
-        "spec.targets.components: has no effect yet but on calls to state stores: others are not called under policies"
+    assert resiliency.warnings == []
+
+
+def test_targets_of_components_without_effect(builds: Builds) -> None:
+    resiliency = builds(
+        with_targets(
+            """\
+            components:
+              store: {outbound: {timeout: fast}}
+              bus: {outbound: {timeout: fast}}
+              lock: {inbound: {retry: thrice}, outbound: {timeout: fast}}
+              stoer: {outbound: {timeout: fast}}
+            """
+        )
+    )
+    lines = resiliency.without_effect({"store": "state", "bus": "pubsub", "lock": "lock"})
+    assert [line.partition(": spec.targets.components.")[2] for line in lines] == [
+        "bus: has no effect yet: components of pubsub are not called under policies",
+        "lock.inbound: has no effect: components of lock do not call the app",
+        "stoer: has no effect: there is no such component; did you mean 'store'?",
     ]
 
 
@@ -191,7 +209,7 @@ def test_component_types_in_default_names(builds: Builds, category: str, type_: 
     assert parts(resiliency.for_component("x", OUT, category)) == (1.0, None, False)
     assert resiliency.for_component("x", IN, category) is None
     warned = ["has no effect yet" in warning for warning in resiliency.warnings]
-    assert warned == ([] if category == "state" else [True])
+    assert warned == ([] if category in UNDER_POLICIES else [True])
 
 
 def test_later_manifests_override_equal_names(builds: Builds) -> None:
