@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
 
 from brokers.memory_tables import MemoryTables
 from mesh.fencing import FenceToken
 from mesh.ownership import Partitions
-from mesh.ports.tables import Change, Check, Conflict, Current, Entry, Gone, Key, Page, Put, TableFeature
+from mesh.ports.tables import Conflict, Put
+from tests.pausable import PausableTables, Pause
 from tests.virtual_clock import VirtualClock
 
 SCOPE = "shop"
 GROUP = "orders"
 TTL = 9.0
-
-
-class Pause:
-    """What a stopped process sees: nothing happens, and then much time has passed."""
-
-    def __init__(self) -> None:
-        self.running = asyncio.Event()
-        self.running.set()
-
-    def stop(self) -> None:
-        self.running.clear()
-
-    def resume(self) -> None:
-        self.running.set()
 
 
 class PausableClock:
@@ -40,58 +26,6 @@ class PausableClock:
     async def sleep(self, delay: float) -> None:
         await self._clock.sleep(delay)
         await self._pause.running.wait()
-
-
-class PausableTables:
-    """Requests of a paused process are not sent, and answers to it not read."""
-
-    def __init__(self, tables: MemoryTables, pause: Pause) -> None:
-        self._tables = tables
-        self._pause = pause
-
-    def table(self, scope: str) -> PausableTable:
-        return PausableTable(self._tables, scope, self._pause)
-
-    async def close(self) -> None: ...
-
-
-class PausableTable:
-    features: frozenset[TableFeature] = frozenset()
-
-    def __init__(self, tables: MemoryTables, scope: str, pause: Pause) -> None:
-        self._table = tables.table(scope)
-        self._pause = pause
-        self.keep_history = self._table.keep_history
-        self.history = self._table.history
-        self.as_of = self._table.as_of
-
-    async def get(self, key: Key) -> Entry | None:
-        await self._pause.running.wait()
-        entry = await self._table.get(key)
-        await self._pause.running.wait()
-        return entry
-
-    async def get_many(self, keys: Sequence[Key]) -> list[Entry | None]:
-        return [await self.get(key) for key in keys]
-
-    async def commit(self, changes: Sequence[Change], checks: Sequence[Check] = ()) -> list[int]:
-        await self._pause.running.wait()
-        revisions = await self._table.commit(changes, checks)
-        await asyncio.sleep(0)  # as the network: others come in between
-        await self._pause.running.wait()
-        return revisions
-
-    async def scan(self, prefix: Key, *, starts_with: str = "", limit: int, cursor: str | None = None) -> Page:
-        return await self._table.scan(prefix, starts_with=starts_with, limit=limit, cursor=cursor)
-
-    async def watch(self, prefix: Key, *, after: int | None = None) -> AsyncGenerator[Entry | Gone | Current, None]:
-        changes = self._table.watch(prefix, after=after)
-        try:
-            async for change in changes:
-                await self._pause.running.wait()
-                yield change
-        finally:
-            await changes.aclose()
 
 
 class Member:
@@ -148,7 +82,7 @@ class Member:
             except Conflict:
                 self._group.refused += 1
             else:
-                assert token.revision == self._group.stored_token(partition)
+                assert token.revision == self._group.newest[partition], "only the newest token's writes are stored"
                 self._group.written += 1
 
     def stop(self) -> None:
@@ -187,18 +121,6 @@ class Group:
             await self.clock.advance(0.25)
         await asyncio.wait_for(leaving, 1)
 
-    def stored_token(self, partition: int) -> int | None:
-        return next((token.revision for key, token in self._stored() if key == partition), None)
-
-    def _stored(self) -> list[tuple[int, FenceToken]]:
-        # The newest token of each partition that any member was ever given.
-        newest: dict[int, FenceToken] = {}
-        for member in self.members:
-            for partition, token in member.tokens:
-                if partition not in newest or token.revision > newest[partition].revision:
-                    newest[partition] = token
-        return list(newest.items())
-
     @property
     def live(self) -> list[Member]:
         return [member for member in self.members if not member.stopped]
@@ -212,12 +134,12 @@ class Group:
                 owners[partition] = member
         return owners
 
-    async def pass_time(self, seconds: float, step: float = 0.5, check: Callable[[], object] | None = None) -> None:
-        for _ in range(round(seconds / step)):
-            await self.clock.advance(step)
+    async def pass_time(self, seconds: float) -> None:
+        """At most one owner at any full second of it."""
+        while seconds > 0:
+            await self.clock.advance(min(seconds, 1.0))
             self.owners()
-            if check is not None:
-                check()
+            seconds -= 1.0
 
     def assert_settled(self) -> None:
         owners = self.owners()

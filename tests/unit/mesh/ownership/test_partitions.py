@@ -115,7 +115,7 @@ async def test_a_member_that_loses_partitions_while_it_gives_them_up(group: Grou
     assert other.partitions.owned == list(range(16))
     slow.resume()
     await group.pass_time(6)
-    assert slow.lost_ones + 0 == 16
+    assert slow.lost_ones == 16
     group.assert_settled()
 
 
