@@ -17,6 +17,11 @@ from mesh.errors import ConfigurationError, clip
 GROUP = "meshwire.components"
 
 BUILT_IN: Mapping[str, str] = {
+    "configuration.meshwire": "mesh.appconfig.backbone",
+    "configuration.postgresql": "bindings.configuration.postgresql",
+    "configuration.redis": "bindings.configuration.redis",
+    "lock.meshwire": "mesh.locks.backbone",
+    "lock.redis": "bindings.lock.redis",
     "pubsub.in-memory": "bindings.pubsub.in_memory",
     "pubsub.meshwire": "mesh.pubsub_component",
     "secretstores.local.env": "bindings.secretstores.local_env",
@@ -29,6 +34,7 @@ BUILT_IN: Mapping[str, str] = {
 """Module of each type. It has a `SPEC`, or `SPECS` when the versions of a type differ."""
 
 ALIASES: Mapping[str, str] = {
+    "configuration.postgres": "configuration.postgresql",
     "state.postgres": "state.postgresql",
     "state.sqlite3": "state.sqlite",
 }
@@ -64,12 +70,18 @@ def _state() -> Category:
     )
 
 
+def _lock() -> Category:
+    from mesh.locks import component as common
+
+    return Category(name="lock", title="Locks", fields=common.FIELDS, make=common.make)
+
+
 CATEGORIES: Mapping[str, Callable[[], Category]] = {
     "secretstores": lambda: Category(name="secretstores", title="Secret stores"),
     "pubsub": _pubsub,
     "state": _state,
     "configuration": lambda: Category(name="configuration", title="Configuration stores"),
-    "lock": lambda: Category(name="lock", title="Locks"),
+    "lock": _lock,
 }
 """In the order in which components start: what others refer to comes first."""
 

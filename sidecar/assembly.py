@@ -10,21 +10,27 @@ from starlette.types import ASGIApp
 
 from mesh import __version__, resources, subscriptions
 from mesh.access import AccessPolicy
+from mesh.appconfig.block import AppConfiguration
 from mesh.clock import SystemClock
 from mesh.configuration import Configuration, load_configuration
 from mesh.invocation import Callee, Caller
 from mesh.invocation.callee import Permits
+from mesh.locks.block import Locks
 from mesh.ports import Clock, EventLog, Peer
 from mesh.pubsub import PubSub
 from mesh.resiliency.targets import INITIALIZATION_RETRIES, Resiliency
+from mesh.secret_access import SecretAccess
 from mesh.state.block import State
 from mesh.telemetry import Meter
 from mesh.telemetry_settings import with_environment
 from sidecar.api import invoke
+from sidecar.api.configuration import ConfigurationApi
 from sidecar.api.events import EventsApi
 from sidecar.api.invoke import InvokeApi
+from sidecar.api.lock import LockApi
 from sidecar.api.operations import HealthApi, MetadataApi, ShutdownApi
 from sidecar.api.publish import PublishApi
+from sidecar.api.secrets import SecretsApi
 from sidecar.api.state import StateApi
 from sidecar.api.state_extras import StateExtrasApi
 from sidecar.app_health import AppHealth
@@ -148,7 +154,7 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
 
     app = _app(settings, clock)
     resiliency = Resiliency(manifests.resiliency, clock=clock)
-    for warning in resiliency.warnings:
+    for warning in (*resiliency.warnings, *resiliency.without_effect(components.categories(manifests.components))):
         logger.warning("%s", warning)
     callee = Callee(
         me,
@@ -185,6 +191,13 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
     )
     state_extras = StateExtrasApi(state, clock)
     components.upkeep["state"] = Upkeep(state.attach, state.detach)
+    items = AppConfiguration(
+        components.of("configuration"),
+        channel=None if app is None else app.channel,
+        resiliency=resiliency,
+        clock=clock,
+    )
+    components.upkeep["configuration"] = Upkeep(items.attach, items.detach)
     health_api = HealthApi(flags.app_id, health)
     metadata_api = MetadataApi(
         lambda: describe(flags, manifests, components.loaded, runtime.subscriptions), __version__, extended
@@ -194,6 +207,11 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
         EventsApi(pubsub, body_limit),
         StateApi(state, body_limit),
         state_extras,
+        LockApi(Locks(components.of("lock"), resiliency=resiliency), body_limit),
+        ConfigurationApi(items, body_limit),
+        SecretsApi(
+            SecretAccess(components.of("secretstores"), configuration.secret_scopes, resiliency=resiliency),
+        ),
         health_api,
         metadata_api,
         ShutdownApi(lambda: runtime.stop(), exit_now),

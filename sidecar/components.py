@@ -34,7 +34,12 @@ SHORTEST_SECRET = 4
 CREATION_FAILURE, INIT_FAILURE = "CREATE_COMPONENT_FAILURE", "INIT_COMPONENT_FAILURE"
 """Dapr's tags in errors: there is no such type; it could not be started."""
 
-DEFAULTS: Mapping[str, str] = {"pubsub": "pubsub.meshwire", "statestore": "state.meshwire"}
+DEFAULTS: Mapping[str, str] = {
+    "pubsub": "pubsub.meshwire",
+    "statestore": "state.meshwire",
+    "lockstore": "lock.meshwire",
+    "configstore": "configuration.meshwire",
+}
 """Components that are there without any file, unless a manifest takes the name."""
 
 
@@ -135,6 +140,10 @@ class Components:
                 with self._tagged(manifest):
                     loaded = self._made(setup, manifest, spec, category)
                 self._use(loaded)
+
+    def categories(self, manifests: Sequence[Component]) -> dict[str, str]:
+        """The category of each component that `manifests` and the defaults make, by its name."""
+        return {manifest.name: manifest.type.partition(".")[0] for manifest in self._with_defaults(manifests)}
 
     async def load(self, manifests: Sequence[Component]) -> None:
         """Start all components: secret stores before those that refer to them, those of a category side by side.

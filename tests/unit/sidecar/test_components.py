@@ -13,7 +13,7 @@ from brokers.memory import MemoryEventLog
 from brokers.memory_alarms import MemoryAlarmClocks
 from brokers.memory_tables import MemoryTables
 from mesh.clock import SystemClock
-from mesh.components import ComponentSpec, Field, Setup
+from mesh.components import Category, ComponentSpec, Field, Setup
 from mesh.errors import ConfigurationError
 from mesh.ports.stores import StoreError, StoreUnavailable
 from mesh.resources import Component, Metadata, SecretReference, Templates
@@ -76,6 +76,8 @@ def types(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = {f"tests.{type_}": SimpleNamespace(SPECS=specs) for type_, specs in found.items()}
     monkeypatch.setattr(registry, "BUILT_IN", {type_: f"tests.{type_}" for type_ in found})
     monkeypatch.setattr(registry, "importlib", SimpleNamespace(import_module=modules.__getitem__))
+    plain = {name: lambda name=name: Category(name=name, title="") for name in registry.CATEGORIES}
+    monkeypatch.setattr(registry, "CATEGORIES", plain)
     monkeypatch.setattr(module, "DEFAULTS", {})
 
 
