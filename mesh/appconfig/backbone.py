@@ -32,7 +32,7 @@ DEFAULT_COMPONENT = "configstore"
 """The component that is there without any file."""
 
 KIND = "configuration"
-TEXT = "text/plain; charset=utf-8"
+TEXT = "text/plain;charset=utf-8"
 WITH_METADATA = "application/vnd.meshwire.configuration+json"
 """Content type of a record that is `{"value": "…", "metadata": {"…": "…"}}`. One of any other type is the value."""
 
@@ -84,10 +84,10 @@ class MeshConfigurationStore:
         while True:
             page, cursor = await self.list_items("", limit=PAGE, cursor=cursor)
             items |= page
-            if cursor is None:
-                return items
             if len(items) > MAX_ITEMS:
                 raise StoreError(f"there are more than {MAX_ITEMS} items: ask for those that you need by their keys")
+            if cursor is None:
+                return items
 
     async def watch(
         self, keys: Sequence[str], metadata: Mapping[str, str] = {}
