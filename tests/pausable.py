@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
+from mesh.errors import BrokerUnavailable
 from mesh.ports.tables import Change, Check, Current, Entry, Gone, Key, Page, TableFeature, Tables
 
 
@@ -30,6 +31,10 @@ class PausableTables:
         self._pause = pause
         self.commits = 0
         """How many were asked for."""
+        self.unanswered = 0
+        """So many of the next commits happen, and nobody hears of it."""
+        self.deaf = False
+        """Watches do not hear that something is gone."""
 
     def table(self, scope: str) -> PausableTable:
         return PausableTable(self, self._tables, scope, self._pause)
@@ -40,8 +45,8 @@ class PausableTables:
 class PausableTable:
     features: frozenset[TableFeature] = frozenset()
 
-    def __init__(self, counting: PausableTables, tables: Tables, scope: str, pause: Pause) -> None:
-        self._counting = counting
+    def __init__(self, own: PausableTables, tables: Tables, scope: str, pause: Pause) -> None:
+        self._own = own
         self._table = tables.table(scope)
         self._pause = pause
         self.keep_history = self._table.keep_history
@@ -58,10 +63,13 @@ class PausableTable:
         return [await self.get(key) for key in keys]
 
     async def commit(self, changes: Sequence[Change], checks: Sequence[Check] = ()) -> list[int]:
-        self._counting.commits += 1
+        self._own.commits += 1
         await self._pause.running.wait()
         revisions = await self._table.commit(changes, checks)
         await asyncio.sleep(0)  # as the network: others come in between
+        if self._own.unanswered:
+            self._own.unanswered -= 1
+            raise BrokerUnavailable("no answer came")
         await self._pause.running.wait()
         return revisions
 
@@ -73,6 +81,7 @@ class PausableTable:
         try:
             async for change in changes:
                 await self._pause.running.wait()
-                yield change
+                if not (self._own.deaf and isinstance(change, Gone)):
+                    yield change
         finally:
             await changes.aclose()

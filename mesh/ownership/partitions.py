@@ -116,8 +116,7 @@ class Partitions:
         ]
 
     async def close(self) -> None:
-        """Leave: give up all partitions, each after its `revoke`, and return when others may have them. When it is
-        cancelled, all are lost at once, and free after the TTL."""
+        """Leave: others have the partitions once `revoke` has returned for all. When it is cancelled, they are lost."""
         try:
             await end(*self._running[1:])
             if self._beat is not None and self._beat.alive:
@@ -130,7 +129,7 @@ class Partitions:
             self._lose_all()
             await end(*self._running, *self._moves.values())
             if beat is not None:
-                await beat.stop()  # what is not given up by now is free as well from here on
+                await beat.stop()  # from here on, others have them
 
     async def _take_part(self) -> None:
         while True:
@@ -156,6 +155,7 @@ class Partitions:
             await beat.start()
         except MeshError as error:
             logger.warning("%s cannot join %s yet: %s", self._node, self._group, error)
+            await beat.stop()  # perhaps only the answer was lost, and others would keep a share for it
             await self._clock.sleep(RETRY_PAUSE)
         else:
             self._beat = beat
@@ -213,10 +213,9 @@ class Partitions:
                 await self._clock.sleep(RETRY_PAUSE)
                 return
         self._roster.note_seat(name, beat.id, revision)
-        if beat.alive:
-            token = FenceToken(self._scope, records.owner_key(self._group, name), revision)
-            self._tokens[partition] = token
-            self._handler.gained(partition, token)
+        token = FenceToken(self._scope, records.owner_key(self._group, name), revision)
+        self._tokens[partition] = token
+        self._handler.gained(partition, token)
 
     async def _hand_over(self, partition: int, beat: Beat) -> None:
         try:

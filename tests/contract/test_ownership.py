@@ -10,10 +10,10 @@ import pytest
 
 from mesh.clock import SystemClock
 from mesh.fencing import FenceToken
-from mesh.ownership import Lease, Partitions
+from mesh.ownership import Lease, Partitions, records
 from mesh.ownership.waits import elapsed
 from mesh.ports import Clock
-from mesh.ports.tables import Check, Conflict, Put, Tables
+from mesh.ports.tables import Conflict, Put, Tables
 from tests.contract.tables import Backing
 from tests.pausable import PausableTables, Pause
 
@@ -39,7 +39,7 @@ class Nodes:
         self.leases: list[Lease] = []
         self.members: list[Member] = []
 
-    async def lease(self, name: str = "leader") -> Lease:
+    async def lease(self, name: str = "leader", *, ttl: float = TTL) -> Lease:
         pause = Pause()
         node = f"node{len(self.leases)}"
         tables = PausableTables(await self._connect(), pause)
@@ -50,7 +50,7 @@ class Nodes:
             name,
             node=node,
             clock=self.clock,
-            ttl=TTL,
+            ttl=ttl,
             elapsed=self.elapsed,
             lost=lambda: lost.append(node),
         )
@@ -156,7 +156,7 @@ async def test_the_token_stays_the_same_while_the_lease_is_renewed(nodes: Nodes,
 
 
 async def test_a_waiter_has_a_lease_as_soon_as_it_is_released(nodes: Nodes, tables: Tables) -> None:
-    first, second = await nodes.lease(), await nodes.lease()
+    first, second = await nodes.lease(ttl=60), await nodes.lease(ttl=60)
     token = await nodes.run(first.acquire())
     waiting = asyncio.ensure_future(second.acquire())
     await nodes.elapse(0.5)
@@ -267,6 +267,15 @@ async def test_one_acquisition_at_a_time(nodes: Nodes) -> None:
     assert await nodes.run(lease.acquire()) is not None
 
 
+async def test_a_release_leaves_nothing_behind(nodes: Nodes, tables: Tables) -> None:
+    lease = await nodes.lease()
+    await nodes.run(lease.acquire())
+    assert len((await tables.table(SCOPE).scan(("lease",), limit=10)).entries) == 2
+    await nodes.run(lease.release())
+    await nodes.elapse(TTL / 2)
+    assert (await tables.table(SCOPE).scan(("lease",), limit=10)).entries == []
+
+
 # Partitions
 
 
@@ -314,14 +323,19 @@ async def test_what_renewals_cost(nodes: Nodes) -> None:
     assert len(member.partitions.owned) == 64
 
 
-async def test_a_sign_of_life_of_the_past_does_not_help(nodes: Nodes, tables: Tables) -> None:
-    """An owner record is not to be had while its member is there, whatever one believes."""
+async def test_what_a_living_member_owns_cannot_be_claimed(nodes: Nodes, tables: Tables) -> None:
+    """Whatever one believes about it."""
     member = await nodes.member(1)
     await nodes.until(lambda: member.partitions.owned == [0])
-    key = member.tokens[0].key
-    page = await tables.table(SCOPE).scan(("lease", "orders", "member"), limit=10)
-    [sign] = page.entries
-    with pytest.raises(Conflict):
-        await tables.table(SCOPE).commit(
-            [Put(key=key, value=b"{}", expected=member.tokens[0].revision)], [Check(sign.key, 0)]
-        )
+    token = member.tokens[0]
+    [sign] = (await tables.table(SCOPE).scan(("lease", "orders", "member"), limit=10)).entries
+    with pytest.raises(Conflict) as refused:
+        await records.claim(tables.table(SCOPE), "orders", "0", "me", owner=sign.key[-1], revision=token.revision)
+    assert refused.value.key == sign.key
+    assert await written(tables, token)
+
+
+@pytest.mark.parametrize("count", [0, -1, 1025])
+async def test_a_number_of_partitions_that_cannot_be(nodes: Nodes, count: int) -> None:
+    with pytest.raises(ValueError, match="there can be 1 to 1024"):
+        await nodes.member(count)

@@ -36,6 +36,7 @@ class Member:
         self.pause = Pause()
         self.stopped = False
         self.tables = PausableTables(group.tables, self.pause)
+        self.slow_ones: dict[int, float] = {}
         self.tokens: list[tuple[int, FenceToken]] = []
         self.believed: dict[int, FenceToken] = {}
         self.lost_ones = 0
@@ -65,7 +66,7 @@ class Member:
     async def revoke(self, partition: int) -> None:
         assert partition in self.believed
         assert self.partitions.token(partition) is not None
-        await self._group.clock.sleep(self._revoking)
+        await self._group.clock.sleep(self.slow_ones.get(partition, self._revoking))
         await self.pause.running.wait()
         del self.believed[partition]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 
@@ -119,6 +120,70 @@ async def test_a_member_that_loses_partitions_while_it_gives_them_up(group: Grou
     group.assert_settled()
 
 
+async def test_a_claim_whose_answer_was_lost_is_made_again_with_a_token_of_its_own(group: Group) -> None:
+    group.join("a", revoking=1.0)
+    await group.pass_time(1)
+    member = group.join("b")
+    await group.pass_time(0.5)
+    member.tables.unanswered = 8
+    await group.pass_time(0.6)
+    assert (member.tables.unanswered, member.partitions.owned) == (0, [])
+    await group.pass_time(2)
+    group.assert_settled()
+    assert len(member.tokens) == 8
+
+
+async def test_a_claim_whose_answer_was_lost_and_that_is_another_s_share_by_now_is_given_up(group: Group) -> None:
+    group.join("a", revoking=1.0)
+    await group.pass_time(1)
+    member = group.join("b")
+    await group.pass_time(0.5)
+    member.tables.unanswered = 8
+    await group.pass_time(0.6)
+    last = group.join("c")
+    await group.pass_time(3)
+    group.assert_settled()
+    assert len(last.partitions.owned) == 5
+    assert len(member.tokens) < 8, "some of those that it never knew of have moved on"
+
+
+async def test_time_tells_what_no_word_of_a_watch_did(group: Group) -> None:
+    crashed, other = group.join("a"), group.join("b")
+    await group.pass_time(2)
+    other.tables.deaf = True
+    crashed.stop()
+    await group.pass_time(TTL + 6)
+    assert len(other.partitions.owned) == 16
+
+
+async def test_a_leaver_has_its_time_to_end_all_work(group: Group) -> None:
+    leaver, other = group.join("a"), group.join("b")
+    await group.pass_time(2)
+    leaver.slow_ones = {leaver.partitions.owned[0]: 3.0}
+    leaving = asyncio.create_task(leaver.partitions.close())
+    await group.pass_time(2)
+    assert len(other.partitions.owned) == 8
+    await group.pass_time(1)
+    await group.clock.settle()
+    assert leaving.done()
+    assert leaver.lost_ones == 0
+    assert len(other.partitions.owned) == 16
+
+
+async def test_a_farewell_that_is_cancelled_loses_everything(group: Group) -> None:
+    leaver, other = group.join("a", revoking=3.0), group.join("b")
+    await group.pass_time(5)
+    leaving = asyncio.create_task(leaver.partitions.close())
+    await group.pass_time(1)
+    leaving.cancel()
+    await group.pass_time(1)
+    assert leaving.done()
+    assert leaver.lost_ones == 8
+    assert leaver.partitions.owned == []
+    await group.pass_time(TAKEOVER)
+    assert len(other.partitions.owned) == 16
+
+
 @pytest.mark.parametrize("seed", range(200))
 async def test_any_schedule(seed: int) -> None:
     """Joins, leaves, pauses and crashes at random moments, then quiet: every partition has one owner soon after."""
@@ -126,7 +191,7 @@ async def test_any_schedule(seed: int) -> None:
     group = Group(choice.choice([1, 5, 16, 32]))
     names = iter(range(1000))
     for _ in range(choice.randint(4, 14)):
-        event = choice.choice(["join", "join", "leave", "stop", "resume", "resume"])
+        event = choice.choice(["join", "join", "leave", "stop", "resume", "resume", "trouble"])
         stopped = [member for member in group.members if member.stopped]
         if event == "join" and len(group.members) < 6:
             group.join(f"node{next(names)}", revoking=choice.choice([0.0, 0.0, 1.5, 60.0]))
@@ -136,6 +201,8 @@ async def test_any_schedule(seed: int) -> None:
             choice.choice(group.live).stop()
         elif event == "resume" and stopped:
             choice.choice(stopped).resume()
+        elif event == "trouble" and group.live:
+            choice.choice(group.live).tables.unanswered = choice.randint(1, 4)
         await group.pass_time(choice.choice([0.0, 0.5, 2.0, TTL / 2, TTL + 4.0]))
         for member in group.members:
             await member.write_with_all_tokens()
