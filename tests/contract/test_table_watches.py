@@ -186,21 +186,22 @@ async def test_revisions_only_grow_and_the_newest_is_never_left_out(table: Table
             change = Delete(key=key) if number % 5 == 4 else Put(key=key, value=f"{name}{number}".encode())
             await writer.commit([change])
 
+    async def write_all() -> None:
+        await asyncio.gather(*(write(writer, name) for writer, name in zip(writers, "ab", strict=True)))
+        await put(table, "state", "end")
+
     async with watching(table, "state", after=ABSENT) as watch, asyncio.TaskGroup() as group:
         await following(watch)
-        tasks = [group.create_task(write(writer, name)) for writer, name in zip(writers, "ab", strict=True)]
+        group.create_task(write_all())
         newest: dict[Key, bytes | None] = {}
         last = 0
-        end = None
-        while end is None or last < end:
+        while ("state", "end") not in newest:
             change = await following(watch)
             if isinstance(change, Current):
                 continue
             assert change.revision > last
             last = change.revision
             newest[change.key] = change.value if isinstance(change, Entry) else None
-            if end is None and all(task.done() for task in tasks):
-                end = await put(table, "state", "end")
     keys = [("state", f"k{number}") for number in range(7)]
     entries = await table.get_many(keys)
     assert {key: newest.get(key) for key in keys} == {
