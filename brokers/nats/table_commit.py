@@ -55,7 +55,7 @@ _decode = msgspec.json.Decoder(_Answer).decode
 
 
 class _Precondition:
-    __slots__ = ("history", "key", "path", "sequence", "wanted")
+    __slots__ = ("history", "key", "looked", "path", "sequence", "wanted")
 
     def __init__(self, key: Key, path: str, wanted: int | None, sequence: int) -> None:
         self.key = key
@@ -66,6 +66,8 @@ class _Precondition:
         """The sequence that the server is told to look for."""
         self.history: HistoryStream | None = None
         """Which must have a value before it is replaced."""
+        self.looked = False
+        """Whether the stream was asked for the sequence. A history remembers keys that the stream has forgotten."""
 
 
 class _Message:
@@ -269,14 +271,16 @@ class Committer:
         """Where a history is kept, wait until it has the value that is to be replaced."""
         if condition.history is None:
             return
+        kept = await condition.history.last(condition.path)
+        if condition.wanted is None and not condition.looked:
+            condition.sequence = kept  # what is newest, but for a moment, and one read instead of two
         retry = self._patience()
-        while True:
-            sequence = await condition.history.last(condition.path)
-            if condition.wanted is None:
-                condition.sequence = sequence
-            if sequence >= condition.sequence:
-                return
+        while kept < condition.sequence:
+            stored = await self._reader.last(condition.path)
+            if stored is None or stored.sequence != condition.sequence:
+                return  # it is not what would be replaced: the server refuses, and then we look again
             await retry.after(BrokerUnavailable("the stream of earlier values lags behind"))
+            kept = await condition.history.last(condition.path)
 
     async def _carry_out(self, commit: _Commit, failure: BrokerUnavailable | None = None) -> int:
         """The sequence of the first message. `failure` is what became of a first attempt."""
@@ -409,12 +413,13 @@ class Committer:
         for condition, stored in zip(conditions, found, strict=True):
             sequence = 0 if stored is None else stored.sequence
             before = condition.sequence
-            if condition.wanted == ABSENT:
-                if stored is not None and not stored.gone:
-                    raise Conflict(condition.key)
-                condition.sequence = sequence
-            elif condition.wanted is not None and sequence != condition.wanted:
+            if condition.wanted == ABSENT and stored is not None and not stored.gone:
                 raise Conflict(condition.key)
+            if condition.wanted and sequence != condition.wanted:
+                raise Conflict(condition.key)
+            if condition.wanted == ABSENT or condition.history is not None:
+                condition.sequence = sequence
+                condition.looked = True
             await self._remember(condition)
             better = better or condition.sequence != before
         return better

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
 from datetime import datetime
 from math import inf
 from typing import Any
@@ -198,19 +197,20 @@ class Histories:
     async def newest_first(self, key: Key) -> list[Entry | Gone]:
         """Raises `HistoryNotKept`."""
         history = await self._find(key)
-        return (await self._records(history, key))[: history.revisions]
+        records, _ = await self._records(history, key)
+        return records[: history.revisions]
 
     async def as_of(self, key: Key, revision: float, moment: float) -> Entry | None:
         """One of `revision` and `moment` is infinite. Raises `HistoryNotKept`."""
         history = await self._find(key)
-        records = await self._records(history, key)
+        records, is_cut = await self._records(history, key)
         for found in records[: history.revisions]:
             if found.revision <= revision and found.time <= moment:
                 if isinstance(found, Gone) or (found.expires is not None and found.expires <= moment < inf):
                     return None
                 return found
         known = history.since_revision <= revision and history.since_time <= moment
-        if len(records) > history.revisions or not known:
+        if is_cut or not known:
             raise _not_kept(key)
         return None
 
@@ -225,8 +225,8 @@ class Histories:
             raise _not_kept(key)
         return max(streams, key=lambda history: history.revisions)
 
-    async def _records(self, history: HistoryStream, key: Key) -> list[Entry | Gone]:
-        """The newest first, once the mirror has what is newest now."""
+    async def _records(self, history: HistoryStream, key: Key) -> tuple[list[Entry | Gone], bool]:
+        """The newest first, once the mirror has what is newest now; and whether there were others before."""
         path = addressing.key_path(key)
         present = await self._reader.last(path)
         loop = asyncio.get_running_loop()
@@ -238,8 +238,12 @@ class Histories:
             await asyncio.sleep(pause)
             pause *= 2
         stored, _ = await history.reader.following(1, path, MAX_REVISIONS + 2)
-        records: Iterable[Entry | Gone | None] = map(record, reversed(stored))
-        return [found for found in records if found is not None]
+        records: list[Entry | Gone] = []
+        for message in stored:
+            again = message.is_marker and records and isinstance(records[-1], Gone)  # the end of a deletion's record
+            if not again and (found := record(message)) is not None:
+                records.append(found)
+        return records[::-1], len(stored) > history.revisions
 
     def _history(self, prefix: Key) -> HistoryStream:
         name = addressing.history_stream(self._prefix, self._namespace, self._scope, prefix)

@@ -48,6 +48,11 @@ class Stored(NamedTuple):
         return _MARKER in self.block or _DELETED in self.block
 
     @property
+    def is_marker(self) -> bool:
+        """Whether the server wrote it when a message had outlived its TTL: a value, or a deletion."""
+        return _MARKER in self.block
+
+    @property
     def message_id(self) -> bytes:
         return _value(self.block, _MESSAGE_ID)
 

@@ -8,7 +8,19 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from mesh.ports.tables import Delete, Entry, Gone, HistoryNotKept, Key, Put, Table, TableFeature, Tables
+from mesh.ports.tables import (
+    ABSENT,
+    Conflict,
+    Delete,
+    Entry,
+    Gone,
+    HistoryNotKept,
+    Key,
+    Put,
+    Table,
+    TableFeature,
+    Tables,
+)
 from tests.contract.tables import Backing
 
 Connect = Callable[[], Awaitable[Tables]]
@@ -167,6 +179,20 @@ async def test_history_may_be_asked_for_again(table: Table, connect: Connect) ->
     await other.keep_history(("state", "other"), 2)
     revisions = [await put(table, A, b"%d" % number) for number in range(4)]
     assert await history(table, A, newest=revisions[-1]) == [b"3", b"2", b"1", b"0"]
+
+
+async def test_conflicts_are_told_where_a_history_is_kept(table: Table) -> None:
+    await table.keep_history(("state",), 5)
+    old = await put(table, A, b"1")
+    other = await put(table, B, b"1")
+    newer = await put(table, A, b"2")
+    for wrong in (old, other, newer + 1000, ABSENT):
+        for change in (Put(key=A, value=b"3", expected=wrong), Delete(key=A, expected=wrong)):
+            with pytest.raises(Conflict):
+                await asyncio.wait_for(table.commit([change]), 5)
+            with pytest.raises(Conflict):
+                await asyncio.wait_for(table.commit([Put(key=("state", "c"), value=b""), change]), 5)
+    assert await history(table, A, newest=newer) == [b"2", b"1"]
 
 
 async def test_what_makes_no_sense_is_refused(table: Table) -> None:

@@ -399,6 +399,28 @@ async def test_a_deletion_is_not_missing_in_a_history(table: NatsTable) -> None:
     assert [isinstance(record, Gone) for record in records] == [True, False] * 5
 
 
+async def test_a_key_that_the_stream_has_forgotten_can_be_written_again(
+    connection: LossyConnection, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour after a deletion or expiry only the history remembers the key."""
+    monkeypatch.setattr("brokers.nats.scopes.GONE_KEPT", 1)
+    monkeypatch.setattr("brokers.nats.table_records.GONE_KEPT", 1)
+    table = NatsTables(connection, namespace=namespace).table("orders")
+    await table.keep_history(("state",), 5)
+    old = await put(table, A, b"1")
+    await put(table, B, b"1")
+    await table.commit([Delete(key=A), Delete(key=B)])
+    async with asyncio.timeout(15):
+        while (await jetstream.call(connection, f"STREAM.INFO.{table.stream.name}"))["state"]["messages"]:
+            await asyncio.sleep(0.1)
+        with pytest.raises(Conflict):
+            await put(table, A, b"2", old)
+        await put(table, A, b"2")
+        await put(table, B, b"2", ABSENT)
+    values = [record.value if isinstance(record, Entry) else None for record in await table.history(A, limit=9)]
+    assert values == [b"2", None, b"1"]  # deleted once, though the server also marked the end of the deletion
+
+
 async def test_a_history_does_not_answer_for_the_present(
     table: NatsTable, other: NatsTable, connection: LossyConnection
 ) -> None:
