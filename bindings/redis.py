@@ -5,6 +5,7 @@ The library is imported when a component is opened, not before.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -86,7 +87,12 @@ def fields(*, min_retry_interval: float = 0.008, max_retry_interval: float = 0.5
         _duration("readTimeout", "Longest time for an answer.", 3.0),
         _duration("writeTimeout", "Longest time for sending, where that is longer than readTimeout.", None),
         Field("poolSize", "Most connections; 10 for each CPU, if not given.", Kind.INTEGER, minimum=1),
-        _duration("poolTimeout", "Longest wait for a free connection; a second more than readTimeout.", None),
+        _duration(
+            "poolTimeout",
+            "Longest wait for a free connection of a single server; a second more than "
+            "readTimeout, if not given. In a cluster, or with failover, an operation that finds none free fails.",
+            None,
+        ),
         *(
             Field(name, "How connections are kept open and closed.", refused=_NO_UPKEEP)
             for name in ("maxConnAge", "minIdleConns", "idleCheckFrequency", "idleTimeout")
@@ -111,6 +117,7 @@ class Server:
         self.settings = settings
         self.is_cluster = settings["redisType"] == "cluster"
         self._files: list[IO[str]] = []
+        self._sentinels: Any = None
         _check(settings)
         hosts = [_address(settings, text) for text in settings["redisHost"]]
         if self.is_cluster:
@@ -119,6 +126,7 @@ class Server:
             self.client = self._behind_sentinels(hosts)
         else:
             self.client = self._node(*hosts[0])
+        self._turns = asyncio.Semaphore(self._pool_size)
 
     client: Any
     """A `redis.asyncio.Redis` or `RedisCluster`; answers are bytes. Use it within `translated`."""
@@ -128,8 +136,26 @@ class Server:
         async with translated():
             await self.client.ping()
 
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Waits until a connection is free, which the library does for a single server only.
+
+        Raises `StoreUnavailable` after poolTimeout.
+        """
+        try:
+            async with asyncio.timeout(self._pool_timeout):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise StoreUnavailable("Redis: no connection became free in time (poolSize, poolTimeout)") from None
+        try:
+            yield
+        finally:
+            self._turns.release()
+
     async def close(self) -> None:
         await self.client.aclose()
+        if self._sentinels is not None:
+            await self._sentinels.aclose()
         for file in self._files:
             file.close()
         self._files.clear()
@@ -154,7 +180,7 @@ class Server:
 
         settings = self.settings
         tls = {"ssl": True, **self._tls()} if settings["enableTLS"] else {}
-        sentinels = Sentinel(  # type: ignore[no-untyped-call]
+        self._sentinels = Sentinel(  # type: ignore[no-untyped-call]
             list(hosts),
             sentinel_kwargs={
                 **self._connection(),
@@ -163,7 +189,7 @@ class Server:
                 "password": settings["sentinelPassword"],
             },
         )
-        return sentinels.master_for(
+        return self._sentinels.master_for(
             settings["sentinelMasterName"],
             db=settings["redisDB"],
             max_connections=self._pool_size,
@@ -280,10 +306,16 @@ async def translated() -> AsyncIterator[None]:
         yield
     except (errors.AuthenticationError, errors.AuthorizationError) as error:
         raise StoreError(f"Redis: {_reason(error)}") from error
-    except (errors.ConnectionError, errors.TimeoutError, errors.TryAgainError, errors.ClusterDownError) as error:
+    except (
+        *(errors.ConnectionError, errors.TimeoutError),
+        *(errors.TryAgainError, errors.ClusterDownError, errors.SlotNotCoveredError),
+    ) as error:
         raise StoreUnavailable(f"Redis cannot be reached: {_reason(error)}") from error
     except (errors.ReadOnlyError, errors.OutOfMemoryError) as error:
         raise StoreUnavailable(f"Redis: {_reason(error)}") from error
+    except errors.RedisClusterException as error:
+        kind = StoreUnavailable if error.__cause__ is not None else StoreError  # it says why it reached no node
+        raise kind(f"Redis: {_reason(error)}") from error
     except errors.RedisError as error:
         raise StoreError(f"Redis: {_reason(error)}") from error
     except OSError as error:

@@ -25,7 +25,9 @@ class RedisServer:
     """A server on a port and a folder of its own, both kept over restarts. `options` are those of its file, as
     `RedisServer(appendonly="yes")`."""
 
-    def __init__(self, **options: str) -> None:
+    def __init__(self, *, password: str = PASSWORD, is_sentinel: bool = False, **options: str) -> None:
+        self._password = password
+        self._arguments = ["--sentinel"] if is_sentinel else []
         self._folder = Path(tempfile.mkdtemp(prefix="meshwire-redis-"))
         self.port = free_port()
         self.log = self._folder / "server.log"
@@ -33,24 +35,23 @@ class RedisServer:
             "bind": "127.0.0.1",
             "port": str(self.port),
             "dir": str(self._folder),
-            "save": '""',
-            "requirepass": f'"{PASSWORD}"',
-            "notify-keyspace-events": "KEA",
+            "requirepass": f'"{password}"',
+            **({} if is_sentinel else {"save": '""', "notify-keyspace-events": "KEA"}),
         } | {name.replace("_", "-"): value for name, value in options.items()}
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def settings(self) -> dict[str, str]:
         """Of a component."""
-        return {"redisHost": f"127.0.0.1:{self.port}", "redisPassword": PASSWORD}
+        return {"redisHost": f"127.0.0.1:{self.port}", "redisPassword": self._password}
 
-    def start(self, *arguments: str) -> None:
+    def start(self) -> None:
         file = self._folder / "redis.conf"
         if not file.exists():  # a sentinel writes into it
             file.write_text("".join(f"{name} {value}\n" for name, value in self._options.items()))
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [REDIS_SERVER_PATH, file, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [REDIS_SERVER_PATH, file, *self._arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         limit = time.monotonic() + START_LIMIT
         while time.monotonic() < limit and self._process.poll() is None:
@@ -64,8 +65,7 @@ class RedisServer:
 
     def run(self, *command: str | bytes) -> object:
         """What it says to one command, sent by a connection of its own."""
-        password = PASSWORD if "requirepass" in self._options else None
-        with redis.Redis(port=self.port, password=password, protocol=2, socket_timeout=5) as client:
+        with redis.Redis(port=self.port, password=self._password, protocol=2, socket_timeout=5) as client:
             return client.execute_command(*command)
 
     def stop(self) -> None:

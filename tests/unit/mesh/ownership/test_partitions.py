@@ -147,6 +147,15 @@ async def test_a_claim_whose_answer_was_lost_and_that_is_another_s_share_by_now_
     assert len(member.tokens) < 8, "some of those that it never knew of have moved on"
 
 
+async def test_a_joining_whose_answer_was_lost_keeps_no_share_for_a_ghost(group: Group) -> None:
+    group.join("a")
+    await group.pass_time(1)
+    member = group.join("b")
+    member.tables.unanswered = 1
+    await group.pass_time(2)
+    group.assert_settled()
+
+
 async def test_time_tells_what_no_word_of_a_watch_did(group: Group) -> None:
     crashed, other = group.join("a"), group.join("b")
     await group.pass_time(2)
