@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import re
 from collections.abc import AsyncGenerator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -121,7 +122,7 @@ class StateExtrasApi:
             except ValueError as error:
                 raise _invalid(f"initial {error}") from None
         etag, dash, moment = given.partition("-")
-        if not dash or not moment.isdigit() or len(moment) > 15:
+        if not dash or not re.fullmatch(r"[0-9]{1,15}", moment):
             raise _invalid(f"'{clip(given)}' is no position of a watch: give the id of an event as it came")
         if self._clock.now() - int(moment) > RESUMABLE:
             raise ApiError(
@@ -150,7 +151,8 @@ class StateExtrasApi:
                 following.result()  # what cannot begin is answered as an error
             headers = [(b"content-type", EVENT_STREAM), (b"cache-control", b"no-store")]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-            while not ended.done():
+            # When the component is exchanged, the reader will ask the new one.
+            while not ended.done() and self._state.components.get(component.name) is component:
                 if following.done():
                     try:
                         change = following.result()
@@ -162,8 +164,6 @@ class StateExtrasApi:
                     position = change.etag
                     await _send_piece(send, self._event(change))
                     following = asyncio.create_task(_next(changes), name="watch")
-                elif self._state.components.get(component.name) is not component:
-                    break  # it was exchanged: the reader will ask the new one
                 else:
                     alive = f": alive\nid: {self._id(position)}\n\n" if position else ": alive\n\n"
                     await _send_piece(send, alive.encode())
@@ -260,7 +260,7 @@ def _moment(text: str) -> float:
 
 def _limit(asked: Mapping[str, str]) -> int:
     text = asked.get("limit", str(DEFAULT_LIMIT))
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:10]) <= MOST:
+    if not re.fullmatch(r"[0-9]{1,10}", text) or not 1 <= int(text) <= MOST:
         raise _invalid(f"limit must be an integer from 1 to {MOST} (got '{clip(text)}')")
     return int(text)
 

@@ -18,6 +18,7 @@ from mesh.ports.stores import (
     InvalidEtag,
     InvalidStoreKey,
     QueryResult,
+    SetState,
     StateFeature,
     StateItem,
     StateQuery,
@@ -681,7 +682,7 @@ async def test_a_list_in_pages(server: StateServer, store: str) -> None:
     assert found == {f"cart-{number}": number for number in range(7)}
     answer = await server.call("GET", f"/mesh/v1/state/{store}?cursor=nonsense")
     assert "begin without a cursor" in failure(answer, 410, "ERR_STATE_POSITION_EXPIRED")
-    for query in ("limit=0", "limit=1001", "limit=x", "limit=-1", "prefxi=a"):
+    for query in ("limit=0", "limit=1001", "limit=x", "limit=-1", "limit=00000000011", "limit=%C2%B9", "prefxi=a"):
         failure(await server.call("GET", f"/mesh/v1/state/{store}?{query}"), 400, "ERR_MALFORMED_REQUEST")
 
 
@@ -817,6 +818,7 @@ async def test_a_silent_watch_says_that_it_is_alive(server: StateServer, monkeyp
     [
         ("", "7-1000000000", 410, "is older than 55 minutes"),
         ("", "7", 400, "is no position of a watch"),
+        ("?after=7-%C2%B2", "", 400, "is no position of a watch"),
         ("", "x-99999999999", 400, "an ETag of this store is a positive integer"),
         ("", "4711-99999999999", 410, "made anew"),
         ("?initial=maybe", "", 400, "initial must be true or false"),
@@ -854,6 +856,15 @@ async def test_watches_end_with_the_sidecar_and_with_their_component(
     async with Reader(server) as reader:
         await reader.event()
         server.components["statestore"] = server.components["memory"]
+        with pytest.raises(EOFError):
+            await reader.event()
+
+
+async def test_a_busy_watch_ends_with_its_component_too(server: StateServer) -> None:
+    async with Reader(server) as reader:
+        assert (await reader.event())[0] == "current"
+        earlier, server.components["statestore"] = server.components["statestore"], server.components["memory"]
+        await earlier.store.change(SetState(key="app1||a", value=b"1"))
         with pytest.raises(EOFError):
             await reader.event()
 
