@@ -90,7 +90,7 @@ def fields(*, min_retry_interval: float = 0.008, max_retry_interval: float = 0.5
         _duration(
             "poolTimeout",
             "Longest wait for a free connection of a single server; a second more than "
-            "readTimeout, if not given. In a cluster, or with failover, an operation that finds none free fails.",
+            "readTimeout, if not given. In a cluster, or with failover, only state stores wait: others fail at once.",
             None,
         ),
         *(

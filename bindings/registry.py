@@ -31,6 +31,7 @@ BUILT_IN: Mapping[str, str] = {
     "state.in-memory": "bindings.state.in_memory",
     "state.meshwire": "mesh.state.backbone",
     "state.postgresql": "bindings.state.postgresql",
+    "state.redis": "bindings.state.redis",
     "state.sqlite": "bindings.state.sqlite",
 }
 """Module of each type. It has a `SPEC`, or `SPECS` when the versions of a type differ."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
-from bindings.state import postgresql, sqlite
+from bindings.state import postgresql, redis, sqlite
 from bindings.state.in_memory import MemoryStateStore
 from brokers.memory_tables import MemoryTables
 from mesh.clock import SystemClock
@@ -18,6 +18,7 @@ from mesh.ports.tables import Tables
 from mesh.state.backbone import MeshStateStore
 from tests.opened import opened
 from tests.servers.postgres import postgres
+from tests.servers.redis import RedisServer
 from tests.virtual_clock import VirtualClock
 
 
@@ -140,10 +141,34 @@ class PostgresV2(PostgresV1):
         return store
 
 
+class Redis:
+    """Each store is a database of a server of their own."""
+
+    name = "redis"
+    options: Mapping[str, str] = {"databases": "1000"}
+
+    def start(self, folder: Path) -> None:
+        self._server = RedisServer(**self.options)
+        self._server.start()
+        self._databases: dict[str, int] = {}
+
+    def stop(self) -> None:
+        self._server.remove()
+
+    async def store(self, name: str) -> StateStore:
+        number = self._databases.setdefault(name, len(self._databases))
+        store: StateStore = opened(redis.SPEC, **self._server.settings, redisDB=str(number))
+        return store
+
+    async def elapse(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
 STATE_BACKINGS: list[Callable[[], StateBacking]] = [
     *(InMemory, MeshOverMemory),
     *(SqliteFile, SqliteWithoutLog),
     *(PostgresV1, PostgresV2),
+    Redis,
 ]
 
 if find_spec("brokers.nats.tables"):
