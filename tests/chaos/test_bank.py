@@ -1,6 +1,6 @@
 """A bank over the state API: 20 workers move money between 100 accounts by way of three sidecars of one app, which are
-killed at random while they work, and the server too. No money is made or lost, nothing is done twice, and nothing that
-was acknowledged is undone."""
+killed or paused at random while they work, and the server is killed. No money is made or lost, nothing is done twice,
+and nothing that was acknowledged is undone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import json
 import random
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -214,7 +215,7 @@ async def kill_at_random(mesh: Mesh, sidecars: list[Sidecar], end: float) -> Non
         await asyncio.sleep(random.uniform(0.1, 0.5))
 
 
-async def bank_with(mesh: Mesh, manifest: str = "") -> Bank:
+async def bank_with(mesh: Mesh, kind: type[Bank] = Bank, manifest: str = "") -> Bank:
     flags = []
     if manifest:
         resources = mesh.folder / "resources"
@@ -223,7 +224,7 @@ async def bank_with(mesh: Mesh, manifest: str = "") -> Bank:
         flags = ["--resources-path", str(resources)]
     sidecars = [mesh.add("bank", *flags, name=f"bank-{number}") for number in range(SIDECARS)]
     await asyncio.gather(*(sidecar.start().ready() for sidecar in sidecars))
-    bank = Bank(sidecars)
+    bank = kind(sidecars)
     await bank.open()
     return bank
 
@@ -245,7 +246,7 @@ async def test_no_money_is_made_or_lost(tmp_path: Path) -> None:
 
 async def test_the_sum_was_right_at_every_moment(tmp_path: Path) -> None:
     async with Mesh(tmp_path) as mesh:
-        bank = await bank_with(mesh, HISTORY)
+        bank = await bank_with(mesh, manifest=HISTORY)
         end = time.monotonic() + LOAD
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(kill_at_random(mesh, bank.sidecars, end))
@@ -253,3 +254,80 @@ async def test_the_sum_was_right_at_every_moment(tmp_path: Path) -> None:
                 tasks.create_task(bank.work(end))
         await asyncio.gather(*(sidecar.ready() for sidecar in bank.sidecars))
         await bank.audit(await bank.check(), 5)
+
+
+# Locks in place of ETags
+
+LOCK, UNLOCK = "/v1.0-alpha1/lock/lockstore", "/v1.0-alpha1/unlock/lockstore"
+BRANCHES = 10
+EXPIRY = 1
+"""Seconds; a sidecar is paused for longer than that."""
+
+
+class GuardedBank(Bank):
+    """Whoever moves money within a branch holds its lock, writes with the fencing token, and compares no ETag."""
+
+    async def transfer(self) -> None:
+        name = f"transfer-{next(self.numbers)}"
+        branch = self.random.randrange(BRANCHES)
+        members = range(branch, ACCOUNTS, BRANCHES)
+        source, target = map(account, self.random.sample(members, 2))
+        amount = self.random.randint(1, 50)
+        begun = False
+        for attempt in range(200):
+            holder = {"resourceId": f"branch-{branch}", "lockOwner": f"{name}/{attempt}"}
+            try:
+                answer = await self.ask("POST", LOCK, holder | {"expiryInSeconds": EXPIRY})
+                token = answer.json["fencingToken"] if answer.status == 200 and answer.json["success"] else None
+                if token is None:
+                    await asyncio.sleep(self.random.uniform(0.02, 0.1))
+                    continue
+                # What we began under an earlier lock has happened by now, or never will.
+                if begun and await self.exists(name):
+                    self.counts["found"] += 1
+                    self.done.add(name)
+                    return
+                [having, getting] = [
+                    (await self.surely("GET", f"{S}/{key}?consistency=strong")).json for key in (source, target)
+                ]
+                operations = [
+                    upsert(source, having - amount),
+                    upsert(target, getting + amount),
+                    upsert(name, [source, target, amount]),
+                ]
+                begun = True
+                transaction = {"operations": operations, "metadata": {"fencingToken": token}}
+                answer = await self.ask("POST", f"{S}/transaction", transaction)
+                if answer.status == 204:
+                    self.counts["acknowledged"] += 1
+                    self.done.add(name)
+                    await self.ask("POST", UNLOCK, holder)
+                    return
+                self.counts["fenced" if "is not held any more" in answer.json["message"] else "unknown"] += 1
+            except Lost:
+                if name in self.done:
+                    return
+                self.counts["lost"] += 1
+
+
+async def pause_at_random(sidecars: list[Sidecar], end: float) -> None:
+    """One sidecar after the other, for longer than its workers may hold their locks."""
+    while time.monotonic() < end:
+        sleeper = random.choice(sidecars)
+        sleeper.send(signal.SIGSTOP)
+        await asyncio.sleep(EXPIRY + random.uniform(0.3, 0.8))
+        sleeper.send(signal.SIGCONT)
+        await asyncio.sleep(random.uniform(0.2, 0.5))
+
+
+async def test_who_holds_a_lock_no_longer_moves_no_money(tmp_path: Path) -> None:
+    async with Mesh(tmp_path) as mesh:
+        bank = await bank_with(mesh, GuardedBank)
+        end = time.monotonic() + LOAD
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(pause_at_random(bank.sidecars, end))
+            for _ in range(WORKERS):
+                tasks.create_task(bank.work(end))
+        await bank.check()
+        assert len(bank.done) > 10
+        assert bank.counts["fenced"]
