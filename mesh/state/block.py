@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple, NoReturn, TypeVar, cast
+from typing import NamedTuple, NoReturn, cast
 
 import msgspec
 
@@ -27,15 +27,13 @@ from mesh.ports.stores import (
     StateVersion,
     StoreError,
     StoreUnavailable,
-    Unsupported,
     ValueTooLarge,
     WatchableStateStore,
 )
 from mesh.pubsub import PubSub
-from mesh.resiliency.policy import TimedOut
-from mesh.resiliency.retry import Failure
-from mesh.resiliency.targets import Direction, Resiliency
+from mesh.resiliency.targets import Resiliency
 from mesh.state import outbox
+from mesh.state.attempts import Attempts
 from mesh.state.component import StateComponent
 from mesh.state.forwarding import Outbox, OutboxFailed
 from mesh.state.marker import MarkedOutbox
@@ -49,8 +47,6 @@ KEYS_AT_ONCE = 500
 """Keys of one request that are asked of a store at a time, unless the request says fewer."""
 
 SUPPORTED_STORES = "https://docs.dapr.io/reference/components-reference/supported-state-stores/"
-
-T = TypeVar("T")
 
 
 class Answer(NamedTuple):
@@ -77,7 +73,7 @@ class State:
         """`components` by name; it may change while this runs. `namespace` is the one of the app."""
         self.components = components
         self._app_id = app_id
-        self._resiliency = resiliency
+        self._attempts = Attempts(resiliency)
         self._pubsub = pubsub
         self._clock = clock
         self._namespace = namespace
@@ -125,12 +121,11 @@ class State:
         stored = check_key(component, key)
         try:
             safe = bool(consistency) and strong(consistency)
-            policy = self._policy(component)
-            if policy is None:
+            if self._attempts.policy(component) is None:
                 item = await component.store.get(stored, strong=safe, metadata=metadata)
             else:
-                item = await policy.run(
-                    lambda: component.store.get(stored, strong=safe, metadata=metadata), failed=_judge
+                item = await self._attempts.read(
+                    component, lambda: component.store.get(stored, strong=safe, metadata=metadata)
                 )
             if item is not None and component.cipher is not None:
                 item = msgspec.structs.replace(item, value=component.cipher.decrypt(item.value))
@@ -143,12 +138,12 @@ class State:
     ) -> list[Answer]:
         """One answer for each key, in their order. With `parallelism` at most so many are asked for at a time."""
         stored = [check_key(component, key) for key in keys]
-        step = parallelism if parallelism > 0 else KEYS_AT_ONCE
+        step = min(parallelism, KEYS_AT_ONCE) if parallelism > 0 else KEYS_AT_ONCE
         answers: list[Answer] = []
         try:
             for start in range(0, len(stored), step):
                 part = stored[start : start + step]
-                found = await self._run(component, partial(component.store.get_many, part, metadata=metadata))
+                found = await self._attempts.read(component, partial(component.store.get_many, part, metadata=metadata))
                 answers += [
                     _answer(component, key, item) for key, item in zip(keys[start : start + step], found, strict=True)
                 ]
@@ -165,12 +160,12 @@ class State:
         try:
             changes = [check(component, write) for write in writes]
             at_once = ITEMS_AT_ONCE if len({change.key for change in changes}) == len(changes) else 1
-            if len(changes) == 1 and self._policy(component) is None:
+            if len(changes) == 1 and self._attempts.policy(component) is None:
                 await component.store.change(changes[0])
                 return
             for start in range(0, len(changes), at_once):
                 attempts = (
-                    self._run(component, partial(component.store.change, change))
+                    self._attempts.change(component, partial(component.store.change, change))
                     for change in changes[start : start + at_once]
                 )
                 _raise_first(await asyncio.gather(*attempts, return_exceptions=True))
@@ -180,7 +175,7 @@ class State:
     async def delete(self, component: StateComponent, write: Write) -> None:
         try:
             change = check(component, write)
-            await self._run(component, lambda: component.store.change(change))
+            await self._attempts.change(component, lambda: component.store.change(change))
         except MeshError as error:
             _fail(Code.STATE_DELETE, f"failed deleting state with key {write.key}", error)
 
@@ -211,6 +206,8 @@ class State:
             return
         found = self._outboxes.get(id(component))
         try:
+            if found is None and component.outbox is not None:  # its body took longer to come than the exchange waited
+                raise OutboxFailed(f"state store {component.name} was exchanged meanwhile")
             plan = outbox.Plan(writes, ())
             if found is not None:
                 plan = outbox.plan(found.settings, writes, self._app_id, trace, self._clock.now())
@@ -219,9 +216,9 @@ class State:
             if found is not None and plan.records:
                 self._check_publishable(found)
                 records, transact = plan.records, found.transact
-                await self._run(component, lambda: transact(changes, records, metadata))
+                await self._attempts.change(component, lambda: transact(changes, records, metadata))
             else:
-                await self._run(component, lambda: component.store.transact(changes, metadata))
+                await self._attempts.change(component, lambda: component.store.transact(changes, metadata))
         except OutboxFailed as error:
             raise ApiError(
                 Code.STATE_OUTBOX,
@@ -277,7 +274,7 @@ class State:
         store = cast(QueryableStateStore, component.store)
         try:
             query = parse()
-            result = await self._run(component, lambda: store.query(query, component.key_prefix, metadata))
+            result = await self._attempts.read(component, lambda: store.query(query, component.key_prefix, metadata))
         except MeshError as error:
             cause = _cause(error)
             raise ApiError(
@@ -297,7 +294,9 @@ class State:
         store = cast(ListableStateStore, self._featured(component, StateFeature.LIST, "list its keys"))
         start = check_key(component, prefix)
         with _reading(component):
-            items, following = await self._run(component, lambda: store.list_items(start, limit=limit, cursor=cursor))
+            items, following = await self._attempts.read(
+                component, lambda: store.list_items(start, limit=limit, cursor=cursor)
+            )
             return [_answer(component, component.bare_key(item.key), item) for item in items], following
 
     async def history(self, component: StateComponent, key: str, limit: int) -> Sequence[StateVersion]:
@@ -305,7 +304,7 @@ class State:
         store = self._historic(component)
         stored = check_key(component, key)
         with _reading(component):
-            versions = await self._run(component, lambda: store.history(stored, limit=limit))
+            versions = await self._attempts.read(component, lambda: store.history(stored, limit=limit))
             return [_shown(component, version) for version in versions]
 
     async def as_of(
@@ -314,7 +313,7 @@ class State:
         store = self._historic(component)
         stored = check_key(component, key)
         with _reading(component):
-            item = await self._run(component, lambda: store.as_of(stored, etag=etag, time=time))
+            item = await self._attempts.read(component, lambda: store.as_of(stored, etag=etag, time=time))
             if item is not None and component.cipher is not None:
                 item = msgspec.structs.replace(item, value=component.cipher.decrypt(item.value))
             return item
@@ -351,27 +350,6 @@ class State:
                 metadata={"appID": self._app_id, "feature": feature.value},
             )
         return component.store
-
-    # Policies
-
-    def _policy(self, component: StateComponent) -> Any:
-        return self._resiliency.for_component(component.name, Direction.OUTBOUND, "state")
-
-    async def _run(self, component: StateComponent, attempt: Callable[[], Awaitable[T]]) -> T:
-        policy = self._policy(component)
-        if policy is None:
-            return await attempt()
-        return cast(T, await policy.run(attempt, failed=_judge))
-
-
-_REFUSALS = (EtagMismatch, InvalidEtag, InvalidStoreKey, ValueTooLarge, Unsupported, Expired)
-"""What the app asked for cannot be: that says nothing about the store, and will be so again."""
-
-
-def _judge(outcome: object) -> Failure | None:
-    if not isinstance(outcome, Exception) or isinstance(outcome, _REFUSALS):
-        return None
-    return Failure() if isinstance(outcome, StoreError | TimedOut | OutboxFailed) else None
 
 
 _STATUSES: Mapping[type[MeshError], int] = {
