@@ -60,6 +60,12 @@ class PubSub:
             raise ApiError(Code.PUBSUB_NOT_FOUND, f"pubsub {name} is not found", metadata=metadata or {})
         return component
 
+    def check(self, topic: Topic) -> None:
+        """Raises `ApiError` when this app could publish nothing to `topic`, whatever the broker says."""
+        component = self.component(topic.pubsub)
+        self._address(component, topic.name)
+        self._check_scope(component, topic.name)
+
     async def publish(self, publication: Publication) -> None:
         """Returns when everything is stored. Raises `ApiError` with Dapr's codes.
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, NoReturn, cast
 import msgspec
 
 from mesh.errors import ApiError, Code, MeshError
-from mesh.ports import Clock
+from mesh.ports import Clock, Topic
 from mesh.ports.stores import (
     EtagMismatch,
     Expired,
@@ -251,7 +251,7 @@ class State:
     def _check_publishable(self, found: Outbox) -> None:
         """What could never be published must not be stored."""
         try:
-            self._pubsub.component(found.settings.pubsub)
+            self._pubsub.check(Topic(found.settings.pubsub, found.settings.topic))
         except ApiError as error:
             raise OutboxFailed(error.message) from error
 

@@ -17,6 +17,7 @@ from mesh.ports import Delivery, Group, Message, Mode, Topic
 from mesh.ports.stores import SetState, StateStore
 from mesh.pubsub import Component, PubSub
 from mesh.resiliency.targets import Resiliency
+from mesh.scopes import TopicScopes
 from mesh.state.backbone import MeshStateStore
 from mesh.state.block import State
 from mesh.state.component import OutboxSettings, StateComponent
@@ -27,6 +28,7 @@ from mesh.trace import TraceContext
 from tests.virtual_clock import VirtualClock
 
 SETTINGS = OutboxSettings(pubsub="pubsub", topic="orders", internal_pubsub="pubsub")
+SCOPES = TopicScopes.from_metadata({"publishingScopes": "app1=orders"})
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
@@ -135,7 +137,7 @@ class World:
             "app1",
             {"statestore": component},
             resiliency=Resiliency(clock=self.clock),
-            pubsub=PubSub("app1", {"pubsub": Component(name="pubsub", log=self.log)}, self.clock),
+            pubsub=PubSub("app1", {"pubsub": Component(name="pubsub", log=self.log, scopes=SCOPES)}, self.clock),
             clock=self.clock,
             namespace="default",
         )
@@ -215,6 +217,21 @@ async def test_nothing_is_stored_that_could_never_be_published(world: World) -> 
     assert caught.value.code.error_code == "ERR_PUBLISH_OUTBOX"
     assert caught.value.message == "error while publishing outbox message: pubsub nobody is not found"
     assert await state.get(state.component("statestore"), "a") is None
+
+
+@pytest.mark.parametrize(
+    ("topic", "message"),
+    [("secret", "topic secret is not allowed for app id app1"), ("a.>", "wildcard"), ("a" * 3000, "is longer than")],
+)
+async def test_nothing_is_stored_for_a_topic_that_takes_no_events_of_this_app(
+    world: World, topic: str, message: str
+) -> None:
+    state = await world.replica(OutboxSettings(pubsub="pubsub", topic=topic, internal_pubsub="pubsub"))
+    with pytest.raises(ApiError, match=message) as caught:
+        await world.transact(state, Write(key="a", value=b"1"))
+    assert caught.value.code.error_code == "ERR_PUBLISH_OUTBOX"
+    assert await state.get(state.component("statestore"), "a") is None
+    assert await left_behind(world) == 0
 
 
 async def test_what_a_replica_left_behind_is_published_by_another() -> None:
