@@ -47,7 +47,7 @@ class Teller:
         body = _encode({"id": subscription, "items": {key: _shown(item) for key, item in items.items()}})
         policy = self._resiliency.for_component(store, Direction.INBOUND, "configuration")
         for key in items:
-            path = f"/configuration/{quote(store, safe='')}/{quote(key, safe='')}"
+            path = f"/configuration/{_segment(store)}/{_segment(key)}"
 
             async def call(path: str = path) -> AppResponse:
                 return await self._channel.request("POST", path, _HEADERS, body, timeout=CALL_LIMIT)
@@ -63,6 +63,11 @@ class Teller:
     @staticmethod
     def _complain(store: str, key: str, why: str) -> None:
         log.error("the app was not told that %s of the configuration store %s has changed: %s", clip(key), store, why)
+
+
+def _segment(name: str) -> str:
+    """One segment of a path that stays one."""
+    return name.replace(".", "%2E") if name in (".", "..") else quote(name, safe="")
 
 
 def _shown(item: ConfigurationItem) -> dict[str, Any]:
