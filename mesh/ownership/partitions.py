@@ -167,7 +167,7 @@ class Partitions:
         owners = {partition: seat.member for partition, seat in enumerate(seats)}
         plan = shares(self._count, self._roster.members | {beat.id}, owners)
         for partition, seat in enumerate(seats):
-            if partition in self._moves:
+            if partition in self._moves or str(partition) in self._roster.unreadable:
                 continue
             is_mine = plan[partition] == beat.id
             if partition in self._tokens:

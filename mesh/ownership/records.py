@@ -5,14 +5,20 @@ All records of a group are below `("lease", <group>)`: `(…, "member", <id>)` a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import msgspec
 
+from mesh.errors import BrokerError
 from mesh.ports.tables import ABSENT, Check, Conflict, Delete, Entry, Key, Put, Table
 
 KIND = "lease"
 MEMBER = "member"
 OWNER = "owner"
 JSON = "application/json"
+
+T = TypeVar("T")
 
 
 class Sign(msgspec.Struct, frozen=True):
@@ -52,17 +58,24 @@ def sign(group: str, member: str, ttl: float, expected: int) -> Put:
 
 
 def read_sign(entry: Entry) -> Sign:
-    """Raises `ValueError` for what is no sign of life."""
-    return _read_sign(entry.value)
+    """Raises `BrokerError` for what no version before this one wrote."""
+    return _read(entry, _decode_sign)
 
 
 def read_title(entry: Entry) -> Title:
-    """Raises `ValueError` for what is no owner record."""
-    return _read_title(entry.value)
+    """Raises `BrokerError` for what no version before this one wrote."""
+    return _read(entry, _decode_title)
 
 
-_read_sign = msgspec.json.Decoder(Sign).decode
-_read_title = msgspec.json.Decoder(Title).decode
+_decode_sign = msgspec.json.Decoder(Sign).decode
+_decode_title = msgspec.json.Decoder(Title).decode
+
+
+def _read(entry: Entry, decode: Callable[[bytes], T]) -> T:
+    try:
+        return decode(entry.value)
+    except msgspec.DecodeError as error:
+        raise BrokerError(f"{'/'.join(entry.key)} cannot be read: {error}") from None
 
 
 async def claim(table: Table, group: str, name: str, member: str, *, owner: str = "", revision: int = ABSENT) -> int:

@@ -42,6 +42,8 @@ class Roster:
         self._until: dict[str, float] = {}  # how long each member is believed to be there
         self._seats: dict[str, Seat] = {}
         self._newest: dict[Key, int] = {}  # revisions of what is known, by key
+        self.unreadable: set[str] = set()
+        """Names whose owner records a later version must have written: they are not for this one to claim."""
         self.current = False
         """Whether all that there is has been seen once."""
         self.changed: Callable[[], None] = lambda: None
@@ -105,9 +107,11 @@ class Roster:
                 if known:
                     return
             elif kind == records.OWNER:
+                self.unreadable.add(name)
                 self._seats[name] = Seat(records.read_title(change).member, change.revision)
-        except ValueError as error:
-            logger.error("%s is passed over: %s", "/".join(key), error)
+                self.unreadable.remove(name)
+        except BrokerError as error:
+            logger.error("the group %s: %s", self._prefix[-1], error)
         self.changed()
 
     def _forget(self, key: Key) -> None:
@@ -118,4 +122,5 @@ class Roster:
             self._newest.pop(key, None)
         elif kind == records.OWNER:
             self._seats.pop(name, None)
+            self.unreadable.discard(name)
         self.changed()

@@ -28,8 +28,9 @@ from sidecar.api.state import StateApi
 from sidecar.http.responses import CatchErrors
 from sidecar.http.routing import Router
 from sidecar.http.server import HttpServer
+from tests.api.conftest import Start
 from tests.contract.nats_tables import NatsBacking
-from tests.e2e.mesh import call
+from tests.e2e.mesh import JSON, call
 from tests.virtual_clock import VirtualClock
 
 BODY = {"resourceId": "order 7", "lockOwner": "a", "expiryInSeconds": 30}
@@ -261,3 +262,17 @@ async def test_a_token_ends_with_its_unlock(shared: LockServer) -> None:
     assert (await shared.call("POST", "/v1.0/state/statestore", item))[0] == 204
     await shared.unlock()
     assert (await shared.call("POST", "/v1.0/state/statestore", item))[0] == 409
+
+
+async def test_the_default_store_fences_the_default_state_store(start: Start) -> None:
+    """In a whole sidecar, without any file."""
+    api = await start()
+    body = json.dumps(BODY).encode()
+    locked = await api.call("POST", "/v1.0-alpha1/lock/lockstore", [JSON], body)
+    token = json.loads(locked.body)["fencingToken"]
+    target = f"/v1.0/state/statestore?metadata.fencingToken={token}"
+    item = b'[{"key":"k","value":1}]'
+    assert (await api.call("POST", target, [JSON], item)).status == 204
+    unlocked = await api.call("POST", "/v1.0-alpha1/unlock/lockstore", [JSON], body)
+    assert (unlocked.status, unlocked.body) == (200, b'{"status":0}')
+    assert (await api.call("POST", target, [JSON], item)).status == 409

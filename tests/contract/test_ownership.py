@@ -21,7 +21,7 @@ Connect = Callable[[], Awaitable[Tables]]
 
 SCOPE = "shop"
 TTL = 3.0
-AT_ONCE = 1.0
+AT_ONCE = 2.0
 """Seconds that are enough for what takes no waiting, on a machine that is busy."""
 TAKEOVER = TTL + 3.0
 

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.unit.mesh.ownership.group import TTL, Group
+from mesh.ports.tables import Put
+from tests.unit.mesh.ownership.group import GROUP, SCOPE, TTL, Group
 
 TAKEOVER = TTL + 3.0
 """Seconds within which what a crashed member owned is owned again."""
@@ -154,6 +155,21 @@ async def test_a_joining_whose_answer_was_lost_keeps_no_share_for_a_ghost(group:
     member.tables.unanswered = 1
     await group.pass_time(2)
     group.assert_settled()
+
+
+async def test_records_that_nobody_here_can_read(group: Group, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a later version, say: what they own is left to them."""
+    table = group.tables.table(SCOPE)
+    await table.commit([Put(key=("lease", GROUP, "owner", "3"), value=b"\xff", expected=0)])
+    await table.commit([Put(key=("lease", GROUP, "member", "x"), value=b"[]", expected=0)])
+    await table.commit([Put(key=("lease", GROUP, "later"), value=b"", expected=0)])
+    member = group.join("a")
+    await group.pass_time(3)
+    assert member.partitions.owned == [partition for partition in range(16) if partition != 3]
+    assert "lease/orders/owner/3 cannot be read" in caplog.text
+    before = member.tables.commits
+    await group.pass_time(TTL)
+    assert member.tables.commits - before == 3, "nothing but renewals"
 
 
 async def test_time_tells_what_no_word_of_a_watch_did(group: Group) -> None:
