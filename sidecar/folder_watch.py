@@ -40,12 +40,15 @@ class FolderWatch:
 
 
 def _entries(folder: Path) -> Sequence[tuple[str, int, int, int]]:
-    found = []
     try:
-        for path in folder.iterdir():
-            if path.suffix.lower() in (".yaml", ".yml"):
-                status = path.stat()  # of what a link points to: so Kubernetes changes a mounted ConfigMap
-                found.append((str(path), status.st_mtime_ns, status.st_size, status.st_ino))
+        return [_entry(path) for path in folder.iterdir() if path.suffix.lower() in (".yaml", ".yml")]
     except OSError as error:
-        found.append((str(folder), error.errno or 0, 0, 0))
-    return found
+        return [(str(folder), error.errno or 0, 0, 0)]
+
+
+def _entry(path: Path) -> tuple[str, int, int, int]:
+    try:
+        status = path.stat()  # of what a link points to: so Kubernetes changes a mounted ConfigMap
+    except OSError as error:  # the link leads nowhere, as the lock of an editor does
+        return str(path), error.errno or 0, 0, 0
+    return str(path), status.st_mtime_ns, status.st_size, status.st_ino

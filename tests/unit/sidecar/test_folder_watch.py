@@ -41,6 +41,17 @@ async def test_a_change_is_seen(tmp_path: Path, change: Callable[[Path], object]
         await watch.changed()
 
 
+async def test_a_link_that_leads_nowhere_hides_nothing(tmp_path: Path) -> None:
+    """Editors make such links as locks: `.#a.yaml`."""
+    (tmp_path / "a.yaml").write_text("one")
+    for number in range(20):  # before and after, in whatever order the folder lists them
+        (tmp_path / f".#{number}.yaml").symlink_to("user@host.1")
+    watch = FolderWatch([tmp_path])
+    (tmp_path / "a.yaml").write_text("longer")
+    async with asyncio.timeout(2):
+        await watch.changed()
+
+
 async def test_what_is_no_manifest_does_not_count(tmp_path: Path) -> None:
     watch = FolderWatch([tmp_path])
     (tmp_path / "a.txt").write_text("")
