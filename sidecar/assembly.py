@@ -191,6 +191,7 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
     )
     state_extras = StateExtrasApi(state, clock)
     components.upkeep["state"] = Upkeep(state.attach, state.detach)
+    components.changed.append(lambda category, name: state.pubsub_changed(name) if category == "pubsub" else None)
     items = AppConfiguration(
         components.of("configuration"),
         channel=None if app is None else app.channel,

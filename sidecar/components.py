@@ -105,8 +105,8 @@ class Components:
         """By category."""
         self.settled: Callable[[float], Awaitable[None]] = _nothing_under_way
         """Returns when the requests that are under way at the call have ended, or after so many seconds."""
-        self.changed: Callable[[str, str], None] = lambda _category, _name: None
-        """Called when a component was replaced or taken out, or one was added after the start: category and name.
+        self.changed: list[Callable[[str, str], None]] = []
+        """Each called when a component was replaced or taken out, or one was added after the start: category and name.
         The earlier one is still open."""
 
     def of(self, category: str) -> Mapping[str, Any]:
@@ -173,7 +173,7 @@ class Components:
             for manifest, outcome in await self._bring_up(batch):
                 if isinstance(outcome, Loaded):
                     self._use(outcome)
-                    self.changed(outcome.spec.category, manifest.name)
+                    self._tell(outcome.spec.category, manifest.name)
                 else:
                     stays = manifest.name in self._loaded
                     logger.error("%s; %s", outcome, "the earlier one stays" if stays else "it is left out")
@@ -238,8 +238,12 @@ class Components:
         loaded = self._loaded.pop(name)
         del self._current[loaded.spec.category][name]
         logger.info("Component removed: %s (%s/%s)", name, loaded.manifest.type, loaded.manifest.version)
-        self.changed(loaded.spec.category, name)
+        self._tell(loaded.spec.category, name)
         self._retire(loaded)
+
+    def _tell(self, category: str, name: str) -> None:
+        for tell in self.changed:
+            tell(category, name)
 
     def _retire(self, loaded: Loaded) -> None:
         task = asyncio.get_running_loop().create_task(self._let_go(loaded), name=f"close {loaded.manifest.name}")

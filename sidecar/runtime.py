@@ -131,7 +131,7 @@ class Runtime:
             pubsubs = components.of("pubsub")
             self._subscriber = Subscriber(app_id, pubsubs, app.channel, clock, telemetry=observers.telemetry)
         components.settled = self._settled
-        components.changed = self._component_changed
+        components.changed.append(self._component_changed)
         self._asked: list[SubscriptionSpec] = []
         self._specs: list[SubscriptionSpec] | None = None
         self._end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
@@ -201,10 +201,11 @@ class Runtime:
                 if found.unreadable:  # to be half written is to be no YAML
                     raise ConfigurationError("; ".join(found.unreadable))
                 again.check(found)
+                await self._apply(found)
             except ConfigurationError as error:
                 logger.error("the changed manifests are not used: %s", error)
-            else:
-                await self._apply(found)
+            except Exception:  # else no later change would be seen
+                logger.exception("the changed manifests could not be used")
 
     async def _apply(self, found: Resources) -> None:
         """Manifests that have changed: live where that can be, else by a new start (Dapr)."""

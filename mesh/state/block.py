@@ -112,6 +112,11 @@ class State:
         if found is not None:
             await found.close()
 
+    def pubsub_changed(self, name: str) -> None:
+        """The pub/sub component of this name is another one now, or there is none any more."""
+        for found in self._outboxes.values():
+            found.pubsub_changed(name)
+
     # Items
 
     async def get(

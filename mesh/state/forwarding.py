@@ -42,6 +42,10 @@ class Outbox(Protocol):
         """Empty it in the background, what was left before all else."""
         ...
 
+    def pubsub_changed(self, name: str) -> None:
+        """Another pub/sub component has this name now."""
+        ...
+
     async def close(self) -> None:
         """Stop. What is left waits for another replica, or for the next start."""
         ...

@@ -69,16 +69,31 @@ class MarkedOutbox:
         if self._joining is None:
             self._joining = asyncio.create_task(self._forwarder.persist(self._join, self._what), name=self._what)
 
+    def pubsub_changed(self, name: str) -> None:
+        if name == self._internal.pubsub and self._joining is not None:
+            self._joining = asyncio.create_task(self._rejoin(self._joining), name=self._what)
+
     async def close(self) -> None:
         if self._joining is not None:
             self._joining.cancel()
             await asyncio.gather(self._joining, return_exceptions=True)
-        if self._subscription is not None:
-            closing = asyncio.ensure_future(asyncio.wait_for(self._subscription.close(), CLOSE_LIMIT))
-            await asyncio.sleep(0)  # it takes no more; what is given back now goes to another replica
-            for task in self._running:
-                task.cancel()
-            await asyncio.gather(closing, return_exceptions=True)
+        await self._leave()
+
+    async def _rejoin(self, joining: asyncio.Task[None]) -> None:
+        joining.cancel()
+        await asyncio.gather(joining, return_exceptions=True)
+        await self._leave()
+        await self._forwarder.persist(self._join, self._what)
+
+    async def _leave(self) -> None:
+        if self._subscription is None:
+            return
+        closing = asyncio.ensure_future(asyncio.wait_for(self._subscription.close(), CLOSE_LIMIT))
+        await asyncio.sleep(0)  # it takes no more; what is given back now goes to another replica
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
+        self._subscription = None
 
     async def _join(self) -> None:
         component = self._pubsub.component(self._internal.pubsub)

@@ -54,6 +54,9 @@ class StoredOutbox:
         if self._watching is None:
             self._watching = asyncio.create_task(self._forwarder.persist(self._watch, self._what), name=self._what)
 
+    def pubsub_changed(self, name: str) -> None:
+        pass  # it is asked for with each event
+
     async def close(self) -> None:
         if self._watching is not None:
             self._watching.cancel()

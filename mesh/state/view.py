@@ -17,6 +17,8 @@ IDLE_LIMIT = 60.0
 """Seconds without a read after which a view lets go of all it has."""
 IDLE_LOOKS = 4
 """How often it looks whether it is idle within that time, which may so become a quarter longer."""
+MEND_LIMIT = 5.0
+"""Seconds for which memory is shown while the watch is being taken up anew: long enough for a broker that restarts."""
 RETRY_PAUSE = 1.0
 """Seconds from the loss of the watch to the next one."""
 OVERHEAD = 640
@@ -34,8 +36,8 @@ class LocalView:
     """The entries below `prefix`, as this process sees them: those in use are in memory, kept current by one watch.
 
     All commits of the process go through it. Then, of one key, no read shows an older value than what a read or
-    commit had shown when it began, and what this process has written is seen at once. How far memory may lag behind
-    the commits of other processes is up to the watch.
+    commit had shown when it began, and what this process has written is seen at once. Memory lags behind the commits
+    of other processes as the watch does; when that is lost, and not back within `MEND_LIMIT`, reads go to the broker.
 
     The watch begins with the first read and ends after `IDLE_LIMIT` without one. While there is none, and until it
     is current, reads go to the broker. At most `max_bytes` are kept; the least recently used goes first. Errors are
@@ -233,7 +235,7 @@ class LocalView:
         self._forget_all()
 
     async def _follow(self) -> None:
-        watch = self._table.watch(self._prefix)
+        watch = self._table.watch(self._prefix, lost=self._on_lost)
         task = asyncio.current_task()
         try:
             async for change in watch:
@@ -253,6 +255,16 @@ class LocalView:
                 self._lose()
                 self._retry_at = self._clock.now() + RETRY_PAUSE
             await watch.aclose()
+
+    def _on_lost(self) -> None:
+        epoch = self._epoch
+
+        def give_up() -> None:
+            if self._epoch == epoch:
+                self._is_current = False
+                self._forget_all()
+
+        self._clock.call_later(MEND_LIMIT, give_up)
 
     def _take(self, change: Entry | Gone) -> None:
         self._note(change)

@@ -9,6 +9,7 @@ import pytest
 from bindings.state import in_memory
 from bindings.state.in_memory import MemoryStateStore
 from mesh.ports.stores import StateChange, StoreError
+from mesh.state import marker
 from sidecar import folder_watch
 from sidecar.runtime import End
 from tests.e2e.mesh import App, call, subscription
@@ -213,6 +214,43 @@ async def test_subscriptions_are_exchanged(start, tmp_path):
         assert (await api.call("POST", "/v1.0/publish/bus/B", body=b"1")).status == 204
         await until(lambda: delivered("A", before=len([event for event in app.events if event.path == "/A"])))
         assert {event.path for event in app.events[before:]} == {"/A"}
+
+
+async def test_an_outbox_follows_its_pubsub_component(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(marker, "PAUSES", (0.01, 0.1))
+    component(tmp_path, "bus", "pubsub.in-memory")
+    component(tmp_path, "store", "state.in-memory", outboxPublishPubsub="bus", outboxPublishTopic="A")
+    body = b'{"operations": [{"operation": "upsert", "request": {"key": "k", "value": 1}}]}'
+    async with App([subscription("A", pubsubname="bus")]) as app:
+        api = await start(f"--resources-path={tmp_path}", app=app)
+        old = api.runtime._components.loaded["bus"]
+        component(tmp_path, "bus", "pubsub.in-memory", allowedTopics="A")
+        await until(lambda: asyncio.sleep(0, api.runtime._components.loaded["bus"] is not old))
+        assert (await api.call("POST", "/v1.0/state/store/transaction", body=body)).status == 204
+        await app.got(1)
+
+
+async def test_what_nobody_thought_of_does_not_end_the_watch(start, tmp_path, caplog, monkeypatch):
+    api = await start(f"--resources-path={tmp_path}")
+    apply = api.runtime._apply
+
+    async def failing(found) -> None:
+        monkeypatch.setattr(api.runtime, "_apply", apply)
+        raise ZeroDivisionError("nobody thought of this")
+
+    monkeypatch.setattr(api.runtime, "_apply", failing)
+    component(tmp_path, "bus", "pubsub.in-memory")
+
+    async def told() -> bool:
+        return "nobody thought of this" in caplog.text
+
+    await until(told)
+    component(tmp_path, "car", "pubsub.in-memory")
+
+    async def both() -> bool:
+        return {"bus", "car"} <= await names(api)
+
+    await until(both)
 
 
 async def test_some_changes_need_a_new_start(start, tmp_path, caplog):

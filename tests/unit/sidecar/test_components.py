@@ -252,7 +252,7 @@ async def test_exchange_and_removal(components: Components) -> None:
 
     changes: list[tuple[str, str]] = []
     components.settled = settled
-    components.changed = lambda category, name: changes.append((category, name))
+    components.changed.append(lambda category, name: changes.append((category, name)))
     components.upkeep["lock"] = Upkeep(lambda store: Store.log.append(f"attach {store.name}"), detach)
     locks = components.of("lock")
     await components.load([a("kept"), a("changed"), a("removed")])

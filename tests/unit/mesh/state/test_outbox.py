@@ -117,6 +117,7 @@ class World:
         self.log = MemoryEventLog(self.clock)
         self.tables = MemoryTables(self.clock)
         self.memory = MemoryStateStore(self.clock)
+        self.pubsubs = {"pubsub": Component(name="pubsub", log=self.log, scopes=SCOPES)}
         self.published: list[dict[str, Any]] = []
         self.replicas: list[tuple[State, StateComponent]] = []
 
@@ -137,7 +138,7 @@ class World:
             "app1",
             {"statestore": component},
             resiliency=Resiliency(clock=self.clock),
-            pubsub=PubSub("app1", {"pubsub": Component(name="pubsub", log=self.log, scopes=SCOPES)}, self.clock),
+            pubsub=PubSub("app1", self.pubsubs, self.clock),
             clock=self.clock,
             namespace="default",
         )
@@ -267,6 +268,23 @@ async def test_a_relay_goes_on_until_the_broker_is_back(world: World) -> None:
     await world.clock.advance(120)
     assert failures == 0
     assert [event["data"] for event in world.published] == ["1"]
+    assert await left_behind(world) == 0
+
+
+async def test_the_pubsub_component_is_exchanged(world: World) -> None:
+    state = await world.replica()
+    await world.transact(state, Write(key="a", value=b"1"))
+    await world.clock.advance(5)
+    await world.log.close()
+    world.log = MemoryEventLog(world.clock)
+    await world.start()
+    world.pubsubs["pubsub"] = Component(name="pubsub", log=world.log)
+    state.pubsub_changed("other")
+    state.pubsub_changed("pubsub")
+    await world.clock.settle()
+    await world.transact(state, Write(key="b", value=b"2"))
+    await world.clock.advance(5)
+    assert [event["data"] for event in world.published] == ["1", "2"]
     assert await left_behind(world) == 0
 
 

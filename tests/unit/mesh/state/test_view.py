@@ -28,7 +28,7 @@ from mesh.ports.tables import (
     Put,
     TableFeature,
 )
-from mesh.state.view import IDLE_LIMIT, IDLE_LOOKS, RETRY_PAUSE, LocalView
+from mesh.state.view import IDLE_LIMIT, IDLE_LOOKS, MEND_LIMIT, RETRY_PAUSE, LocalView
 from tests.virtual_clock import VirtualClock
 
 A: Key = ("state", "a")
@@ -51,6 +51,8 @@ class FarTable:
         self.reads = 0
         self.watches = 0
         self._lost: asyncio.Event = asyncio.Event()
+        self.on_lost: Callable[[], None] = lambda: None
+        self._mended: asyncio.Event = asyncio.Event()
 
     async def travel(self) -> None:
         if self.slow:
@@ -66,6 +68,11 @@ class FarTable:
     def lose_watches(self) -> None:
         self._lost.set()
         self._lost = asyncio.Event()
+
+    def mend_watches(self) -> None:
+        """They are current again, as after a loss."""
+        self._mended.set()
+        self._mended = asyncio.Event()
 
     async def get(self, key: Key) -> Entry | None:
         [entry] = await self.get_many([key])
@@ -84,22 +91,31 @@ class FarTable:
         await self.travel()
         return revisions
 
-    async def watch(self, prefix: Key, *, after: int | None = None) -> AsyncGenerator[Entry | Gone | Current, None]:
+    async def watch(
+        self, prefix: Key, *, after: int | None = None, lost: Callable[[], None] | None = None
+    ) -> AsyncGenerator[Entry | Gone | Current, None]:
         self.watches += 1
-        lost = asyncio.ensure_future(self._lost.wait())
+        self.on_lost = lost or self.on_lost
+        failure = asyncio.ensure_future(self._lost.wait())
         change: asyncio.Future[Entry | Gone | Current] | None = None
         watch = self.table.watch(prefix, after=after)
         try:
             await self.travel()
             while True:
-                change = asyncio.ensure_future(anext(watch))
-                await asyncio.wait([change, lost], return_when=asyncio.FIRST_COMPLETED)
-                if lost.done():
+                change = change or asyncio.ensure_future(anext(watch))
+                mended = asyncio.ensure_future(self._mended.wait())
+                await asyncio.wait([change, failure, mended], return_when=asyncio.FIRST_COMPLETED)
+                is_mended = not mended.cancel()
+                if failure.done():
                     raise BrokerUnavailable("the connection was lost")
                 await self.travel()
-                yield change.result()
+                if is_mended:
+                    yield Current(0)
+                else:
+                    yield change.result()
+                    change = None
         finally:
-            lost.cancel()
+            failure.cancel()
             if change is not None and not change.done():
                 change.cancel()
                 await asyncio.wait([change])
@@ -218,6 +234,46 @@ async def test_own_writes_are_seen_at_once(view: LocalView, far: FarTable, clock
     far.slow = False
     await view.commit([Delete(key=A)])
     assert await view.get(A) is None
+
+
+async def test_memory_is_shown_for_a_while_when_the_watch_is_lost(
+    view: LocalView, far: FarTable, clock: VirtualClock
+) -> None:
+    await put(far, A, b"1")
+    await warm(view, clock)
+    await view.get(A)
+    reads = far.reads
+    far.on_lost()
+    await put(far.table, A, b"2")
+    far.slow = True  # nobody hears of it
+    await clock.advance(MEND_LIMIT - 0.1)
+    far.slow = False
+    assert await view.get(A) is not None
+    assert far.reads == reads
+    await clock.advance(0.2)
+    for _ in range(2):
+        assert await value_of(view, A) == b"2"
+    assert far.reads == reads + 2
+    far.mend_watches()
+    await clock.settle()
+    for _ in range(2):
+        assert await value_of(view, A) == b"2"
+    assert far.reads == reads + 3
+    assert far.watches == 1
+
+
+async def test_a_watch_that_is_mended_in_time_costs_nothing_more(
+    view: LocalView, far: FarTable, clock: VirtualClock
+) -> None:
+    await warm(view, clock)
+    far.on_lost()
+    far.mend_watches()
+    await clock.settle()
+    await view.get(A)
+    reads = far.reads
+    await clock.advance(2 * MEND_LIMIT)
+    assert await view.get(A) is None
+    assert far.reads == reads
 
 
 async def test_a_strong_read_asks_the_broker(view: LocalView, far: FarTable, clock: VirtualClock) -> None:
