@@ -30,15 +30,20 @@ class EnvironmentSecrets:
     async def get(self, name: str, metadata: Mapping[str, str] = {}) -> dict[str, str]:
         """A variable that is not set is an empty secret (Dapr)."""
         variable = self._prefix + name
-        return {name: "" if _hidden(variable) else self._environ.get(variable, "")}
+        return {name: "" if _hidden(variable) else _legible(self._environ.get(variable, ""))}
 
     async def get_all(self, metadata: Mapping[str, str] = {}) -> dict[str, dict[str, str]]:
         secrets: dict[str, dict[str, str]] = {}
         for variable, value in self._environ.items():
-            name = variable.removeprefix(self._prefix)
+            name = _legible(variable.removeprefix(self._prefix))
             if name and variable.startswith(self._prefix) and not _hidden(variable):
-                secrets[name] = {name: value}
+                secrets[name] = {name: _legible(value)}
         return secrets
+
+
+def _legible(text: str) -> str:
+    """With U+FFFD for bytes that are no UTF-8 (Dapr): one such variable must not spoil the answer with all of them."""
+    return text if text.isascii() else text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _hidden(variable: str) -> bool:

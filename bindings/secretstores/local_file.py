@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,11 @@ class FileSecrets:
     def _several(self, content: dict[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
         """The first level names the secrets. Neither text nor object there is no secret (Dapr)."""
         for name, value in content.items():
+            name = _legible(name)
             if isinstance(value, dict):
                 yield name, dict(_leaves(value, "", self._separator))
             elif isinstance(value, str):
-                yield name, {name: value}
+                yield name, {name: _legible(value)}
 
     def _fault(self, rule: str) -> ConfigurationError:
         return ConfigurationError(f"{self._where}: metadata.secretsFile: {self._path} {rule}")
@@ -83,9 +85,15 @@ def _leaves(value: Any, path: str, separator: str) -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         members = enumerate(value)
     else:
-        yield path, value if isinstance(value, str) else json.dumps(value)
+        yield path, _legible(value) if isinstance(value, str) else json.dumps(value)
     for name, member in members:
-        yield from _leaves(member, f"{path}{separator}{name}" if path else str(name), separator)
+        name = _legible(str(name))
+        yield from _leaves(member, f"{path}{separator}{name}" if path else name, separator)
+
+
+def _legible(text: str) -> str:
+    """With U+FFFD for halves of surrogate pairs (Dapr), which are no text."""
+    return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def _open(setup: Setup) -> FileSecrets:

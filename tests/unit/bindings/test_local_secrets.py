@@ -100,3 +100,19 @@ async def test_a_file_that_is_none(tmp_path: Path, content: str, rule: str) -> N
 async def test_a_file_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"secretsFile: .*none\.json cannot be read: No such file"):
         await FileSecrets(tmp_path / "none.json", ":", False, "f.yaml:3").start()
+
+
+async def test_what_is_no_text_does_not_spoil_the_rest(tmp_path: Path) -> None:
+    """All secrets are one answer in JSON."""
+    environment = EnvironmentSecrets({"A": "caf\udce9", "B\udcff": "é"})
+    assert await environment.get("A") == {"A": "caf\ufffd"}
+    assert await environment.get_all() == {"A": {"A": "caf\ufffd"}, "B\ufffd": {"B\ufffd": "é"}}
+    content = r'{"a": {"b\ud800": ["\udfffx", "é"]}, "c": "\ud800"}'
+    for multi_valued, expected in (
+        (False, {"a:b\ufffd:0": "\ufffdx", "a:b\ufffd:1": "é", "c": "\ufffd"}),
+        (True, {"b\ufffd:0": "\ufffdx", "b\ufffd:1": "é", "c": "\ufffd"}),
+    ):
+        store = await secrets(tmp_path, content, multi_valued=multi_valued)
+        found = await store.get_all()
+        assert {name: value for values in found.values() for name, value in values.items()} == expected
+        json.dumps(found, ensure_ascii=False).encode()
