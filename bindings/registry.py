@@ -93,13 +93,14 @@ CATEGORIES: Mapping[str, Callable[[], Category]] = {
 def find(type_: str, version: str) -> ComponentSpec:
     """`version` in lower case.
 
-    Raises `ConfigurationError` for a type or a version that there is not, and when its library is missing.
+    Raises `ConfigurationError` for a type or a version that there is not, that several packages bring, or of a
+    category that is not there yet, and when its library is missing.
     """
     type_ = ALIASES.get(type_, type_)
+    category = type_.partition(".")[0]
     found = specs(type_)
-    if not found:
-        category = type_.partition(".")[0]
-        there_are = ", ".join(name for name in names() if name.startswith(f"{category}."))
+    if not found or category not in CATEGORIES:
+        there_are = ", ".join(name for name in names() if category in CATEGORIES and name.startswith(f"{category}."))
         raise ConfigurationError(
             f"there are no components of type {clip(type_)}"
             + (f" (there are: {there_are})" if there_are else f"; the category {category} is not there yet")
@@ -107,9 +108,13 @@ def find(type_: str, version: str) -> ComponentSpec:
     versions = [known for spec in found for known in spec.versions]
     if version == "v0":
         version = versions[0]  # Dapr: it is the first one
-    for spec in found:
-        if version in spec.versions:
-            return spec
+    fitting = [spec for spec in found if version in spec.versions]
+    if len(fitting) > 1:
+        raise ConfigurationError(
+            f"{len(fitting)} packages bring components of type {type_}, {version}: keep one of them"
+        )
+    if fitting:
+        return fitting[0]
     raise ConfigurationError(
         f"components of type {type_} have no version {clip(version)} (there is: {', '.join(versions)})"
     )

@@ -116,6 +116,24 @@ def test_a_package_that_brings_something_else(monkeypatch: pytest.MonkeyPatch, v
         registry.find("state.theirs", "v1")
 
 
+BINDING = registry.ComponentSpec(type="bindings.theirs", title="", about="", open=print)
+SAME = registry.ComponentSpec(type="state.theirs", title="", about="", open=print)
+
+
+def test_a_category_that_is_not_there_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    brings(monkeypatch, "bindings.theirs", f"{__name__}:BINDING")
+    with pytest.raises(ConfigurationError, match="bindings is not there yet"):
+        registry.find("bindings.theirs", "v1")
+
+
+def test_two_packages_that_bring_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of them is used must not depend on the order of a folder."""
+    points = [EntryPoint("state.theirs", f"{__name__}:SAME", registry.GROUP)] * 2
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    with pytest.raises(ConfigurationError, match="2 packages bring components of type state.theirs, v1"):
+        registry.find("state.theirs", "v1")
+
+
 def test_ours_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
     brings(monkeypatch, "secretstores.local.env", "no_such_module_x:SPEC")
     assert registry.find("secretstores.local.env", "v1") is GOOD
