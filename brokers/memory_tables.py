@@ -11,7 +11,7 @@ import base64
 import heapq
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from itertools import islice
 from math import inf
 from typing import NamedTuple
@@ -132,7 +132,9 @@ class MemoryTable:
                 entries.append(record)
         return Page(entries, None)
 
-    async def watch(self, prefix: Key, *, after: int | None = None) -> AsyncGenerator[Entry | Gone | Current, None]:
+    async def watch(
+        self, prefix: Key, *, after: int | None = None, lost: Callable[[], None] | None = None
+    ) -> AsyncGenerator[Entry | Gone | Current, None]:
         check_prefix(prefix)
         self._bring_up_to_date()
         beginning = self._revision

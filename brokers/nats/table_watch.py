@@ -49,7 +49,9 @@ class Watches:
         for feed in self._feeds:
             feed.woken.set()
 
-    async def watch(self, path: str, after: int | None) -> AsyncGenerator[Entry | Gone | Current, None]:
+    async def watch(
+        self, path: str, after: int | None, lost: Callable[[], None]
+    ) -> AsyncGenerator[Entry | Gone | Current, None]:
         """See `Table.watch`; `path` is that of the prefix."""
         position = after
         created = ""
@@ -61,7 +63,7 @@ class Watches:
                 elif position > standing.last or standing.created != created != "":
                     position = ABSENT  # another stream, which counts from 1 again
                 created = standing.created
-                feed = _Feed(self._connection, self._stream, path, position)
+                feed = _Feed(self._connection, self._stream, path, position, lost)
                 self._feeds.add(feed)
             except BrokerUnavailable as error:
                 logger.debug("watch of %s: %s", self._stream.name, error)
@@ -127,9 +129,12 @@ class Watches:
 class _Feed:
     """One consumer, and what it has delivered and nobody has taken yet."""
 
-    def __init__(self, connection: Connection, stream: ScopeStream, path: str, after: int) -> None:
+    def __init__(
+        self, connection: Connection, stream: ScopeStream, path: str, after: int, lost: Callable[[], None]
+    ) -> None:
         self._connection = connection
         self._stream = stream
+        self._lost = lost
         self._loop = asyncio.get_running_loop()
         self._name = random_id()
         self._inbox = connection.new_inbox()
@@ -268,5 +273,7 @@ class _Feed:
             self._break()
 
     def _break(self) -> None:
-        self.broken = True
-        self.woken.set()
+        if not self.broken:
+            self.broken = True
+            self.woken.set()
+            self._lost()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import lru_cache
 from math import inf
 
@@ -133,10 +133,12 @@ class NatsTable:
             sequence = stored[-1].sequence + 1
         return Page(entries, _write_cursor(prefix, starts_with, sequence))
 
-    async def watch(self, prefix: Key, *, after: int | None = None) -> AsyncGenerator[Entry | Gone | Current, None]:
+    async def watch(
+        self, prefix: Key, *, after: int | None = None, lost: Callable[[], None] | None = None
+    ) -> AsyncGenerator[Entry | Gone | Current, None]:
         check_prefix(prefix)
         path = self._prefix_path(prefix)
-        watch = self._watches.watch(path, after)
+        watch = self._watches.watch(path, after, lost or _nobody_asks)
         try:
             async for change in watch:
                 yield change
@@ -191,6 +193,10 @@ class NatsTable:
             return None
         self._committer.note(entry.revision)
         return entry
+
+
+def _nobody_asks() -> None:
+    pass
 
 
 @lru_cache(maxsize=KNOWN_PATHS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -155,7 +155,7 @@ class Table(Protocol):
         """
         ...
 
-    def watch(self, prefix: Key, *, after: int | None = None) -> Watch:
+    def watch(self, prefix: Key, *, after: int | None = None, lost: Callable[[], None] | None = None) -> Watch:
         """Changes to keys that begin with the parts of `prefix`, in the order of their revisions.
 
         With `after` those since that revision, where `ABSENT` (0) shows the entries that exist now first; without it
@@ -163,7 +163,9 @@ class Table(Protocol):
         watch had to be taken up anew. Of several changes to one key in quick succession, or while the
         connection was lost, the earlier ones may be left out: the newest never is. A deletion may be passed over
         when it lies more than an hour behind `after`. Lasts until it is closed (`aclose`); a reader
-        that is too slow is slowed down, not cut off. Raises `BrokerError` when the broker refuses.
+        that is too slow is slowed down, not cut off. `lost` is called, from the event loop, within 4 s of the moment
+        from which changes may not arrive; the next `Current` is the end of that. Raises `BrokerError` when the broker
+        refuses.
         """
         ...
 

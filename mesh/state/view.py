@@ -21,6 +21,10 @@ MEND_LIMIT = 5.0
 """Seconds for which memory is shown while the watch is being taken up anew: long enough for a broker that restarts."""
 RETRY_PAUSE = 1.0
 """Seconds from the loss of the watch to the next one."""
+WORTH = 4
+"""Changes that a watch may show for each read; a read of the broker costs four times what a change does."""
+IN_VAIN = 1000
+"""Changes from one look to the next that are too few to care."""
 OVERHEAD = 640
 """Bytes that an entry takes in memory beside its key, value and media type, with a margin: 440 to 480 were measured."""
 ATTEMPTS = 3
@@ -40,7 +44,8 @@ class LocalView:
     of other processes as the watch does; when that is lost, and not back within `MEND_LIMIT`, reads go to the broker.
 
     The watch begins with the first read and ends after `IDLE_LIMIT` without one. While there is none, and until it
-    is current, reads go to the broker. At most `max_bytes` are kept; the least recently used goes first. Errors are
+    is current, reads go to the broker. Nor is there one for `IDLE_LIMIT` when far more was written than read: it would
+    cost more than it saves. At most `max_bytes` are kept; the least recently used goes first. Errors are
     those of `Table`. `get` is a hot function, which `tests/unit/mesh/state/test_view.py` holds to 1 µs.
     """
 
@@ -61,7 +66,8 @@ class LocalView:
         self._is_current = False
         self._epoch = 0  # of the watch: from one to the next, changes may have been missed
         self._retry_at = 0.0
-        self._used = False
+        self._reads = 0  # since the last look
+        self._changes = 0
         self._closed = False
 
     async def get(self, key: Key, *, strong: bool = False) -> Entry | None:
@@ -69,7 +75,7 @@ class LocalView:
         if not strong:
             record = self._kept.get(key)
             if record is not None:
-                self._used = True
+                self._reads += 1
                 self._kept.move_to_end(key)
                 if not isinstance(record, Entry):
                     return None
@@ -89,7 +95,7 @@ class LocalView:
                 entries[key] = record
             else:
                 continue
-            self._used = True
+            self._reads += 1
             self._kept.move_to_end(key)
         missing = [key for key in dict.fromkeys(keys) if key not in entries]
         if missing:
@@ -201,7 +207,7 @@ class LocalView:
     # The watch
 
     def _watch(self) -> None:
-        self._used = True
+        self._reads += 1
         if self._watching is not None or self._closed or self._clock.now() < self._retry_at:
             return
         task = asyncio.get_running_loop().create_task(self._follow(), name="local view")
@@ -214,8 +220,12 @@ class LocalView:
         def look() -> None:
             if self._watching is not task:
                 return
-            if self._used:
-                self._used = False
+            reads, self._reads = self._reads, 0
+            changes, self._changes = self._changes, 0
+            if changes > WORTH * reads + IN_VAIN:
+                self._stop()
+                self._retry_at = self._clock.now() + IDLE_LIMIT
+            elif reads:
                 self._look_again(task, IDLE_LOOKS)
             elif looks_left > 1:
                 self._look_again(task, looks_left - 1)
@@ -267,14 +277,17 @@ class LocalView:
         self._clock.call_later(MEND_LIMIT, give_up)
 
     def _take(self, change: Entry | Gone) -> None:
+        self._changes += 1
         self._note(change)
         kept = self._kept.get(change.key)
         if kept is None:
             return
         if kept.revision == _UNDATED:
             self._drop(change.key)  # the change may be older than the absence, or not
-        elif change.revision >= kept.revision:
+        elif change.revision > kept.revision:
             self._keep(change)
+        elif change.revision == kept.revision:
+            self._kept[change.key] = change  # our own, with the broker's times
 
 
 class _Flight:

@@ -62,7 +62,8 @@ async def test_entries_outlive_the_broker(broker: DurableBacking, table: Table, 
 async def test_a_watch_outlives_the_broker(broker: DurableBacking, table: Table, connect: Connect) -> None:
     """What others changed before the watch is back is shown, the newest of each key; and then it is current again."""
     await table.commit([Put(key=("state", name), value=b"old") for name in ("same", "changed", "gone")])
-    watch = table.watch(("state",))
+    losses: list[None] = []
+    watch = table.watch(("state",), lost=lambda: losses.append(None))
     async with asyncio.timeout(LIMIT):
         assert isinstance(await anext(watch), Current)
     for round in range(2):
@@ -88,6 +89,7 @@ async def test_a_watch_outlives_the_broker(broker: DurableBacking, table: Table,
                         newest[change.key[1]] = change.value
                     case Gone():
                         newest[change.key[1]] = None
+        assert len(losses) > round
         assert newest == {"changed": b"%d.2" % round, "gone": None, "end": b"%d" % round}
         await put(other, "state", "gone")
         async with asyncio.timeout(LIMIT):
@@ -131,7 +133,11 @@ async def test_what_a_frozen_broker_was_asked_happens_once_or_not(
 
 async def test_a_frozen_broker_is_given_up_in_the_end(broker: DurableBacking, table: Table) -> None:
     await put(table, "state", "a")
+    lost = asyncio.Event()
+    watch = table.watch(("state",), lost=lost.set)
+    assert isinstance(await anext(watch), Current)
     broker.freeze()
+    watch_is_lost = asyncio.ensure_future(asyncio.wait_for(lost.wait(), 5.0))
     operations = [
         table.get(("state", "a")),
         table.get_many([("state", "a"), ("state", "b")]),
@@ -141,8 +147,11 @@ async def test_a_frozen_broker_is_given_up_in_the_end(broker: DurableBacking, ta
     ]
     outcomes = await asyncio.wait_for(asyncio.gather(*operations, return_exceptions=True), LIMIT)
     assert [type(outcome) for outcome in outcomes if not isinstance(outcome, BrokerUnavailable)] == []
+    await watch_is_lost
     broker.thaw()
     async with asyncio.timeout(LIMIT):
+        assert isinstance(await anext(watch), Entry | Current)
+        await watch.aclose()
         y, z = await table.get_many([("state", "y"), ("state", "z")])
     assert (y is None) == (z is None)
     await put(table, "state", "a", value=b"works")

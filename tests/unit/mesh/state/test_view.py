@@ -28,7 +28,7 @@ from mesh.ports.tables import (
     Put,
     TableFeature,
 )
-from mesh.state.view import IDLE_LIMIT, IDLE_LOOKS, MEND_LIMIT, RETRY_PAUSE, LocalView
+from mesh.state.view import IDLE_LIMIT, IDLE_LOOKS, IN_VAIN, MEND_LIMIT, RETRY_PAUSE, LocalView
 from tests.virtual_clock import VirtualClock
 
 A: Key = ("state", "a")
@@ -104,8 +104,10 @@ class FarTable:
             while True:
                 change = change or asyncio.ensure_future(anext(watch))
                 mended = asyncio.ensure_future(self._mended.wait())
-                await asyncio.wait([change, failure, mended], return_when=asyncio.FIRST_COMPLETED)
-                is_mended = not mended.cancel()
+                try:
+                    await asyncio.wait([change, failure, mended], return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    is_mended = not mended.cancel()
                 if failure.done():
                     raise BrokerUnavailable("the connection was lost")
                 await self.travel()
@@ -247,13 +249,15 @@ async def test_memory_is_shown_for_a_while_when_the_watch_is_lost(
     await put(far.table, A, b"2")
     far.slow = True  # nobody hears of it
     await clock.advance(MEND_LIMIT - 0.1)
-    far.slow = False
-    assert await view.get(A) is not None
+    assert await value_of(view, A) == b"1"
     assert far.reads == reads
     await clock.advance(0.2)
+    far.slow = False
     for _ in range(2):
         assert await value_of(view, A) == b"2"
     assert far.reads == reads + 2
+    far.arrive()
+    await clock.settle()
     far.mend_watches()
     await clock.settle()
     for _ in range(2):
@@ -274,6 +278,32 @@ async def test_a_watch_that_is_mended_in_time_costs_nothing_more(
     await clock.advance(2 * MEND_LIMIT)
     assert await view.get(A) is None
     assert far.reads == reads
+
+
+async def test_a_view_lets_go_while_far_more_is_written_than_read(
+    view: LocalView, far: FarTable, clock: VirtualClock
+) -> None:
+    await warm(view, clock)
+    for _ in range(IN_VAIN + 20):
+        await put(far, B, b"1")
+        await clock.settle()
+    await clock.advance(IDLE_LIMIT / IDLE_LOOKS)
+    await put(far, A, b"1")
+    reads = far.reads
+    for _ in range(2):
+        assert await value_of(view, A) == b"1"
+    assert (far.reads, far.watches) == (reads + 2, 1)
+    await clock.advance(IDLE_LIMIT)
+    await warm(view, clock)
+    await view.get(A)
+    for _ in range(IN_VAIN // 2):
+        await put(far, A, b"2")
+        await clock.settle()
+        assert await value_of(view, A) == b"2"
+    await clock.advance(IDLE_LIMIT / IDLE_LOOKS)
+    reads = far.reads
+    assert await value_of(view, A) == b"2"
+    assert (far.reads, far.watches) == (reads, 2)
 
 
 async def test_a_strong_read_asks_the_broker(view: LocalView, far: FarTable, clock: VirtualClock) -> None:
