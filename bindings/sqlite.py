@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import sqlite3
 import threading
@@ -220,21 +221,33 @@ class Worker:
             await self._ended
 
     def _work(self, loop: asyncio.AbstractEventLoop, opened: asyncio.Future[None], ended: asyncio.Future[None]) -> None:
+        connection: sqlite3.Connection | None = None
         try:
-            connection = self._database.connect()
+            connection = self._connect()
         except Exception as error:
             _tell(loop, [(opened, None, translated(error)), (ended, None, None)])
             return
-        connection.set_progress_handler(self._late, STEPS)
         _tell(loop, [(opened, None, None)])
         more = True
         while more:
             tickets, more = self._next()
             do = self._do_together if self._grouped and tickets else self._do_each
             self._deadline = time.monotonic() + self._timeout
-            _tell(loop, do(connection, tickets))
-        connection.close()
+            try:
+                connection = connection or self._connect()
+                outcomes = do(connection, tickets)
+            except Exception as error:  # not even a rollback is possible
+                outcomes = _all_failed(tickets, error)
+                _close(connection)
+                connection = None
+            _tell(loop, outcomes)
+        _close(connection)
         _tell(loop, [(ended, None, None)])
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = self._database.connect()
+        connection.set_progress_handler(self._late, STEPS)
+        return connection
 
     def _next(self) -> tuple[list[_Ticket], bool]:
         """Wait for jobs, and take those that are there; whether more may come."""
@@ -272,8 +285,7 @@ class Worker:
         except Exception as error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            failure = translated(error)
-            return [(future, None, type(failure)(*failure.args)) for _, future in tickets]
+            return _all_failed(tickets, error)
         return outcomes
 
     def _late(self) -> int:
@@ -281,6 +293,17 @@ class Worker:
 
 
 _Outcome = tuple[asyncio.Future[Any], Any, StoreError | None]
+
+
+def _all_failed(tickets: Sequence[_Ticket], error: Exception) -> list[_Outcome]:
+    failure = translated(error)
+    return [(future, None, type(failure)(*failure.args)) for _, future in tickets]
+
+
+def _close(connection: sqlite3.Connection | None) -> None:
+    if connection is not None:
+        with contextlib.suppress(sqlite3.Error):
+            connection.close()
 
 
 def _tell(loop: asyncio.AbstractEventLoop, outcomes: Sequence[_Outcome]) -> None:

@@ -130,7 +130,7 @@ def test_two_packages_that_bring_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     """Which of them is used must not depend on the order of a folder."""
     points = [EntryPoint("state.theirs", f"{__name__}:SAME", registry.GROUP)] * 2
     monkeypatch.setattr(registry, "entry_points", lambda group: points)
-    with pytest.raises(ConfigurationError, match="2 packages bring components of type state.theirs, v1"):
+    with pytest.raises(ConfigurationError, match=r"2 packages bring components of type state\.theirs, v1"):
         registry.find("state.theirs", "v1")
 
 
