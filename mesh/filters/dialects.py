@@ -15,7 +15,7 @@ from mesh.errors import MeshError, clip
 from mesh.event import AttributeValue
 from mesh.filters.cesql import Expression, InvalidExpression
 from mesh.filters.cesql.values import to_text
-from mesh.filters.explanation import Step
+from mesh.filters.explanation import Step, shown
 from mesh.filters.syntax import MAX_DEPTH
 
 MAX_FILTERS = 500
@@ -136,7 +136,7 @@ def _attribute(dialect: str, name: str, text: str) -> Filter:
     canonical = {dialect: {name: text}}
 
     def explain(attributes: Attributes) -> Explained:
-        step = Step(_shown(canonical), matches(attributes), steps=(Step(name, attributes.get(name)),))
+        step = Step(_shown(canonical), matches(attributes), steps=(Step(name, shown(attributes.get(name))),))
         return Explained(step, step)
 
     return Filter(matches, explain, canonical)

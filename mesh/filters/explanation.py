@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from mesh.filters.syntax import Node
+
+SHOWN = 200
+"""Longest text, in characters, that a step shows as its value."""
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -21,7 +25,7 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     """One sub-expression, or one filter, that was evaluated. What was passed over for good reason is not there."""
 
     expression: str
-    value: Any = None
+    value: str | int | float | bool | None = None
     """What it gave; after an error its zero value, if the language has one."""
     position: int | None = None
     """Offset of the sub-expression in its expression's text, in characters from 0."""
@@ -30,10 +34,11 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
-    """What a node gave in one evaluation."""
+    """What a node gave in one evaluation. `failed` without an `error` is that an operand has failed."""
 
     value: Any
     error: Fault | None = None
+    failed: bool = False
 
 
 def steps_of(text: str, node: Node, outcomes: Mapping[int, Outcome]) -> Step | None:
@@ -44,11 +49,21 @@ def steps_of(text: str, node: Node, outcomes: Mapping[int, Outcome]) -> Step | N
     steps = (steps_of(text, operand, outcomes) for operand in node.operands)
     return Step(
         expression=text[node.start : node.end],
-        value=outcome.value,
+        value=shown(outcome.value),
         position=node.start,
         error=outcome.error,
         steps=tuple(step for step in steps if step is not None),
     )
+
+
+def shown(value: Any) -> str | int | float | bool | None:
+    """A value as a step shows it: lists and maps as JSON, times as text, none of them longer than `SHOWN`."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, (list, dict)):
+        value = json.dumps(value, ensure_ascii=False, default=str)
+    text = str(value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
 def deciding(text: str, node: Node, outcomes: Mapping[int, Outcome]) -> Step | None:
@@ -66,17 +81,8 @@ def _decider(node: Node, outcomes: Mapping[int, Outcome]) -> Node | None:
     if own is None:
         return None
     reached = [(operand, outcomes[id(operand)]) for operand in node.operands if id(operand) in outcomes]
-    failed = next((operand for operand, outcome in reached if _fails(operand, outcome, outcomes)), None)
-    match node.kind:
-        case "and" | "or" if own.error is None and own.value is (node.kind == "or"):
-            return next((operand for operand, outcome in reached if outcome.value is own.value), failed)
-        case "not" if failed is None:
-            return node.operands[0]
-        case _:
-            return failed
-
-
-def _fails(node: Node, outcome: Outcome, outcomes: Mapping[int, Outcome]) -> bool:
-    if outcome.error is not None:
-        return True
-    return any(_fails(operand, outcomes[id(operand)], outcomes) for operand in node.operands if id(operand) in outcomes)
+    if own.failed:
+        return next((operand for operand, outcome in reached if outcome.failed), None)
+    if node.kind in ("and", "or") and own.value is (node.kind == "or"):
+        return next((operand for operand, outcome in reached if outcome.value is own.value), None)
+    return node.operands[0] if node.kind == "not" else None

@@ -87,10 +87,10 @@ class _Compiler:
                 value = run(attributes)
             except EvaluationError as error:
                 given = ZERO[returns] if error.value is None or type(error.value) is not returns else error.value
-                outcomes[id(node)] = Outcome(given, Fault(error.kind.value, error.message))
+                outcomes[id(node)] = Outcome(given, Fault(error.kind.value, error.message), True)
                 return FAILED
             except OperandFailed:
-                outcomes[id(node)] = Outcome(ZERO[returns])
+                outcomes[id(node)] = Outcome(ZERO[returns], None, True)
                 return FAILED
             outcomes[id(node)] = Outcome(value)
             return value
