@@ -15,7 +15,18 @@ from benchmarks import report
 from benchmarks.conditions import Options
 from benchmarks.processes import peer
 
-ALL = ("publish", "deliver", "state", "invoke", "invoke-stream", "cold-start", "memory", "routing", "app-channel")
+ALL = (
+    "publish",
+    "deliver",
+    "state",
+    "schedule",
+    "invoke",
+    "invoke-stream",
+    "cold-start",
+    "memory",
+    "routing",
+    "app-channel",
+)
 """Each is a module of this package, with a `run`."""
 RESULTS = Path(__file__).parent / "results"
 QUICK = Options(runs=2, seconds=1.0, slice=2.0, events=5_000, streamed=256 << 20)
