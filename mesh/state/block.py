@@ -57,6 +57,13 @@ class Answer(NamedTuple):
     error: str = ""
 
 
+class ShownVersion(StateVersion, frozen=True, kw_only=True, gc=False):
+    """A version as apps see it: the key bare, the value decrypted."""
+
+    error: str = ""
+    """Why the value cannot be read; it is empty then."""
+
+
 class State:
     """The state stores of one app's sidecar. Every method raises `ApiError`, with Dapr's codes where Dapr has any."""
 
@@ -304,7 +311,7 @@ class State:
             )
             return [_answer(component, component.bare_key(item.key), item) for item in items], following
 
-    async def history(self, component: StateComponent, key: str, limit: int) -> Sequence[StateVersion]:
+    async def history(self, component: StateComponent, key: str, limit: int) -> Sequence[ShownVersion]:
         """The newest first."""
         store = self._historic(component)
         stored = check_key(component, key)
@@ -325,7 +332,7 @@ class State:
 
     async def watch(
         self, component: StateComponent, prefix: str, after: str | None
-    ) -> AsyncGenerator[StateVersion | Position, None]:
+    ) -> AsyncGenerator[ShownVersion | Position, None]:
         """See `WatchableStateStore.watch`; keys are bare. Close it (`aclose`)."""
         store = cast(WatchableStateStore, self._featured(component, StateFeature.WATCH, "watch its items"))
         start = check_key(component, prefix)
@@ -399,11 +406,22 @@ def _answer(component: StateComponent, key: str, found: StateItem | StoreError |
         return Answer(key, None, str(error))
 
 
-def _shown(component: StateComponent, version: StateVersion) -> StateVersion:
-    value = version.value
+def _shown(component: StateComponent, version: StateVersion) -> ShownVersion:
+    value, error = version.value, ""
     if value is not None and component.cipher is not None:
-        value = component.cipher.decrypt(value)
-    return msgspec.structs.replace(version, key=component.bare_key(version.key), value=value)
+        try:
+            value = component.cipher.decrypt(value)
+        except StoreError as undecipherable:  # the others must not suffer
+            value, error = b"", str(undecipherable)
+    return ShownVersion(
+        key=component.bare_key(version.key),
+        value=value,
+        etag=version.etag,
+        time=version.time,
+        expires=version.expires,
+        content_type=version.content_type,
+        error=error,
+    )
 
 
 @contextmanager

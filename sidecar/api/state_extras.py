@@ -17,8 +17,8 @@ from mesh import quantities
 from mesh.codec.attributes import timestamp
 from mesh.errors import ApiError, Code, clip
 from mesh.ports import Clock
-from mesh.ports.stores import Position, StateFeature, StateVersion
-from mesh.state.block import Answer, State
+from mesh.ports.stores import Position, StateFeature
+from mesh.state.block import Answer, ShownVersion, State
 from mesh.state.component import StateComponent
 from sidecar.api.state import is_json, item_metadata, parameters, send_item, send_json
 from sidecar.http.routing import Router
@@ -135,7 +135,7 @@ class StateExtrasApi:
     async def _stream(
         self,
         component: StateComponent,
-        changes: AsyncGenerator[StateVersion | Position, None],
+        changes: AsyncGenerator[ShownVersion | Position, None],
         receive: Receive,
         send: Send,
     ) -> None:
@@ -188,7 +188,7 @@ class StateExtrasApi:
     def _id(self, etag: str) -> str:
         return f"{etag}-{int(self._clock.now())}"
 
-    def _event(self, change: StateVersion | Position) -> bytes:
+    def _event(self, change: ShownVersion | Position) -> bytes:
         if isinstance(change, Position):
             kind, data = "current", b"{}"
         else:
@@ -197,7 +197,7 @@ class StateExtrasApi:
         return b"id: %b\nevent: %b\n%b\n" % (self._id(change.etag).encode(), kind.encode(), _data_lines(data))
 
 
-async def _next(changes: AsyncGenerator[StateVersion | Position, None]) -> StateVersion | Position | None:
+async def _next(changes: AsyncGenerator[ShownVersion | Position, None]) -> ShownVersion | Position | None:
     return await anext(changes, None)
 
 
@@ -237,11 +237,11 @@ def _item(answer: Answer) -> dict[str, Any]:
     return shown | {"metadata": metadata} if metadata else shown
 
 
-def _version(version: StateVersion) -> dict[str, Any]:
+def _version(version: ShownVersion) -> dict[str, Any]:
     shown: dict[str, Any] = {"key": version.key, "etag": version.etag, "time": _shown_time(version.time)}
     if version.value is None:
         return shown | {"deleted": True}
-    shown |= _value(version.value)
+    shown |= {"error": version.error} if version.error else _value(version.value)
     return shown | {"expires": _shown_time(version.expires)} if version.expires is not None else shown
 
 

@@ -660,6 +660,23 @@ async def test_values_are_encrypted_where_they_lie() -> None:
         assert "is not encrypted" in failure(await server.call("GET", f"{S}/d"), 500, "ERR_STATE_GET")
 
 
+async def test_what_cannot_be_decrypted_does_not_harm_the_others(server: StateServer) -> None:
+    plain = server.components["statestore"]
+    await save(server, a="in the clear")
+    await save(server, a="in the clear, too", b=1)
+    server.components["statestore"] = StateComponent(
+        name="statestore", store=plain.store, key_prefix="app1||", cipher=Cipher(("key1", "0" * 32))
+    )
+    await save(server, a=3)
+    versions = (await server.call("GET", f"{X}/a/history")).json["versions"]
+    assert [version.get("data") for version in versions] == [3, None, None]
+    assert all("is not encrypted" in version["error"] for version in versions[1:])
+    async with Reader(server, "?initial=true") as reader:
+        seen = [(await reader.event()) for _ in range(3)]
+    assert {data["key"]: data.get("data") for kind, data in seen if kind == "set"} == {"a": 3, "b": None}
+    assert "in the clear" not in json.dumps([versions, seen])
+
+
 # Beyond Dapr
 
 X = "/mesh/v1/state/statestore"
