@@ -28,6 +28,7 @@ BUILT_IN: Mapping[str, str] = {
     "secretstores.kubernetes": "bindings.secretstores.kubernetes",
     "secretstores.local.env": "bindings.secretstores.local_env",
     "secretstores.local.file": "bindings.secretstores.local_file",
+    "state.aws.dynamodb": "bindings.state.aws_dynamodb",
     "state.in-memory": "bindings.state.in_memory",
     "state.meshwire": "mesh.state.backbone",
     "state.postgresql": "bindings.state.postgresql",

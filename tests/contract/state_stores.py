@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
-from bindings.state import postgresql, redis, sqlite
+from bindings.state import aws_dynamodb, postgresql, redis, sqlite
 from bindings.state.in_memory import MemoryStateStore
 from brokers.memory_tables import MemoryTables
 from mesh.clock import SystemClock
@@ -17,6 +17,7 @@ from mesh.ports.stores import StateStore
 from mesh.ports.tables import Tables
 from mesh.state.backbone import MeshStateStore
 from tests.opened import opened
+from tests.servers.moto import moto
 from tests.servers.postgres import postgres
 from tests.servers.redis import RedisServer
 from tests.virtual_clock import VirtualClock
@@ -164,11 +165,40 @@ class Redis:
         await asyncio.sleep(seconds)
 
 
+class Dynamo:
+    """Each store is a table."""
+
+    name = "dynamodb"
+
+    def start(self, folder: Path) -> None:
+        self._server = moto()
+        self._client = self._server.client("dynamodb")
+        self._tables: set[str] = set()
+
+    def stop(self) -> None:
+        self._client.close()
+
+    async def store(self, name: str) -> StateStore:
+        if name not in self._tables:
+            self._tables.add(name)
+            self._client.create_table(
+                TableName=name,
+                KeySchema=[{"AttributeName": "key", "KeyType": "HASH"}],
+                AttributeDefinitions=[{"AttributeName": "key", "AttributeType": "S"}],
+                BillingMode="PAY_PER_REQUEST",
+            )
+        store: StateStore = opened(aws_dynamodb.SPEC, **self._server.settings, table=name, ttlAttributeName="expires")
+        return store
+
+    async def elapse(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
 STATE_BACKINGS: list[Callable[[], StateBacking]] = [
     *(InMemory, MeshOverMemory),
     *(SqliteFile, SqliteWithoutLog),
     *(PostgresV1, PostgresV2),
-    Redis,
+    *(Redis, Dynamo),
 ]
 
 if find_spec("brokers.nats.tables"):
