@@ -68,6 +68,7 @@ _FEATURES = frozenset(
         StateFeature.OUTBOX,
     }
 )
+_NOT_HELD = "the lock of the fencing token is not held any more"
 _REVISION = re.compile(r"[1-9][0-9]{0,18}")
 
 
@@ -171,7 +172,8 @@ class MeshStateStore:
             final[record] = _followed(final.get(record), _change(record, change))
             if change.fence is not None:
                 check = _fence(change.fence, scope.name)
-                checks[check.key] = check
+                if checks.setdefault(check.key, check) != check:
+                    raise EtagMismatch(f"{_NOT_HELD}: the transaction has two tokens of it")
         for event in records:
             record = (*self._outbox, event.id)
             final[record] = Put(key=record, value=event.event, content_type="application/cloudevents+json")
@@ -340,6 +342,8 @@ def _fence(token: str, scope: str) -> Check:
         fence = FenceToken.decode(token)
     except InvalidFence as error:
         raise Unsupported(str(error)) from None
+    if fence.key[0] in (KIND, OUTBOX):
+        raise Unsupported("the fencing token names no lock: give it as the lock's answer has it")
     if fence.scope != scope:
         raise Unsupported(
             f"the lock of the fencing token is kept for '{clip(fence.scope)}', the item for '{clip(scope)}': "
@@ -356,7 +360,7 @@ def _translated(error: MeshError) -> StoreError:
         case Conflict() if error.key[0] == KIND:
             return EtagMismatch("the item was changed meanwhile, or is not as expected")
         case Conflict():
-            return EtagMismatch("the lock of the fencing token is not held any more")
+            return EtagMismatch(_NOT_HELD)
         case InvalidKey():
             return InvalidStoreKey(str(error))
         case MessageTooLarge():

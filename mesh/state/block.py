@@ -27,6 +27,7 @@ from mesh.ports.stores import (
     StateVersion,
     StoreError,
     StoreUnavailable,
+    Unsupported,
     ValueTooLarge,
     WatchableStateStore,
 )
@@ -368,6 +369,7 @@ _STATUSES: Mapping[type[MeshError], int] = {
     EtagMismatch: 409,
     InvalidEtag: 400,
     InvalidStoreKey: 400,
+    Unsupported: 400,
     ValueTooLarge: 413,
 }
 _FIXED: Mapping[type[MeshError], int] = {InvalidStoreKey: 400, ValueTooLarge: 413}

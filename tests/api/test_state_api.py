@@ -557,7 +557,23 @@ async def test_writes_under_a_lock(server: StateServer) -> None:
         assert "is not held any more" in failure(answer, 500, "ERR_STATE_TRANSACTION")
     answer = await server.call("DELETE", f"{S}/a{query}")
     assert "is not held any more" in failure(answer, 409, "ERR_STATE_DELETE")
+    entry = await table.get(lock)
+    assert entry is not None
+    of_another = {"metadata": {"fencingToken": FenceToken("app1", lock, entry.revision).encode()}}
+    items = [{"key": "a", "value": 3, **held}, {"key": "b", "value": 3, **of_another}]
+    for order in (items, items[::-1]):  # one of the two cannot be held
+        answer = await server.call("POST", f"{S}/transaction", transaction(*(("upsert", item) for item in order)))
+        assert "is not held any more" in failure(answer, 500, "ERR_STATE_TRANSACTION")
     assert await get(server, "a") == b"1"
+
+
+async def test_what_is_no_lock_is_no_fence(server: StateServer) -> None:
+    await save(server, a=1)
+    etag = (await server.call("GET", f"{S}/a")).headers["etag"]
+    token = FenceToken("app1", ("state", "statestore", "a"), int(etag)).encode()
+    for key in "ab":
+        answer = await server.call("POST", S, json.dumps([{"key": key, "metadata": {"fencingToken": token}}]).encode())
+        assert "names no lock" in failure(answer, 400, "ERR_STATE_SAVE")
 
 
 # Queries
