@@ -92,6 +92,7 @@ class Partitions:
         self._beat: Beat | None = None
         self._tokens: dict[int, FenceToken] = {}
         self._moves: dict[int, asyncio.Task[None]] = {}  # at most one for each partition
+        self._overdue: dict[int, float] = {}  # when to ask whether an owner has given up what is this member's share
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._running: list[asyncio.Task[None]] = []
 
@@ -114,6 +115,8 @@ class Partitions:
             create_task(self._roster.follow(), name=f"watch the group {self._group}"),
             create_task(self._take_part(), name=f"partitions of {self._group}"),
         ]
+        for task in self._running:
+            task.add_done_callback(self._ended)
 
     async def close(self) -> None:
         """Leave: others have the partitions once `revoke` has returned for all. When it is cancelled, they are lost."""
@@ -170,12 +173,19 @@ class Partitions:
             if partition in self._moves or str(partition) in self._roster.unreadable:
                 continue
             is_mine = plan[partition] == beat.id
+            waits = is_mine and seat.member != beat.id and self._roster.is_member(seat.member)
+            if not waits:
+                self._overdue.pop(partition, None)
             if partition in self._tokens:
                 if not is_mine:
                     self._start(partition, self._hand_over)
             elif seat.member == beat.id and not is_mine:
                 self._start(partition, self._disown)
-            elif is_mine and (seat.member == beat.id or not self._roster.is_member(seat.member)):
+            elif waits:
+                if self._elapsed() >= self._overdue.setdefault(partition, self._elapsed() + self._ttl):
+                    del self._overdue[partition]
+                    self._start(partition, self._ask)
+            elif is_mine:
                 self._start(partition, self._claim)
 
     def _start(self, partition: int, move: Callable[[int, Beat], Coroutine[None, None, None]]) -> None:
@@ -194,6 +204,10 @@ class Partitions:
         )
         self._moves[partition] = task
         task.add_done_callback(ended)
+
+    async def _ask(self, partition: int, _beat: Beat) -> None:
+        """Whether the word of a watch was missed."""
+        await self._look(records.owner_key(self._group, str(partition)))
 
     async def _claim(self, partition: int, beat: Beat) -> None:
         name = str(partition)
@@ -250,6 +264,10 @@ class Partitions:
         except BrokerError as error:
             logger.debug("%s cannot be read: %s", "/".join(key), error)
         await self._clock.sleep(CONFLICT_PAUSE)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            logger.error("%s takes no part any more: %s", self._node, task.exception(), exc_info=task.exception())
 
     def _die(self) -> None:
         self._beat = None

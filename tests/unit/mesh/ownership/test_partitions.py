@@ -181,6 +181,17 @@ async def test_time_tells_what_no_word_of_a_watch_did(group: Group) -> None:
     assert len(other.partitions.owned) == 16
 
 
+async def test_a_member_that_hears_of_no_release_asks(group: Group) -> None:
+    group.join("a")
+    await group.pass_time(1)
+    deaf = group.join("b")
+    deaf.tables.deaf = True
+    await group.pass_time(TTL - 1)
+    assert deaf.partitions.owned == []
+    await group.pass_time(TTL / 3 + 2)
+    group.assert_settled()
+
+
 async def test_a_leaver_has_its_time_to_end_all_work(group: Group) -> None:
     leaver, other = group.join("a"), group.join("b")
     await group.pass_time(2)
