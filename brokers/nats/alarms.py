@@ -32,7 +32,7 @@ from mesh.ports.tables import ABSENT, Conflict, Key
 
 SOON = 1.0
 """Seconds. An alarm that becomes due within them is not replaced: the server may already be at it, and would then
-remove what came in its place. It is awaited instead. Also how far the server's clock may differ from ours."""
+remove what came in its place. It is awaited instead. Also how far two clocks may part after they were compared."""
 LOOK_AGAIN = 0.05
 """Seconds between looks at an alarm that is awaited."""
 
@@ -272,9 +272,13 @@ class NatsAlarms:
         """As `_find`, but no alarm that the server may be about to move: it is awaited."""
         while True:
             found = await self._find(key)
-            if found is None or found.fired or found.alarm is None or found.alarm.due > time.time() + SOON:
+            if found is None or found.fired or found.alarm is None:
                 return found
-            await asyncio.sleep(min(LOOK_AGAIN + max(0.0, found.alarm.due - time.time()), SOON))
+            standing = await self._stream.ensure()
+            left = found.alarm.due - time.time() - standing.ahead
+            if left > SOON:
+                return found
+            await asyncio.sleep(min(LOOK_AGAIN + max(0.0, left), SOON))
 
     async def _find(self, key: Key) -> _Found | None:
         """The newest message of a key, asked of the stream's leader."""

@@ -6,6 +6,8 @@ Both of its users get it here: whoever comes first makes it (docs/adr/0006-state
 from __future__ import annotations
 
 import asyncio
+import time
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from brokers.nats import jetstream
@@ -44,6 +46,8 @@ class Standing(NamedTuple):
     """Whether a direct get tells what is newest: one server has the stream, and no other stream answers for it."""
     last: int
     """The sequence of its last message."""
+    ahead: float = 0.0
+    """Seconds by which the server's clock is ahead of ours, as of then."""
 
 
 class ScopeStream:
@@ -106,9 +110,11 @@ class ScopeStream:
                 raise BrokerError(
                     f"the stream {self.name} has {setting} {found.get(setting)}; set it to {self._config[setting]}"
                 )
+        told = datetime.fromisoformat(info["ts"]).timestamp() if "ts" in info else time.time()
         self.standing = Standing(
             str(info["created"]),
             bool(found["allow_direct"]) and int(found["num_replicas"]) == 1,
             int(info["state"]["last_seq"]),
+            told - time.time(),
         )
         return self.standing
