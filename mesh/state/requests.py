@@ -141,7 +141,10 @@ def fence_of(component: StateComponent, metadata: Mapping[str, str]) -> str | No
 
 
 def with_fence(changes: Sequence[StateChange], fence: str | None) -> Sequence[StateChange]:
-    """All changes under the fence of their transaction; one that has its own keeps that."""
+    """All changes under the fence of their transaction. Raises `BadRequest` for one that has another of its own: both
+    would have to hold."""
     if fence is None:
         return changes
-    return [change if change.fence else msgspec.structs.replace(change, fence=fence) for change in changes]
+    if any(change.fence not in (None, fence) for change in changes):
+        raise BadRequest(f"the transaction has a {FENCE}, and an operation has another one: give one of them")
+    return [msgspec.structs.replace(change, fence=fence) for change in changes]

@@ -565,6 +565,9 @@ async def test_writes_under_a_lock(server: StateServer) -> None:
         answer = await server.call("POST", f"{S}/transaction", transaction(*(("upsert", item) for item in order)))
         assert "is not held any more" in failure(answer, 500, "ERR_STATE_TRANSACTION")
     assert await get(server, "a") == b"1"
+    body = transaction(("upsert", {"key": "a", "value": 3, **of_another}), fencingToken=token)
+    answer = await server.call("POST", f"{S}/transaction", body)
+    assert "and an operation has another one" in failure(answer, 500, "ERR_STATE_TRANSACTION")
 
 
 async def test_what_is_no_lock_is_no_fence(server: StateServer) -> None:
