@@ -143,8 +143,8 @@ carries a precondition for which a commit has no other message. No key may begin
 MAX_STATE_SUBJECT = 3600
 """Longest address of a record, in bytes: behind that of a direct get, it still fits a NATS control line (4,096)."""
 
-_MAX_READABLE = 120
-"""Characters of a name within a stream's that are kept as they are; NATS takes 255 in all."""
+_MAX_READABLE = 80
+"""Characters of a name within a stream's that are kept as they are; NATS takes 255 in all, and there may be two."""
 
 
 def _stream_part(text: str) -> str:

@@ -45,6 +45,13 @@ def test_kinds_of_other_records_are_no_keys(kind: str) -> None:
     assert addressing.parse_key_path(f"{kind}.x") is None
 
 
+def test_the_longest_names_of_streams_fit() -> None:
+    """NATS takes 255 characters."""
+    name = "n" * 200
+    assert len(addressing.history_stream("mesh", "n" * 50, name, ("state", name))) <= 255
+    assert len({addressing.history_stream("mesh", "default", name, ("state", name + last)) for last in "ab"}) == 2
+
+
 def test_names_of_streams_are_safe_and_short() -> None:
     scopes = ["", "shop", "a.b", "a*", "x" * 300, "x" * 301, "ž" * 128]
     names = {addressing.state_stream("mesh", "default", scope) for scope in scopes}
