@@ -56,14 +56,21 @@ class MarkedOutbox:
         self, changes: Sequence[StateChange], records: Sequence[OutboxRecord], metadata: Mapping[str, str]
     ) -> None:
         try:
-            component = self._pubsub.component(self._internal.pubsub)
-            address = component.address(self._internal.name)
-            messages = [Message(mode=Mode.STRUCTURED, payload=record.event, dedupe_id=record.id) for record in records]
-            await asyncio.gather(*(component.log.publish(address, message) for message in messages))
+            for start in range(0, len(records), IN_HAND):
+                await self._announce(records[start : start + IN_HAND])
         except MeshError as error:
             raise OutboxFailed(str(error)) from error
         markers = [SetState(key=record.id, value=VALUE) for record in records]
         await self._store.transact([*changes, *markers], metadata)
+
+    async def _announce(self, records: Sequence[OutboxRecord]) -> None:
+        component = self._pubsub.component(self._internal.pubsub)
+        address = component.address(self._internal.name)
+        messages = [Message(mode=Mode.STRUCTURED, payload=record.event, dedupe_id=record.id) for record in records]
+        publishing = (component.log.publish(address, message) for message in messages)
+        for outcome in await asyncio.gather(*publishing, return_exceptions=True):
+            if outcome is not None:
+                raise outcome
 
     def start(self) -> None:
         if self._joining is None:

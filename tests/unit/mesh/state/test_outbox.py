@@ -21,6 +21,7 @@ from mesh.scopes import TopicScopes
 from mesh.state.backbone import MeshStateStore
 from mesh.state.block import State
 from mesh.state.component import OutboxSettings, StateComponent
+from mesh.state.forwarding import IN_HAND
 from mesh.state.outbox import plan
 from mesh.state.relay import GRACE
 from mesh.state.requests import BadRequest, Write
@@ -269,6 +270,34 @@ async def test_a_relay_goes_on_until_the_broker_is_back(world: World) -> None:
     assert failures == 0
     assert [event["data"] for event in world.published] == ["1"]
     assert await left_behind(world) == 0
+
+
+async def test_a_transaction_whose_events_have_nowhere_to_wait_leaves_nothing_running() -> None:
+    world = World("marked")
+    await world.start()
+    state = await world.replica()
+    at_once = most = 0
+
+    async def failing(topic: Topic, message: Any) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await world.clock.sleep(1 if at_once == 1 else 2)
+        at_once -= 1
+        raise BrokerUnavailable("no broker")
+
+    world.log.publish = failing  # type: ignore[method-assign]
+    component = state.component("statestore")
+    writes = [Write(key=str(number), value=b"1") for number in range(IN_HAND + 1)]
+    transacting = asyncio.create_task(state.transact(component, writes))
+    while not transacting.done():
+        await world.clock.advance(1)
+    with pytest.raises(ApiError, match="no broker"):
+        await transacting
+    assert at_once == 0
+    assert most == IN_HAND
+    assert await state.get(component, "0") is None
+    await world.close()
 
 
 async def test_the_pubsub_component_is_exchanged(world: World) -> None:
