@@ -19,8 +19,10 @@ from mesh.ports.stores import (
     InvalidEtag,
     InvalidStoreKey,
     ListableStateStore,
+    OutboxRecord,
     Position,
     QueryableStateStore,
+    StateChange,
     StateFeature,
     StateItem,
     StateQuery,
@@ -228,8 +230,7 @@ class State:
             self._check_number(component, len(changes) + len(plan.records))
             if found is not None and plan.records:
                 self._check_publishable(found)
-                records, transact = plan.records, found.transact
-                await self._attempts.change(component, lambda: transact(changes, records, metadata))
+                await self._transact_and_publish(component, found, changes, plan.records, metadata)
             else:
                 await self._attempts.change(component, lambda: component.store.transact(changes, metadata))
         except OutboxFailed as error:
@@ -245,6 +246,20 @@ class State:
             cause = _cause(error)
             message = f"error while executing state transaction: {cause}"
             raise ApiError(Code.STATE_TRANSACTION, message, status=_FIXED.get(type(error))) from error
+
+    async def _transact_and_publish(
+        self,
+        component: StateComponent,
+        found: Outbox,
+        changes: Sequence[StateChange],
+        records: Sequence[OutboxRecord],
+        metadata: Mapping[str, str],
+    ) -> None:
+        try:
+            await self._attempts.change(component, lambda: found.transact(changes, records, metadata))
+        except (EtagMismatch, InvalidEtag, InvalidStoreKey, ValueTooLarge, Unsupported):  # after no attempt in doubt
+            found.withdraw(records)
+            raise
 
     def _check_number(self, component: StateComponent, number: int) -> None:
         most = component.store.max_transaction

@@ -38,6 +38,10 @@ class Outbox(Protocol):
         """As `StateStore.transact`, and the records are published if and only if it happens. Raises `OutboxFailed`."""
         ...
 
+    def withdraw(self, records: Sequence[OutboxRecord]) -> None:
+        """Their transaction was refused: it has not happened, nor will it."""
+        ...
+
     def start(self) -> None:
         """Empty it in the background, what was left before all else."""
         ...

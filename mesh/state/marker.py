@@ -29,6 +29,8 @@ RETRY = 10.0
 """Seconds until an event whose marker was not seen is looked at again."""
 MOST_SEARCHES = 60
 """Deliveries of an event whose marker is not seen, after which its transaction has not happened: some 20 minutes."""
+MOST_WITHDRAWN = 10_000
+"""Events of refused transactions that this replica knows. Each that it did not would be looked for all that while."""
 CLOSE_LIMIT = 5.0
 """Seconds for giving back what is in hand."""
 
@@ -49,6 +51,8 @@ class MarkedOutbox:
         self._internal = Topic(settings.internal_pubsub, f"{namespace}{pubsub.app_id}{settings.topic}outbox")
         self._forwarder = Forwarder(settings, pubsub, clock)
         self._running: set[asyncio.Task[None]] = set()
+        self._withdrawn: dict[str, None] = {}
+        """The ids of events that are not to be published, the oldest first."""
         self._joining: asyncio.Task[None] | None = None
         self._subscription: Subscription | None = None
 
@@ -71,6 +75,11 @@ class MarkedOutbox:
         for outcome in await asyncio.gather(*publishing, return_exceptions=True):
             if outcome is not None:
                 raise outcome
+
+    def withdraw(self, records: Sequence[OutboxRecord]) -> None:
+        self._withdrawn |= dict.fromkeys(record.id for record in records)
+        while len(self._withdrawn) > MOST_WITHDRAWN:
+            del self._withdrawn[next(iter(self._withdrawn))]
 
     def start(self) -> None:
         if self._joining is None:
@@ -148,13 +157,18 @@ class MarkedOutbox:
 
     async def _is_marked(self, marker: str) -> bool:
         for pause in PAUSES:
+            if marker in self._withdrawn:
+                return False
             await self._clock.sleep(pause)
             if await self._store.get(marker, strong=True) is not None:
                 return True
         return False
 
     def _not_found(self, delivery: Delivery, marker: str) -> None:
-        if self.settings.discard_when_missing:
+        if marker in self._withdrawn:
+            del self._withdrawn[marker]
+            delivery.ack()
+        elif self.settings.discard_when_missing:
             delivery.ack()
         elif delivery.attempt >= MOST_SEARCHES:
             log.error("%s: the transaction of event %s was not seen; it is dropped", self._what, marker)

@@ -50,6 +50,9 @@ class StoredOutbox:
             if not self._tasks.full:  # else the watch brings them in its own time
                 await self._take(record_id)
 
+    def withdraw(self, records: Sequence[OutboxRecord]) -> None:
+        pass  # they were refused with it
+
     def start(self) -> None:
         if self._watching is None:
             self._watching = asyncio.create_task(self._forwarder.persist(self._watch, self._what), name=self._what)

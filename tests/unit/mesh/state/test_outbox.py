@@ -300,6 +300,18 @@ async def test_a_transaction_whose_events_have_nowhere_to_wait_leaves_nothing_ru
     await world.close()
 
 
+async def test_conflicts_are_not_in_the_way_of_what_is_committed(world: World) -> None:
+    state = await world.replica()
+    component = state.component("statestore")
+    for _ in range(2 * IN_HAND):
+        with pytest.raises(ApiError, match="etag"):
+            await state.transact(component, [Write(key="a", value=b"1", etag="4711")])
+    await world.transact(state, Write(key="b", value=b"2"))
+    await world.clock.advance(10)
+    assert [event["data"] for event in world.published] == ["2"]
+    assert await left_behind(world) == 0
+
+
 async def test_the_pubsub_component_is_exchanged(world: World) -> None:
     state = await world.replica()
     await world.transact(state, Write(key="a", value=b"1"))
