@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 from mesh import documents
 from mesh.documents import Fields
 from mesh.errors import ConfigurationError, clip
-from sidecar.cli import FAILED, OK, Parser, UsageError, run
+from sidecar.cli import FAILED, OK, Parser, UsageError, launch
 from sidecar.supervisor import App, Output, Plan, complain, say, supervise
 
 DEFAULT_NAME = "dapr.yaml"
@@ -150,7 +150,7 @@ def execute(args: argparse.Namespace) -> int:
     for told in (*_unused_flags(args), *template.without_meaning):
         print(told, file=sys.stderr)
     plans = []
-    broker = run.open_broker(args.mesh)
+    broker = launch.open_broker(args.mesh)
     ports = {app.args.app_port for app in template.apps} | {app.args.dapr_http_port for app in template.apps}
     for number, app in enumerate(template.apps):
         if args.log_as_json is not None:
@@ -228,9 +228,9 @@ def _app(app: Fields, common: Fields, base: Path) -> AppRun:
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = Parser(allow_abbrev=False, add_help=False)
-    run.configure(parser)
+    launch.configure(parser)
     args = parser.parse_args(words)
-    run.check(args)
+    launch.check(args)
     return args
 
 
@@ -282,10 +282,10 @@ def _plan(app: AppRun, number: int, template: Template, broker: Mapping[str, str
     """Raises `ConfigurationError` when the app cannot be started. `ports` are taken, and so is then the app's."""
     args, app_id = app.args, app.args.app_id
     if app.command:
-        run.check_program(app.command[0], app.folder)
-    port, _ = run.choose_port(args.dapr_http_port or 0, args.app_port)
+        launch.check_program(app.command[0], app.folder)
+    port, _ = launch.choose_port(args.dapr_http_port or 0, args.app_port)
     while port in ports and port != args.dapr_http_port:
-        port, _ = run.choose_port(0, args.app_port)
+        port, _ = launch.choose_port(0, args.app_port)
     ports.add(port)
     outputs: dict[str, Output] = {}
     logs: dict[str, str] = {}
@@ -297,11 +297,11 @@ def _plan(app: AppRun, number: int, template: Template, broker: Mapping[str, str
         logs |= {key: file.name} if file else {}
     say(f"{app_id}: ℹ️  HTTP Port: {port}.{''.join(f' Log: {path}.' for path in logs.values())}")
     origin = {"runTemplatePath": template.path, "runTemplateName": template.name}
-    environment = {**run.app_environment(args, app_id, port), **app.env}
+    environment = {**launch.app_environment(args, app_id, port), **app.env}
     return Plan(
-        run.sidecar_command(args, app_id, port),
+        launch.sidecar_command(args, app_id, port),
         App(app.command, environment, args.app_port <= 0, str(app.folder), outputs["app"]) if app.command else None,
-        run.api_of(args, app_id, port),
+        launch.api_of(args, app_id, port),
         broker,
         outputs["daprd"],
         f"{app_id}: ",

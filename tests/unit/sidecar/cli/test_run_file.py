@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mesh.errors import ConfigurationError
-from sidecar.cli import run, run_file
+from sidecar.cli import launch, run_file
 from sidecar.cli.run_file import Template, load
 
 
@@ -30,7 +30,7 @@ def one(keys: str, common: str = "") -> list[str]:
     lines = "".join(f"  {line}\n" for line in common.splitlines())
     keys = "".join(f"    {line}\n" for line in keys.splitlines())
     (app,) = write(f"version: 1\ncommon:\n{lines}apps:\n  - appDirPath: orders\n{keys}").apps
-    return run.sidecar_command(app.args, app.args.app_id, 1)[6:]
+    return launch.sidecar_command(app.args, app.args.app_id, 1)[6:]
 
 
 def test_the_example_of_dapr() -> None:
