@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -268,13 +269,18 @@ async def test_a_vault_that_is_down_and_comes_back() -> None:
 
 async def test_answers_that_never_come_or_never_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_api, "TIME_LIMIT", 0.2)
-    silent = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
+    callers: list[asyncio.StreamWriter] = []
+    silent = await asyncio.start_server(lambda _, writer: callers.append(writer), "127.0.0.1", 0)
     port = silent.sockets[0].getsockname()[1]
     store: SecretStore = opened(hashicorp_vault.SPEC, vaultAddr=f"http://127.0.0.1:{port}", vaultToken=TOKEN)
     with pytest.raises(StoreUnavailable, match=r"did not answer within 0\.2 s"):
         await store.get("x")
     await store.close()
     silent.close()
+    for caller in callers:
+        caller.transport.abort()
+        with suppress(ConnectionError):
+            await caller.wait_closed()
     monkeypatch.setattr(json_api, "MAX_ANSWER", 1 << 20)
     async with VaultServer({"/v1/secret/data/dapr/x": (200, "x" * (2 << 20))}) as vault:
         with pytest.raises(StoreError, match="longer than 1 MiB"):

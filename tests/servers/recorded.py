@@ -31,7 +31,7 @@ class RecordedServer:
         self.unexpected: list[str] = []
         self._context = context
         self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._connections: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
         self.port = 0
 
     @property
@@ -50,13 +50,15 @@ class RecordedServer:
     async def stop(self) -> None:
         if self._server is not None:
             self._server.close()
-            for writer in self._writers:
+            for writer in self._connections:
                 writer.transport.abort()
+            serving = [task for task in self._connections.values() if task is not None]
+            await asyncio.wait_for(asyncio.gather(*serving), 10)
             await self._server.wait_closed()
             self._server = None
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
+        self._connections[writer] = asyncio.current_task()
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -68,7 +70,7 @@ class RecordedServer:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
-            self._writers.discard(writer)
+            del self._connections[writer]
             writer.close()
 
     def _answer(self, line: str, *fields: str) -> tuple[int, object]:
