@@ -20,7 +20,20 @@ import msgspec
 from mesh import inbound, spans
 from mesh.envelope import hop_headers
 from mesh.errors import AppError, AppUnreachable, BrokerError, MeshError, clip
-from mesh.ports import AppChannel, AppResponse, Clock, Delivery, EventLog, Group, HeaderLines, Message, Mode, Topic
+from mesh.ports import (
+    AppChannel,
+    AppResponse,
+    AppRoute,
+    Clock,
+    Delivery,
+    EventLog,
+    Group,
+    HeaderLines,
+    Message,
+    Mode,
+    Topic,
+)
+from mesh.routing import Routing, Skipped
 from mesh.telemetry import NO_TRACER, SILENCE, UNTRACED, Span, Telemetry
 
 logger = logging.getLogger("meshwire.delivery")
@@ -125,7 +138,7 @@ class Deliverer:
     def __init__(
         self,
         group: Group,
-        path: str,
+        to: str | Routing,
         plan: Plan,
         *,
         log: EventLog,
@@ -134,7 +147,8 @@ class Deliverer:
         raw_payload: bool = False,
         telemetry: Telemetry = SILENCE,
     ) -> None:
-        """Raises `MeshError` when `path` cannot be called."""
+        """`to` is the path of the app where every event goes, or chooses among several. Raises `MeshError` when
+        one of them cannot be called."""
         self._group = group
         self._topic = topic = group.topic
         self._plan = plan
@@ -142,9 +156,13 @@ class Deliverer:
         self._channel = channel
         self._clock = clock
         self._raw_from = topic if raw_payload else None
-        self._route = channel.prepare(
-            "POST", path, [("content-type", "application/cloudevents+json"), ("pubsubname", topic.pubsub)]
-        )
+        fixed = [("content-type", "application/cloudevents+json"), ("pubsubname", topic.pubsub)]
+        self._route: AppRoute | None = None
+        if isinstance(to, str):
+            self._route = channel.prepare("POST", to, fixed)
+        else:
+            self._routing = to
+            self._routes = {path: channel.prepare("POST", path, fixed) for path in to.paths}
         self._tracer = telemetry.tracer
         self._below_creation = telemetry.below_creation
         self._observed = telemetry is not SILENCE
@@ -175,6 +193,9 @@ class Deliverer:
                 self._deliveries.expired()
                 self._drop(delivery, "it expired before it could be delivered")
                 return
+            route = self._route or self._choose(delivery, event.body)
+            if route is None:
+                return
             hop = event.hop
             if self._tracer is not NO_TRACER:
                 span = self._begin_span(delivery, hop)
@@ -183,12 +204,25 @@ class Deliverer:
             if hop:
                 extra = self._channel.header_lines(list(hop.items()))
             begun = self._deliveries.begin()
-            call = self._route.send(event.body, extra, timeout=self._plan.timeout)
+            call = route.send(event.body, extra, timeout=self._plan.timeout)
         except MeshError as error:
             span.end(str(error))
             self._fail(delivery, str(error))
         else:
             call.add_done_callback(partial(self._answered, delivery, held_since, span, begun))
+
+    def _choose(self, delivery: Delivery, body: bytes) -> AppRoute | None:
+        """The route for an event; `None` when it is not for the app, and is settled. Raises `MeshError`."""
+        chosen = self._routing.choose(body)
+        if isinstance(chosen, str):
+            return self._routes[chosen]
+        self._deliveries.skipped(chosen.value)
+        if chosen is Skipped.RULES and self._plan.dead_letter is not None:
+            self._fail(delivery, "no routing rule takes it, and there is no default route")
+        else:
+            logger.debug("event %s of topic %s is not for the app: %s", delivery.position, self._topic.name, chosen)
+            delivery.ack()
+        return None
 
     def _begin_span(self, delivery: Delivery, hop: Mapping[str, str]) -> Span:
         parent = spans.hop_context(hop)

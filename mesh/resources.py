@@ -168,6 +168,8 @@ class SubscriptionManifest:
     default: str = ""
     """`route` of v1alpha1, `routes.default` of v2alpha1."""
     dead_letter_topic: str = ""
+    filters: Sequence[object] = ()
+    """As written; `mesh.filters.dialects` judges them."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     bulk: bool = False
     scopes: tuple[str, ...] = ()
@@ -437,7 +439,9 @@ class _Loader:
             return
         name = top.fields("metadata").closed(*OBJECT_METADATA).text("name")
         route = "route" if version == V1 else "routes"
-        spec = top.fields("spec").closed("pubsubname", "topic", route, "deadLetterTopic", "metadata", "bulkSubscribe")
+        spec = top.fields("spec").closed(
+            "pubsubname", "topic", route, "deadLetterTopic", "metadata", "bulkSubscribe", "filters"
+        )
         for required in ("pubsubname", "topic"):
             if not spec.text(required):
                 raise spec.fault(required, "a subscription needs it")
@@ -461,6 +465,7 @@ class _Loader:
             rules=tuple(rules),
             default=default,
             dead_letter_topic=spec.text("deadLetterTopic"),
+            filters=spec.sequence("filters"),
             metadata={key: metadata.text(key) for key in metadata},
             bulk=bulk.flag("enabled"),
             scopes=scopes,

@@ -23,7 +23,7 @@ END_LIMIT = 30.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds between attempts to start a subscription that the broker refuses; doubling."""
 
-KNOWN_METADATA = frozenset({"rawpayload"})
+KNOWN_METADATA = frozenset({"rawpayload", "filters"})
 
 
 class _Live:
@@ -141,7 +141,7 @@ class Subscriber:
         group = Group(self._app_id, address)
         deliverer = Deliverer(
             group,
-            spec.routes[0].path,
+            spec.routing or spec.routes[0].path,
             Plan(dead_letter=dead_letter),
             log=component.log,
             channel=self._channel,

@@ -9,25 +9,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from mesh.errors import MeshError, clip
 from mesh.quantities import boolean
 from mesh.resources import SubscriptionManifest
+from mesh.routing import Route, Routing
+
+if TYPE_CHECKING:
+    from mesh.filters.cel import Rule
+    from mesh.filters.dialects import Filter
 
 MAX_ANSWER = 1 << 20
 """Longest answer of the app, in bytes."""
 MAX_SUBSCRIPTIONS = 1000
 MAX_PATH = 2048
 """Longest path, in bytes."""
-
-
-class Route(NamedTuple):
-    """Where an event goes if `match` is true; an empty `match` always is."""
-
-    match: str
-    path: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +35,10 @@ class SubscriptionSpec:
     pubsub: str
     topic: str
     routes: tuple[Route, ...]
+    filters: Mapping[str, Any] | None = None
+    """The filters as one, with one dialect in each object; `None` lets everything through."""
+    routing: Routing | None = field(default=None, compare=False)
+    """Filters and routes, compiled; `None` where every event goes to the one route."""
     dead_letter_topic: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     raw_payload: bool = False
@@ -88,16 +90,7 @@ def parse_programmatic(status: int, body: bytes, *, default_pubsub: str) -> Pars
 
 def from_manifest(manifest: SubscriptionManifest) -> SubscriptionSpec:
     """Raises `Unsupported`, naming the manifest's file and line."""
-    return _spec(
-        "DECLARATIVE",
-        manifest.origin,
-        manifest.pubsub,
-        manifest.topic,
-        [*manifest.rules, *([("", manifest.default)] if manifest.default else [])],
-        manifest.dead_letter_topic,
-        manifest.metadata,
-        manifest.bulk,
-    )
+    return _from_manifest(manifest, [])
 
 
 def from_manifests(manifests: Iterable[SubscriptionManifest]) -> Parsed:
@@ -105,10 +98,25 @@ def from_manifests(manifests: Iterable[SubscriptionManifest]) -> Parsed:
     parsed = Parsed([], [], [])
     for manifest in manifests:
         try:
-            parsed.specs.append(from_manifest(manifest))
+            parsed.specs.append(_from_manifest(manifest, parsed.warnings))
         except Unsupported as error:
             parsed.refused.append(f"{error}")
     return parsed
+
+
+def _from_manifest(manifest: SubscriptionManifest, warnings: list[str]) -> SubscriptionSpec:
+    return _spec(
+        "DECLARATIVE",
+        manifest.origin,
+        manifest.pubsub,
+        manifest.topic,
+        [*manifest.rules, *([("", manifest.default)] if manifest.default else [])],
+        list(manifest.filters),
+        manifest.dead_letter_topic,
+        manifest.metadata,
+        manifest.bulk,
+        warnings,
+    )
 
 
 def merge(programmatic: Iterable[SubscriptionSpec], declarative: Iterable[SubscriptionSpec]) -> list[SubscriptionSpec]:
@@ -183,7 +191,7 @@ def _programmatic(item: object, origin: str, default_pubsub: str, warnings: list
         if missing:
             warnings.append(f"{origin} has no {what}, skipped")
             return None
-    return _spec("PROGRAMMATIC", origin, pubsub, topic, routed, *arguments)
+    return _spec("PROGRAMMATIC", origin, pubsub, topic, routed, entry.value("filters"), *arguments, warnings)
 
 
 def _spec(
@@ -191,10 +199,12 @@ def _spec(
     origin: str,
     pubsub: str,
     topic: str,
-    rules: Iterable[tuple[str, str]],
+    matches: Iterable[tuple[str, str]],
+    filters: object,
     dead_letter_topic: str,
     metadata: Mapping[str, str],
     bulk: bool,
+    warnings: list[str],
 ) -> SubscriptionSpec:
     """The one place that decides what can be subscribed to, for both sources."""
     where = f"{origin}: topic '{clip(topic)}' of '{clip(pubsub)}' is not subscribed"
@@ -204,33 +214,71 @@ def _spec(
     if bulk:
         raise Unsupported(f"{where}: bulkSubscribe is not there yet: leave it out or set enabled to false")
     routes: list[Route] = []
-    for match, path in rules:
-        if match.strip():
-            raise Unsupported(
-                f"{where}: routing rules in CEL are not there yet (got '{clip(match)}'): use the default route"
-            )
+    rules: list[tuple[Rule | None, str]] = []
+    for index, (match, path) in enumerate(matches):
         try:
-            routes.append(Route("", delivery_path(path)))
+            routes.append(Route(match.strip(), delivery_path(path)))
         except ValueError as error:
             raise Unsupported(f"{where}: {error}") from None
+        rules.append((_rule(match, f"{where}: rules[{index}].match") if match.strip() else None, routes[-1].path))
+    filtered = _filters(filters, metadata, where)
+    if filtered is not None:
+        warnings += [f"{origin}: topic '{clip(topic)}' of '{clip(pubsub)}': {warning}" for warning in filtered.warnings]
     try:
         raw_payload = boolean(metadata.get("rawPayload") or "false")
     except ValueError as error:
         raise Unsupported(f"{where}: metadata.rawPayload: {error}") from None
     for key in metadata:
         # Dapr knows this key in one spelling only; silence would hand over events that nobody expects.
-        if key.lower() == "rawpayload" and key != "rawPayload":
-            raise Unsupported(f"{where}: metadata.{clip(key)}: write it 'rawPayload'")
+        for known in ("rawPayload", "filters"):
+            if key.lower() == known.lower() and key != known:
+                raise Unsupported(f"{where}: metadata.{clip(key)}: write it '{known}'")
     return SubscriptionSpec(
         pubsub=pubsub,
         topic=topic,
         routes=tuple(routes),
+        filters=None if filtered is None else filtered.canonical,
+        routing=None if filtered is None and rules[0][0] is None else Routing(rules, filtered),
         dead_letter_topic=dead_letter_topic or None,
         metadata=dict(metadata),
         raw_payload=raw_payload,
         type=type_,
         origin=origin,
     )
+
+
+def _rule(match: str, where: str) -> Rule:
+    """Raises `Unsupported` for what is no rule."""
+    from mesh.filters.cel import InvalidExpression, Rule
+
+    try:
+        return Rule(match)
+    except InvalidExpression as error:
+        raise Unsupported(f"{where}: {error} in '{clip(match)}'") from None
+
+
+def _filters(given: object, metadata: Mapping[str, str], where: str) -> Filter | None:
+    """The filters of a subscription, or those in its metadata: SDKs of Dapr have no other place for them.
+
+    Raises `Unsupported` for what are no filters.
+    """
+    text = metadata.get("filters")
+    if given in (None, []) and not text:
+        return None
+    from mesh.filters.dialects import InvalidFilter, parse_filters
+
+    try:
+        if not text:
+            return parse_filters(given)
+        if given not in (None, []):
+            raise InvalidFilter(
+                "metadata.filters", "there are filters beside the metadata too: keep the one or the other"
+            )
+        return parse_filters(json.loads(text), "metadata.filters")
+    except InvalidFilter as error:
+        raise Unsupported(f"{where}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise Unsupported(f"{where}: metadata.filters: must be JSON, a list of filters: {error}") from None
 
 
 class _Object:
@@ -244,6 +292,9 @@ class _Object:
 
     def _fault(self, name: str, rule: str) -> InvalidSubscriptions:
         return InvalidSubscriptions(f"{self.where}: {name} {rule}")
+
+    def value(self, name: str) -> object:
+        return self.members.get(name.lower())
 
     def text(self, name: str) -> str:
         value = self.members.get(name.lower())

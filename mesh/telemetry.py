@@ -135,6 +135,10 @@ class Deliveries(Protocol):
         """The message ended before it could be delivered."""
         ...
 
+    def skipped(self, reason: str) -> None:
+        """The message is not for the app: `filter` or `rules` did not let it through."""
+        ...
+
 
 class Calls(Protocol):
     """Service invocation. Application ids are those of the other side; `kind` is `unary` or `streaming`."""
@@ -185,7 +189,7 @@ class _Nothing:
     def sent(self, *_: object) -> float:
         return 0.0
 
-    retried = dead_lettered = expired = answered = received = replied = end
+    retried = dead_lettered = expired = skipped = answered = received = replied = end
 
 
 _NOTHING = _Nothing()

@@ -40,7 +40,10 @@ def describe(
                 "pubsubname": spec.pubsub,
                 "topic": spec.topic,
                 **({"metadata": dict(spec.metadata)} if spec.metadata else {}),
-                "rules": [{"path": route.path} for route in spec.routes],
+                "rules": [
+                    {"match": route.match, "path": route.path} if route.match else {"path": route.path}
+                    for route in spec.routes
+                ],
                 "deadLetterTopic": spec.dead_letter_topic or "",
                 "type": spec.type,
             }

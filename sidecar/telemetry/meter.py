@@ -69,6 +69,9 @@ class TopicDeliveries:
     def expired(self) -> None:
         self._expired.inc()
 
+    def skipped(self, reason: str) -> None:
+        self._families.skipped.labels(*self._labels, reason).inc()
+
 
 class PubSubFamilies:
     def __init__(self, registry: Registry, settings: MetricsSettings, namespace: str) -> None:
@@ -89,6 +92,9 @@ class PubSubFamilies:
         self.retries = registry.counter("meshwire_retries_total", "Deliveries that will be tried again.", own)
         self.dead_letters = registry.counter("meshwire_dead_letters_total", "Events put on a dead letter topic.", own)
         self.expired = registry.counter("meshwire_expired_total", "Events that ended before their delivery.", own)
+        self.skipped = registry.counter(
+            "meshwire_skipped_total", "Events that filters or rules kept from the app.", (*own, "reason")
+        )
 
     def egress(self, pubsub: str, topic: str, success: str) -> Outcome:
         values = pubsub, self._namespace, success, topic

@@ -11,7 +11,7 @@ from mesh.filters.cel.compiler import compile_tree
 from mesh.filters.cel.parser import parse
 from mesh.filters.cel.values import RuleError, name_of
 from mesh.filters.event_view import EventView
-from mesh.filters.explanation import Fault, Outcome, Step, deciding, steps_of
+from mesh.filters.explanation import Outcome, Step, deciding, steps_of
 from mesh.filters.syntax import InvalidExpression
 
 __all__ = ["Explained", "InvalidExpression", "Rule", "RuleError"]
@@ -22,6 +22,8 @@ _NO_BOOLEAN = frozenset(("list", "map", "event", "filter", "map macro", "negate"
 class Explained(NamedTuple):
     matches: bool | None
     """`None` after an error."""
+    error: str
+    """What went wrong, else empty."""
     step: Step
     decided_by: Step
 
@@ -47,21 +49,19 @@ class Rule:
 
     def explain(self, event: EventView) -> Explained:
         """What each sub-expression gave. Compiles anew: not for the hot path."""
-        self._prepare(event)
         outcomes: dict[int, Outcome] = {}
-        matches: bool | None
+        matches, error = None, ""
         try:
             matches = self.matches(event)
-            error = None
         except RuleError as failure:
-            matches, error = None, Fault("RuleError", str(failure))
+            error = str(failure)
         self._prepare(event)
         try:
             compile_tree(self._tree, outcomes)(event)
         except RuleError:
             pass
-        step = steps_of(self.text, self._tree, outcomes) or Step(self.text, matches, 0, error)
-        return Explained(matches, step, deciding(self.text, self._tree, outcomes) or step)
+        step = steps_of(self.text, self._tree, outcomes) or Step(self.text, matches, 0)
+        return Explained(matches, error, step, deciding(self.text, self._tree, outcomes) or step)
 
     def _prepare(self, event: EventView) -> None:
         event.steps = 0

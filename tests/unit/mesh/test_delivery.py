@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from brokers.memory import MemoryEventLog
 from mesh.delivery import FIRST_RETRY, HOLD_LIMIT, JITTER, LONGEST_RETRY, Deliverer, Plan, Verdict, verdict
 from mesh.errors import AppError, AppUnreachable, BrokerError
+from mesh.filters.cel import Rule
+from mesh.filters.dialects import parse_filters
 from mesh.ports import AppResponse, AppRoute, Group, HeaderLines, Message, Mode, Subscription, Topic
+from mesh.routing import Routing
+from mesh.telemetry import Deliveries, NoMeter, Telemetry
 from tests.virtual_clock import VirtualClock
 
 TOPIC = Topic("pubsub", "A")
@@ -61,6 +67,23 @@ class App:
         return [round(moment - self.calls[0][0], 3) for moment, _, _ in self.calls]
 
 
+class SkipMeter(NoMeter):
+    """Notes what was skipped."""
+
+    def __init__(self, skipped: list[str]) -> None:
+        self._skipped = skipped
+
+    def deliveries(self, pubsub: str, topic: str) -> Deliveries:
+        counted = super().deliveries(pubsub, topic)
+        return cast(
+            Deliveries,
+            SimpleNamespace(**{name: getattr(counted, name) for name in COUNTED}, skipped=self._skipped.append),
+        )
+
+
+COUNTED = ("begin", "end", "retried", "dead_lettered", "expired")
+
+
 class Bench:
     def __init__(self) -> None:
         self.clock = VirtualClock()
@@ -69,18 +92,20 @@ class Bench:
         self.dead: list[Message] = []
         self.deliverer: Deliverer
         self.subscription: Subscription
+        self.skipped: list[str] = []
 
-    async def subscribe(self, plan: Plan, *, raw: bool = False) -> None:
+    async def subscribe(self, plan: Plan, *, to: str | Routing = "/A", raw: bool = False) -> None:
         await self.log.start()
         group = Group("app", TOPIC)
         self.deliverer = Deliverer(
             group,
-            "/A",
+            to,
             plan,
             log=self.log,
             channel=self.app,
             clock=self.clock,
             raw_payload=raw,  # type: ignore[arg-type]
+            telemetry=Telemetry(meter=SkipMeter(self.skipped)),
         )
         self.subscription = await self.log.subscribe(group, self.deliverer.handle, concurrency=8)
         store = self.log.publish
@@ -326,3 +351,100 @@ async def test_a_flood_of_failures_is_logged_once_a_second(bench: Bench, caplog:
     await bench.clock.advance(0.2)
     await bench.publish()
     assert "7 more failed" in caplog.text
+
+
+# Routing
+
+
+class Path:
+    """One path of an app, which notes its calls there."""
+
+    def __init__(self, app: App, path: str) -> None:
+        self._app = app
+        self._path = path
+
+    def send(self, *arguments: object, **more: object) -> asyncio.Future[AppResponse]:
+        self._app.path = self._path
+        return self._app.send(*arguments, **more)  # type: ignore[arg-type]
+
+
+async def routed(
+    bench: Bench, *rules: str, default: str = "", dead: Topic | None = None, filters: object = None
+) -> None:
+    bench.app.path = ""
+    bench.app.prepare = lambda _method, path, _fixed=(): Path(bench.app, path)  # type: ignore[method-assign,assignment]
+    routes: list[tuple[Rule | None, str]] = [(Rule(rule), f"/{index}") for index, rule in enumerate(rules)]
+    if default:
+        routes.append((None, default))
+    await bench.subscribe(Plan(dead_letter=dead), to=Routing(routes, parse_filters(filters)))
+
+
+async def test_an_event_goes_where_the_first_true_rule_says(bench: Bench) -> None:
+    await routed(bench, "event.type == 'other'", "event.data == 1", "true", default="/d")
+    await bench.publish()
+    assert (len(bench.app.calls), bench.app.path) == (1, "/1")
+    assert bench.app.calls[0][1] == EVENT
+    await bench.publish(EVENT.replace(b'"type":"t"', b'"type":"other"'))
+    assert (len(bench.app.calls), bench.app.path) == (2, "/0")
+
+
+async def test_an_event_of_binary_mode_is_routed_by_attributes_and_data(bench: Bench) -> None:
+    await routed(bench, "event.size == '5' && event.data.n == 2", default="/d")
+    attributes = {
+        "specversion": "1.0",
+        "id": "1",
+        "source": "/s",
+        "type": "t",
+        "size": "5",
+        "datacontenttype": "application/json",
+    }
+    for data, path in ((b'{"n":2}', "/0"), (b'{"n":3}', "/d")):
+        await bench.log.publish(TOPIC, Message(mode=Mode.BINARY, payload=data, attributes=attributes))  # type: ignore[arg-type]
+        await bench.clock.settle()
+        assert bench.app.path == path
+
+
+async def test_raw_payload_is_routed_by_its_envelope(bench: Bench) -> None:
+    bench.app.prepare = lambda _method, path, _fixed=(): Path(bench.app, path)  # type: ignore[method-assign,assignment]
+    rule = Rule("event.topic == 'A' && event.data_base64 == 'eA=='")
+    await bench.subscribe(Plan(), to=Routing([(rule, "/x"), (None, "/d")]), raw=True)
+    await bench.publish(b"x")
+    assert bench.app.path == "/x"
+
+
+async def test_an_event_that_no_rule_takes_is_settled(bench: Bench) -> None:
+    await routed(bench, "event.type == 'other'")
+    await bench.publish()
+    assert (bench.app.calls, bench.skipped) == ([], ["rules"])
+    async with asyncio.timeout(5):
+        await bench.subscription.close()
+
+
+async def test_an_event_that_no_rule_takes_is_a_dead_letter_where_there_is_a_topic_for_it(bench: Bench) -> None:
+    await routed(bench, "event.type == 'other'", dead=DEAD)
+    await bench.publish()
+    assert [letter.payload for letter in bench.dead] == [EVENT]
+    assert bench.app.calls == []
+
+
+async def test_an_event_that_is_filtered_out_is_never_a_dead_letter(bench: Bench) -> None:
+    await routed(bench, default="/d", dead=DEAD, filters=[{"exact": {"type": "other"}}])
+    await bench.publish()
+    assert (bench.app.calls, bench.dead, bench.skipped) == ([], [], ["filter"])
+    await bench.publish(EVENT.replace(b'"type":"t"', b'"type":"other"'))
+    assert bench.app.path == "/d"
+
+
+async def test_a_rule_without_a_value_fails_the_event(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    await routed(bench, "event.data.amount > 1", default="/d")
+    await bench.publish()
+    assert "'event.data.amount > 1' cannot be evaluated: no such overload" in caplog.text
+    await bench.publish(EVENT.replace(b'"data":1', b'"data":{"amount":2}'))
+    assert bench.app.path == "/0"
+
+
+async def test_a_rule_without_a_value_makes_a_dead_letter(bench: Bench) -> None:
+    await routed(bench, "event.data.amount > 1", default="/d", dead=DEAD)
+    await bench.publish()
+    assert [letter.payload for letter in bench.dead] == [EVENT]
+    assert bench.app.calls == []

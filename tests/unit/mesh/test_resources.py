@@ -491,6 +491,15 @@ def test_subscriptions_of_both_versions(loads: Loads) -> None:
     assert (new.name, new.default, new.bulk) == ("orders", "/orders", False)
 
 
+def test_filters_of_a_subscription(loads: Loads) -> None:
+    filters = "  filters:\n  - prefix: {type: order.}\n    not: {exact: {source: /x}}\n  - sql: number > 5\n"
+    [found] = loads(SUBSCRIPTION + filters).subscriptions
+    assert found.filters == [
+        {"prefix": {"type": "order."}, "not": {"exact": {"source": "/x"}}},
+        {"sql": "number > 5"},
+    ]
+
+
 def test_a_later_subscription_of_the_same_name_replaces_the_earlier(loads: Loads, tmp_path: Path) -> None:
     resources = loads(SUBSCRIPTION, SUBSCRIPTION.replace("/orders", "/other"))
     assert [s.default for s in resources.subscriptions] == ["/other"]

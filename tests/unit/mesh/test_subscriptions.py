@@ -6,6 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mesh.resources import SubscriptionManifest
+from mesh.routing import RoutingError, Skipped
 from mesh.subscriptions import (
     InvalidSubscriptions,
     Route,
@@ -160,8 +161,24 @@ def test_incomplete_entries_are_skipped_with_a_warning(entry: Any, missing: str)
     ("change", "message"),
     [
         (
-            {"routes": {"rules": [{"match": "event.type == 'x'", "path": "/x"}], "default": "/d"}},
-            "CEL are not there yet",
+            {"routes": {"rules": [{"match": "true", "path": "/x"}, {"match": "event.type ==", "path": "/y"}]}},
+            "rules[1].match: column 14: expected a value, found the end in 'event.type =='",
+        ),
+        (
+            {"routes": {"rules": [{"match": "now() > 1", "path": "/x"}]}},
+            "rules[0].match: column 1: there is no function",
+        ),
+        ({"filters": {"exact": {"type": "x"}}}, "filters: must be a list of filters, not an object"),
+        ({"filters": {}}, "filters: must be a list of filters, not an empty object"),
+        ({"filters": [{"any": [{"exact": {"Type": "x"}}]}]}, "filters[0].any[0].exact.Type: the name"),
+        ({"filters": [{"sql": "type ="}]}, "filters[0].sql: column 7: expected a value"),
+        ({"metadata": {"filters": "type = 'x'"}}, "metadata.filters: must be JSON, a list of filters"),
+        ({"metadata": {"filters": "[" * 100_000}}, "metadata.filters: must be JSON, a list of filters"),
+        ({"metadata": {"filters": '[{"exact":{}}]'}}, "metadata.filters[0].exact: must be an object"),
+        ({"metadata": {"Filters": "[]"}}, "metadata.Filters: write it 'filters'"),
+        (
+            {"metadata": {"filters": '[{"sql":"TRUE"}]'}, "filters": [{"sql": "TRUE"}]},
+            "metadata.filters: there are filters beside the metadata too",
         ),
         ({"bulkSubscribe": {"enabled": True}}, "bulkSubscribe is not there yet"),
         ({"topic": "orders.*"}, "wildcards are not there yet"),
@@ -259,13 +276,104 @@ def test_a_manifest_becomes_a_spec() -> None:
     assert (spec.type, spec.dead_letter_topic, spec.raw_payload) == ("DECLARATIVE", "dead", True)
 
 
-def test_a_manifest_with_a_rule_is_refused_alone() -> None:
-    bad = manifest(rules=(("event.type == 'x'", "/x"),))
-    with pytest.raises(Unsupported, match=r"^/r/s\.yaml:1: topic 't' of 'b' is not subscribed: routing rules"):
+def test_a_manifest_with_a_bad_rule_is_refused_alone() -> None:
+    bad = manifest(rules=(("event.type = 'x'", "/x"),))
+    with pytest.raises(Unsupported, match=r"^/r/s\.yaml:1: topic 't' of 'b' is not subscribed: rules\[0\]\.match: col"):
         from_manifest(bad)
     parsed = from_manifests([bad, manifest(topic="u")])
     assert [spec.topic for spec in parsed.specs] == ["u"]
     assert len(parsed.refused) == 1
+
+
+def placed(type_: str) -> bytes:
+    return json.dumps({"specversion": "1.0", "id": "1", "source": "/s", "type": type_, "data": {"amount": 12}}).encode()
+
+
+def test_one_route_for_everything_needs_no_routing() -> None:
+    assert only([{"pubsubname": "b", "topic": "t", "route": "/r"}]).routing is None
+    assert from_manifest(manifest()).routing is None
+    assert from_manifest(manifest(rules=(("  ", "x"), ("true", "y")))).routing is None
+
+
+RULES = [{"match": "event.type == 'a'", "path": "a"}, {"match": " event.data.amount > 10 ", "path": "/big"}]
+
+
+def test_rules_are_tried_in_order_and_then_the_default() -> None:
+    spec = only([{"pubsubname": "b", "topic": "t", "routes": {"rules": RULES, "default": "/d"}}])
+    assert spec.routes == (Route("event.type == 'a'", "/a"), Route("event.data.amount > 10", "/big"), Route("", "/d"))
+    assert spec.routing is not None
+    assert spec.routing.paths == {"/a", "/big", "/d"}
+    assert spec.routing.choose(placed("a")) == "/a"
+    assert spec.routing.choose(placed("b")) == "/big"
+    assert spec.routing.choose(placed("b").replace(b"12", b"1")) == "/d"
+
+
+def test_without_a_default_an_event_may_go_nowhere() -> None:
+    spec = from_manifest(manifest(default="", rules=(("event.type == 'a'", "/a"),)))
+    assert spec.routing is not None
+    assert spec.routing.choose(placed("a")) == "/a"
+    assert spec.routing.choose(placed("b")) is Skipped.RULES
+
+
+def test_a_rule_without_a_value_fails_the_event() -> None:
+    spec = from_manifest(manifest(rules=(("event.data.name == 'a'", "/a"),)))
+    assert spec.routing is not None
+    with pytest.raises(RoutingError, match=r"'event\.data\.name == 'a'' cannot be evaluated: no such key: name"):
+        spec.routing.choose(placed("a"))
+
+
+FILTERS = [{"prefix": {"type": "order."}, "not": {"exact": {"source": "/x"}}}]
+CANONICAL = {"all": [{"prefix": {"type": "order."}}, {"not": {"exact": {"source": "/x"}}}]}
+
+
+@pytest.mark.parametrize("where", ["entry", "metadata", "manifest"])
+def test_filters(where: str) -> None:
+    entry: dict[str, Any] = {"pubsubname": "b", "topic": "t", "route": "/r"}
+    if where == "entry":
+        spec = only([entry | {"filters": FILTERS}])
+    elif where == "metadata":
+        spec = only([entry | {"metadata": {"filters": json.dumps(FILTERS)}}])
+    else:
+        spec = from_manifest(manifest(filters=FILTERS, default="/r"))
+    assert spec.filters == CANONICAL
+    assert spec.routing is not None
+    assert spec.routing.choose(placed("order.a")) == "/r"
+    assert spec.routing.choose(placed("bill.a")) is Skipped.FILTER
+
+
+def test_a_changed_filter_or_rule_is_another_subscription() -> None:
+    def spec(**changes: Any) -> SubscriptionSpec:
+        return from_manifest(manifest(**changes))
+
+    assert spec(filters=FILTERS) == spec(filters=FILTERS)
+    assert spec(filters=FILTERS) != spec(filters=[{"prefix": {"type": "order."}}])
+    assert spec(rules=(("true", "/a"),)) == spec(rules=(("true", "/a"),))
+    assert spec(rules=(("true", "/a"),)) != spec(rules=(("false", "/a"),))
+
+
+def test_what_is_hardly_meant_is_warned_of() -> None:
+    parsed = from_manifests([manifest(filters=[{"sql": "TRUE AND TRUE OR FALSE"}])])
+    [warning] = parsed.warnings
+    assert warning.startswith("/r/s.yaml:1: topic 't' of 'b': filters[0].sql: column 15: OR after AND")
+
+
+def test_explanation() -> None:
+    spec = from_manifest(
+        manifest(filters=[{"sql": "type LIKE 'order.%'"}], rules=(("event.type == 'order.a'", "/a"),), default="")
+    )
+    assert spec.routing is not None
+    found = spec.routing.explain(placed("bill"))
+    assert (found.matches, found.skipped, found.rules) == (False, Skipped.FILTER, ())
+    assert found.decided_by is not None
+    assert found.decided_by.expression == "type LIKE 'order.%'"
+    found = spec.routing.explain(placed("order.a"))
+    assert (found.matches, found.path, found.skipped) == (True, "/a", None)
+    found = spec.routing.explain(placed("order.b"))
+    assert (found.matches, found.path, found.skipped) == (False, None, Skipped.RULES)
+    assert [(rule.match, rule.matches) for rule in found.rules] == [("event.type == 'order.a'", False)]
+    found = from_manifest(manifest(rules=(("event.nope", "/a"),))).routing.explain(placed("order.b"))  # type: ignore[union-attr]
+    assert not found.matches
+    assert found.error == "the routing rule 'event.nope' cannot be evaluated: no such key: nope"
 
 
 def test_merge_precedence() -> None:
