@@ -56,6 +56,9 @@ LONG_KEY = 2500
 SWEEP_LIMIT = 600.0
 """Seconds that making the tables, or removing expired items, may take (Dapr)."""
 
+MAX_RESULTS = 10_000
+"""Items of one query: they are in memory together."""
+
 _Operation = tuple[bytes, Mapping[str, Any], bool]
 """SQL, its parameters, and whether it must find a row, or else fails."""
 
@@ -288,17 +291,20 @@ class JsonStateStore(PostgresStateStore):
     _steps = schema.V1
 
     async def query(self, query: StateQuery, key_prefix: str, metadata: Mapping[str, str] = {}) -> QueryResult:
-        """The token of a page is the number of items before it, as Dapr's."""
+        """The token of a page is the number of items before it, as Dapr's. Raises `StoreError` for more than
+        `MAX_RESULTS` in one."""
         _check_text(key_prefix)
         clauses = translate(query)
         skip = _number(query.token, StoreError)
         sql = f"{self._select} AND {clauses.where} ORDER BY {clauses.order} LIMIT %s OFFSET %s"
-        limit = None if query.limit is None else query.limit + 1
-        rows = await self._rows(sql.encode(), (key_prefix, *clauses.parameters, limit, skip))
-        more = query.limit is not None and len(rows) > query.limit
-        return QueryResult(
-            [self._item(row) for row in rows[: query.limit]], str(skip + len(rows) - 1) if more else None
-        )
+        limit = min(query.limit or MAX_RESULTS, MAX_RESULTS)
+        rows = await self._rows(sql.encode(), (key_prefix, *clauses.parameters, limit + 1, skip))
+        more = len(rows) > limit
+        if more and limit != query.limit:
+            raise StoreError(
+                f"there are more than {MAX_RESULTS} items: ask for pages, by page.limit of at most so many"
+            )
+        return QueryResult([self._item(row) for row in rows[:limit]], str(skip + limit) if more else None)
 
     def _item(self, row: Sequence[Any]) -> StateItem:
         key, text, binary, etag, expires = row[:5]

@@ -20,6 +20,8 @@ from mesh.ports.stores import StateQuery
 
 MAX_DEPTH = 32
 """Levels of AND and OR within each other."""
+MAX_SORT = 32
+"""Members to sort by."""
 MAX_TERMS = 256
 """Comparisons in a query, the values of an IN among them."""
 
@@ -137,6 +139,8 @@ class _Filters:
 def _sort(given: object) -> tuple[tuple[Path, bool], ...]:
     if not isinstance(given, list):
         raise InvalidQuery(f"sort must be a list (got {_shown(given)})")
+    if len(given) > MAX_SORT:
+        raise InvalidQuery(f"a query can sort by at most {MAX_SORT} members (got {len(given)})")
     terms = []
     for index, member in enumerate(given):
         place = f"sort[{index}]"

@@ -449,6 +449,16 @@ async def test_pages(people: JsonStateStore) -> None:
         await ask(people, page={"token": "x"})
 
 
+async def test_no_more_items_than_fit_into_memory(people: JsonStateStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bindings.state.postgresql.MAX_RESULTS", 6)
+    assert len(await ask(people)) == 6
+    monkeypatch.setattr("bindings.state.postgresql.MAX_RESULTS", 5)
+    assert len(await ask(people, page={"limit": 5})) == 5
+    for limit in (0, 6, 2**31 - 1):
+        with pytest.raises(StoreError, match="more than 5 items: ask for pages"):
+            await ask(people, page={"limit": limit})
+
+
 @pytest.mark.parametrize(
     "asked", [{"GT": {"active": True}}, {"LT": {"nick": None}}, {"EQ": {"name": "a\0"}}, {"EQ": {"a\0": 1}}], ids=repr
 )

@@ -4,7 +4,18 @@ from typing import Any
 import pytest
 
 from mesh.ports.stores import StateQuery
-from mesh.state.query import MAX_DEPTH, MAX_TERMS, Comparator, Comparison, Every, InvalidQuery, Membership, Some, parse
+from mesh.state.query import (
+    MAX_DEPTH,
+    MAX_SORT,
+    MAX_TERMS,
+    Comparator,
+    Comparison,
+    Every,
+    InvalidQuery,
+    Membership,
+    Some,
+    parse,
+)
 
 
 def query(**members: Any) -> StateQuery:
@@ -73,6 +84,7 @@ def test_it_may_be_as_deep_and_as_long_as_it_says() -> None:
         ({"filters": {}}, "the query has no member 'filters', did you mean 'filter'?"),
         ({"sort": {"key": "a"}}, 'sort must be a list (got {"key":"a"})'),
         ({"sort": [{"key": "a", "order": "asc"}]}, "sort[0].order must be ASC or DESC (got 'asc')"),
+        ({"sort": [{"key": "a"}] * (MAX_SORT + 1)}, f"at most {MAX_SORT} members (got {MAX_SORT + 1})"),
         ({"sort": [{"order": "ASC"}]}, "sort[0].key: '' is no path"),
         ({"page": {"limit": -1}}, "page.limit must be a positive integer (got -1)"),
         ({"page": {"limit": True}}, "page.limit must be a positive integer (got true)"),
