@@ -8,7 +8,7 @@ message ids judges after the preconditions, and a restart loses the ids of messa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
@@ -23,7 +23,7 @@ from brokers.nats.table_records import Writing
 from mesh import addressing
 from mesh.errors import BrokerUnavailable, MessageTooLarge
 from mesh.ids import random_id
-from mesh.ports.tables import ABSENT, Change, Check, Conflict, Key, Put
+from mesh.ports.tables import ABSENT, Change, Check, Conflict, HistoryNotKept, Key, Put
 
 MAX_BATCHES = 8
 """Atomic batches of one process under way at once. The server takes 50 a stream, and one is not slower for waiting."""
@@ -147,9 +147,9 @@ class Committer:
 
     async def commit(self, changes: Sequence[Change], checks: Sequence[Check]) -> list[int]:
         """See `Table.commit`; the arguments have been checked."""
-        standing = self._stream.standing or await self._first_look()
-        if standing.created != self._created:
-            self._begin(standing)
+        standing = self._stream.standing
+        if standing is None or standing.created != self._created:
+            await self._look(self._patience())
         if len(changes) == 1 and not checks and changes[0].expected is None and not self._histories.active:
             return [await self._commit_simply(changes[0])]
         messages = self._plan(changes, checks)
@@ -200,21 +200,24 @@ class Committer:
         self._note_change(change, revision)
         return revision
 
-    def _begin(self, standing: Standing) -> None:
-        """Forget what was known of another stream, of the same name."""
+    async def _look(self, retry: Retry, look: Callable[[], Awaitable[Standing]] | None = None) -> bool:
+        """Get to know the stream. Whether it is another than before, of the same name: then nothing of the old one
+        counts."""
+        while True:
+            try:
+                standing = await (look or self._stream.ensure)()
+                if standing.created == self._created:
+                    return False
+                if self._histories.active:
+                    await self._histories.renew()
+                break
+            except BrokerUnavailable as error:
+                await retry.after(error)
         self._created = standing.created
         self._live.clear()
         self._lived.clear()
         self._seen = standing.last
-
-    async def _first_look(self) -> Standing:
-        retry = None
-        while True:
-            try:
-                return await self._stream.ensure()
-            except BrokerUnavailable as error:
-                retry = retry or self._patience()
-                await retry.after(error)
+        return True
 
     def _patience(self) -> Retry:
         return Retry(self._connection, FIRST_PAUSE, closed=lambda: self._stream.closed)
@@ -271,7 +274,11 @@ class Committer:
         """Where a history is kept, wait until it has the value that is to be replaced."""
         if condition.history is None:
             return
-        kept = await condition.history.last(condition.path)
+        try:
+            kept = await condition.history.last(condition.path)
+        except HistoryNotKept:  # somebody has removed what was kept
+            await self._histories.renew()
+            kept = await condition.history.last(condition.path)
         if condition.wanted is None and not condition.looked:
             condition.sequence = kept  # what is newest, but for a moment, and one read instead of two
         retry = self._patience()
@@ -365,15 +372,8 @@ class Committer:
         raise refusal
 
     async def _restore(self, commit: _Commit, retry: Retry) -> None:
-        """Look after the stream. If it had to be made again, nothing of the old one counts."""
-        while True:
-            try:
-                standing = await self._stream.restore()
-                break
-            except BrokerUnavailable as error:
-                await retry.after(error)
-        if standing.created != self._created:
-            self._begin(standing)
+        """Look after the stream, which may have to be made again."""
+        if await self._look(retry, self._stream.restore):
             commit.floor = 0
 
     async def _find(self, commit: _Commit, retry: Retry) -> int | None:

@@ -19,7 +19,7 @@ from brokers.nats.scopes import ScopeStream, Standing
 from brokers.nats.table_reads import Reader
 from brokers.nats.table_records import record
 from mesh import addressing
-from mesh.errors import BrokerUnavailable
+from mesh.errors import BrokerError, BrokerUnavailable
 from mesh.ports.tables import Entry, Gone, HistoryNotKept, Key
 
 MAX_REVISIONS = 64
@@ -31,7 +31,8 @@ FIRST_PAUSE = 0.002
 
 ALREADY_EXISTS = 10058
 
-_REVISIONS, _SINCE_REVISION, _SINCE_TIME = (
+_ORIGIN, _REVISIONS, _SINCE_REVISION, _SINCE_TIME = (
+    "io.meshwire.history.origin",
     "io.meshwire.history.revisions",
     "io.meshwire.history.since-revision",
     "io.meshwire.history.since-time",
@@ -46,6 +47,8 @@ class HistoryStream:
         self.root = root
         self.standing: Standing | None = None
         self.closed = False
+        self.origin = ""
+        """When the stream was made whose values these are."""
         self.revisions = 0
         self.since_revision = 0
         self.since_time = 0.0
@@ -69,6 +72,7 @@ class HistoryStream:
         """What the server says about the stream."""
         config = info["config"]
         metadata = config.get("metadata", {})
+        self.origin = metadata.get(_ORIGIN, "")
         self.revisions = int(metadata.get(_REVISIONS, 1))
         self.since_revision = int(metadata.get(_SINCE_REVISION, 0))
         self.since_time = float(metadata.get(_SINCE_TIME, 0))
@@ -123,30 +127,41 @@ class Histories:
             raise ValueError(f"a history of {revisions} values; 1 to {MAX_REVISIONS} can be kept")
         if len(prefix) > MAX_PREFIX:
             raise ValueError(f"a history of keys by {len(prefix)} of their parts; at most {MAX_PREFIX} can be given")
-        await self._stop_direct_gets()
+        origin = await self._stop_direct_gets()
         history = self._history(prefix)
         while True:
             try:
                 await history.restore()
             except HistoryNotKept:
-                if not await self._create(history, prefix, revisions):
+                if not await self._create(history, prefix, revisions, origin):
                     continue
+            if history.origin != origin:
+                raise BrokerError(
+                    f"the stream {history.name} has the earlier values of a stream that was lost, and takes no others; "
+                    "back it up if they matter, and remove it"
+                )
             if history.revisions < revisions:
                 await self._raise_limit(history, revisions)
             self._kept[prefix] = history
             return
 
-    async def _stop_direct_gets(self) -> None:
-        """A mirror answers direct gets for its origin, late as it is, unless its origin answers none itself."""
+    async def renew(self) -> None:
+        """Keep what is kept of the stream as it is now, which may be another than before. As `keep`."""
+        for prefix, history in list(self._kept.items()):
+            await self.keep(prefix, history.revisions)
+
+    async def _stop_direct_gets(self) -> str:
+        """A mirror answers direct gets for its origin, late as it is, unless its origin answers none itself. Returns
+        when the origin was made."""
         standing = await self._stream.restore()
         if not standing.direct:
-            return
+            return standing.created
         name = self._stream.name
         info = await jetstream.call(self._connection, f"STREAM.INFO.{name}")
         await jetstream.call(self._connection, f"STREAM.UPDATE.{name}", info["config"] | {"allow_direct": False})
-        await self._stream.restore()
+        return (await self._stream.restore()).created
 
-    async def _create(self, history: HistoryStream, prefix: Key, revisions: int) -> bool:
+    async def _create(self, history: HistoryStream, prefix: Key, revisions: int, origin: str) -> bool:
         """False when another process was faster."""
         path = addressing.key_path(prefix)
         subjects = [f"{self._stream.root}{path}", f"{self._stream.root}{path}.>"] if path else [f"{self._stream.root}>"]
@@ -168,6 +183,7 @@ class Histories:
             "allow_direct": True,
             "mirror_direct": False,
             "metadata": {
+                _ORIGIN: origin,
                 _REVISIONS: str(revisions),
                 _SINCE_REVISION: str(info["state"]["last_seq"]),
                 _SINCE_TIME: repr(now),

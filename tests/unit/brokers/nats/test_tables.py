@@ -421,6 +421,42 @@ async def test_a_key_that_the_stream_has_forgotten_can_be_written_again(
     assert values == [b"2", None, b"1"]  # deleted once, though the server also marked the end of the deletion
 
 
+async def test_histories_of_a_stream_that_was_lost_are_not_mixed_with_those_of_the_next(
+    table: NatsTable, connection: LossyConnection
+) -> None:
+    await table.keep_history(("state",), 5)
+    for number in range(5):
+        await put(table, A, b"old %d" % number)
+    names = await jetstream.call(connection, "STREAM.NAMES")
+    [kept] = [name for name in names["streams"] if name.startswith(table.stream.name.replace("-state-", "-history-"))]
+    await jetstream.call(connection, f"STREAM.DELETE.{table.stream.name}")
+    async with asyncio.timeout(10):
+        with pytest.raises(BrokerError, match=f"{kept} has the earlier values of a stream that was lost"):
+            await put(table, A, b"1")
+        assert [record.revision for record in await table.history(A, limit=9)] == [5, 4, 3, 2, 1]
+        await jetstream.call(connection, f"STREAM.DELETE.{kept}")
+        for value in (b"1", b"2"):
+            await put(table, A, value)
+            await put(table, B, value)
+        records = await table.history(A, limit=9)
+    assert [record.value for record in records if isinstance(record, Entry)] == [b"2", b"1"]
+    assert table.stream.standing is not None
+    assert not table.stream.standing.direct
+
+
+async def test_a_history_that_was_removed_is_kept_anew(table: NatsTable, connection: LossyConnection) -> None:
+    await table.keep_history(("state",), 5)
+    await put(table, A, b"1")
+    names = await jetstream.call(connection, "STREAM.NAMES")
+    [kept] = [name for name in names["streams"] if name.startswith(table.stream.name.replace("-state-", "-history-"))]
+    await jetstream.call(connection, f"STREAM.DELETE.{kept}")
+    async with asyncio.timeout(10):
+        await put(table, A, b"2")
+        await put(table, A, b"3")
+        records = await table.history(A, limit=9)
+    assert [record.value for record in records if isinstance(record, Entry)][:2] == [b"3", b"2"]
+
+
 async def test_a_history_does_not_answer_for_the_present(
     table: NatsTable, other: NatsTable, connection: LossyConnection
 ) -> None:
