@@ -79,9 +79,6 @@ class StateComponent(msgspec.Struct, frozen=True, kw_only=True):
         features = self.store.features
         return features if self.cipher is None else features - {StateFeature.QUERY}
 
-    def stored_key(self, key: str) -> str:
-        return self.key_prefix + key
-
     def bare_key(self, stored: str) -> str:
         return stored[len(self.key_prefix) :]
 

@@ -57,7 +57,7 @@ def made(
 def test_key_prefixes(word: str, namespace: str, prefix: str) -> None:
     component = made(namespace=namespace, keyPrefix=word)
     assert component.key_prefix == prefix
-    assert component.bare_key(component.stored_key("a")) == "a"
+    assert component.bare_key(f"{prefix}a") == "a"
 
 
 def test_settings_that_all_stores_have() -> None:
