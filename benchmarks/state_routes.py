@@ -56,7 +56,7 @@ async def _serve(port: int) -> None:
         clock=clock,
         namespace="default",
     )
-    await store.change(SetState(key=component.stored_key(KEY), value=DATA))
+    await store.change(SetState(key=component.key_prefix + KEY, value=DATA))
     router = Router()
     StateApi(state, 0).add_to(router)
     router.add(("GET",), BARE, _bare, group="bench/bare")
