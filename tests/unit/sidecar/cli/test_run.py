@@ -6,7 +6,7 @@ import pytest
 
 from brokers.nats import embedded
 from mesh.errors import ConfigurationError
-from sidecar.cli import UsageError, run
+from sidecar.cli import UsageError, launch, run
 from sidecar.supervisor import Api
 
 
@@ -18,12 +18,12 @@ def home(tmp_path, monkeypatch):
 
 def parse(*words):
     parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
-    run.configure(parser)
+    launch.configure(parser)
     return parser.parse_args(words)
 
 
 def sidecar_flags(*words):
-    command = run.sidecar_command(parse(*words), "orders", 3500)
+    command = launch.sidecar_command(parse(*words), "orders", 3500)
     assert command[:4] == [sys.executable, "-P", "-m", "sidecar"]
     return command[4:]
 
@@ -59,7 +59,7 @@ def test_sidecar_gets_each_flag_under_its_long_name():
     ]
 
 
-@pytest.mark.parametrize("name", run.WITHOUT_MEANING)
+@pytest.mark.parametrize("name", launch.WITHOUT_MEANING)
 def test_flag_without_meaning_is_taken_and_not_passed_on(name):
     assert sidecar_flags(f"--{name}=1") == sidecar_flags()
     assert getattr(parse(f"--{name}="), name.replace("-", "_")) == ""
@@ -108,46 +108,46 @@ def test_port_that_is_taken_is_named_with_its_flag():
     with listener() as other:
         port = other.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"port {port} is taken .* --dapr-http-port"):
-            run.choose_port(port, 0)
+            launch.choose_port(port, 0)
 
 
 def test_ports_of_app_and_sidecar_must_differ():
     with pytest.raises(ConfigurationError, match="--app-port and --dapr-http-port are both 6001"):
-        run.choose_port(6001, 6001)
+        launch.choose_port(6001, 6001)
 
 
 def test_default_port_goes_to_one_run_at_a_time(monkeypatch):
     with listener() as other:
-        monkeypatch.setattr(run, "DEFAULT_PORT", other.getsockname()[1])
-    first, reservation = run.choose_port(None, 0)
-    second, _ = run.choose_port(None, 0)
-    assert first == run.DEFAULT_PORT
+        monkeypatch.setattr(launch, "DEFAULT_PORT", other.getsockname()[1])
+    first, reservation = launch.choose_port(None, 0)
+    second, _ = launch.choose_port(None, 0)
+    assert first == launch.DEFAULT_PORT
     assert second != first
     reservation.close()
     with listener(first):
-        assert run.choose_port(None, 0)[0] != first
-    assert run.choose_port(None, app_port=first)[0] != first
-    port, reservation = run.choose_port(None, 0)
+        assert launch.choose_port(None, 0)[0] != first
+    assert launch.choose_port(None, app_port=first)[0] != first
+    port, reservation = launch.choose_port(None, 0)
     reservation.close()
     assert port == first
 
 
 @pytest.mark.parametrize("asked", [0, -1])
 def test_port_that_is_not_positive_means_any(asked):
-    port, _ = run.choose_port(asked, 0)
-    assert port not in (0, run.DEFAULT_PORT)
-    assert run._is_free(port)
+    port, _ = launch.choose_port(asked, 0)
+    assert port not in (0, launch.DEFAULT_PORT)
+    assert launch._is_free(port)
 
 
 def test_environment_of_the_app(monkeypatch):
     monkeypatch.setenv("OF_THE_USER", "1")
     monkeypatch.setenv("APP_ID", "outer")
     monkeypatch.setenv("PYTHONUNBUFFERED", "")
-    found = run.app_environment(parse("-p", "6001"), "orders", 3501)
+    found = launch.app_environment(parse("-p", "6001"), "orders", 3501)
     names = ("APP_ID", "APP_PORT", "APP_PROTOCOL", "APP_CHANNEL_ADDRESS", "DAPR_HTTP_PORT", "OF_THE_USER")
     assert [found[name] for name in names] == ["orders", "6001", "http", "127.0.0.1", "3501", "1"]
     assert found["PYTHONUNBUFFERED"] == ""
-    assert "APP_PORT" not in run.app_environment(parse(), "orders", 3501)
+    assert "APP_PORT" not in launch.app_environment(parse(), "orders", 3501)
 
 
 @pytest.mark.parametrize(
@@ -160,15 +160,15 @@ def test_environment_of_the_app(monkeypatch):
     ],
 )
 def test_where_the_sidecar_is_asked(words, api):
-    assert run.api_of(parse(*words), "orders", 3500) == api
+    assert launch.api_of(parse(*words), "orders", 3500) == api
 
 
 def test_broker_that_cannot_run_ends_the_run(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(embedded, "ensure_keeper", asked.append)
-    run._tend(tmp_path)
+    launch._tend(tmp_path)
     assert asked == [tmp_path]
     (tmp_path / "keeper.error").write_text("disk full")
     with pytest.raises(ConfigurationError, match="the embedded broker cannot run: disk full"):
-        run._tend(tmp_path)
+        launch._tend(tmp_path)
     assert asked == [tmp_path]
