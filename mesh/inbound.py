@@ -17,7 +17,7 @@ from mesh import ids, trace
 from mesh.codec import json as json_codec
 from mesh.envelope import DEFAULT_SOURCE, DEFAULT_TYPE, EXPIRY_ATTRIBUTES, expiry
 from mesh.errors import InvalidEvent
-from mesh.event import CloudEvent
+from mesh.event import Attributes, CloudEvent
 from mesh.ports import Delivery, Mode, Topic
 
 _EXPIRY = frozenset(EXPIRY_ATTRIBUTES)
@@ -50,13 +50,10 @@ def read(delivery: Delivery, raw_from: Topic | None = None) -> Inbound:
     headers = delivery.headers
     if raw_from is not None:
         hop = _hop(headers, {}) if headers else _NO_HEADERS
-        return Inbound(_wrap(delivery.payload or b"", raw_from, hop), None, hop)
+        return Inbound(wrap(delivery.payload or b"", raw_from, hop), None, hop)
     if delivery.mode is Mode.BINARY:
         attributes = delivery.attributes
-        content_type = attributes.get("datacontenttype")
-        data = delivery.payload
-        form = json_codec.json_form(None if content_type is None else str(content_type), data or b"")
-        body = json_codec.encode_event(CloudEvent(attributes, data, form))
+        body = json_codec.encode_event(in_json_form(attributes, delivery.payload))
         texts = cast(dict[str, str], attributes)  # in binary mode every value came as text
         hop = _hop(headers, texts) if headers or not _NAMES_A_TRACE.isdisjoint(texts) else _NO_HEADERS
         return Inbound(body, None if _EXPIRY.isdisjoint(texts) else _expires(texts), hop)
@@ -66,6 +63,13 @@ def read(delivery: Delivery, raw_from: Topic | None = None) -> Inbound:
         texts = _texts(body)
         return Inbound(body, _expires(texts), _hop(headers, texts))
     return Inbound(body, None, _hop(headers, {}) if headers else _NO_HEADERS)
+
+
+def in_json_form(attributes: Attributes, data: bytes | None) -> CloudEvent:
+    """An event of binary mode, its data as it stands in the JSON format."""
+    content_type = attributes.get("datacontenttype")
+    form = json_codec.json_form(None if content_type is None else str(content_type), data or b"")
+    return CloudEvent(attributes, data, form)
 
 
 def _check_object(body: bytes) -> None:
@@ -120,8 +124,8 @@ def _hop(headers: Mapping[str, str], event: Mapping[str, str]) -> dict[str, str]
     return hop
 
 
-def _wrap(payload: bytes, topic: Topic, hop: Mapping[str, str]) -> bytes:
-    """Dapr's envelope for raw bytes: a new id at each delivery, and no time, since nobody knows it."""
+def wrap(payload: bytes, topic: Topic, hop: Mapping[str, str]) -> bytes:
+    """Dapr's envelope for raw bytes from `topic`: a new id at each delivery, and no time, since nobody knows it."""
     event = {
         "data_base64": base64.b64encode(payload).decode(),
         "datacontenttype": "application/octet-stream",

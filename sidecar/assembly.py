@@ -26,6 +26,7 @@ from mesh.telemetry_settings import with_environment
 from sidecar.api import invoke
 from sidecar.api.configuration import ConfigurationApi
 from sidecar.api.events import EventsApi
+from sidecar.api.explain import ExplainApi
 from sidecar.api.invoke import InvokeApi
 from sidecar.api.lock import LockApi
 from sidecar.api.operations import HealthApi, MetadataApi, ShutdownApi
@@ -206,6 +207,7 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
     for block in (
         PublishApi(pubsub, body_limit),
         EventsApi(pubsub, body_limit),
+        ExplainApi(lambda: runtime.subscriptions, body_limit),
         StateApi(state, body_limit),
         state_extras,
         LockApi(Locks(components.of("lock"), resiliency=resiliency), body_limit),

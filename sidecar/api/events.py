@@ -59,7 +59,7 @@ class EventsApi:
         try:
             decoded = codec.decode(scope["headers"], body)
         except InvalidEvent as fault:
-            raise _refused(fault) from fault
+            raise refused(fault) from fault
         mode = Mode.BINARY if decoded.mode is ContentMode.BINARY else Mode.STRUCTURED
         await self._pubsub.store_events(topic, decoded.events, mode, asked.trace, asked.baggage)
         return asked.echo()
@@ -75,7 +75,8 @@ class EventsApi:
         await send_response(send, status, [*headers, ALLOW], body)
 
 
-def _refused(fault: InvalidEvent) -> ApiError:
+def refused(fault: InvalidEvent) -> ApiError:
+    """The answer to what is no event, here and wherever else one is sent (CloudEvents HTTP binding 3)."""
     code = Code.EVENT_FORMAT if fault.unsupported else Code.EVENT_INVALID
     extra: dict[str, object]
     if isinstance(fault, InvalidBatch):
