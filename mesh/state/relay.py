@@ -19,6 +19,8 @@ from mesh.state.forwarding import IN_HAND, Forwarder, Tasks
 
 GRACE = 3.0
 """Seconds that the replica which made a transaction has before others forward its events."""
+MOST_POSTPONED = 10_000
+"""Events of others that a replica remembers meanwhile; the watch waits when there are more."""
 
 
 class StoredOutbox:
@@ -34,7 +36,9 @@ class StoredOutbox:
         self._tasks = Tasks(IN_HAND)
         self._own: set[str] = set()
         """Of transactions that this process makes."""
-        self._watching: asyncio.Task[None] | None = None
+        self._postponed: asyncio.Queue[tuple[float, str]] = asyncio.Queue(MOST_POSTPONED)
+        """When to forward which event of others. None is in hand before: own ones would have to wait for it."""
+        self._background: list[asyncio.Task[None]] = []
 
     async def transact(
         self, changes: Sequence[StateChange], records: Sequence[OutboxRecord], metadata: Mapping[str, str]
@@ -54,31 +58,38 @@ class StoredOutbox:
         pass  # they were refused with it
 
     def start(self) -> None:
-        if self._watching is None:
-            self._watching = asyncio.create_task(self._forwarder.persist(self._watch, self._what), name=self._what)
+        if not self._background:
+            works = (self._forwarder.persist(self._watch, self._what), self._forward_postponed())
+            self._background = [asyncio.create_task(work, name=self._what) for work in works]
 
     def pubsub_changed(self, name: str) -> None:
         pass  # it is asked for with each event
 
     async def close(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
         await self._tasks.close()
 
     async def _watch(self) -> None:
         async with aclosing(self._store.pending(self._prefix)) as pending:
             async for record_id in pending:
-                await self._take(record_id)
+                if record_id in self._own:
+                    await self._take(record_id)
+                elif record_id not in self._tasks:
+                    await self._postponed.put((self._clock.now() + GRACE, record_id))
+
+    async def _forward_postponed(self) -> None:
+        while True:
+            due, record_id = await self._postponed.get()
+            await self._clock.sleep(max(0.0, due - self._clock.now()))
+            await self._take(record_id)
 
     async def _take(self, record_id: str) -> None:
         await self._tasks.start(record_id, lambda: self._forward(record_id))
 
     async def _forward(self, record_id: str) -> None:
-        if record_id in self._own:
-            self._own.discard(record_id)
-        else:
-            await self._clock.sleep(GRACE)
+        self._own.discard(record_id)
         await self._forwarder.persist(lambda: self._attempt(record_id), f"{self._what}: event {record_id}")
 
     async def _attempt(self, record_id: str) -> None:

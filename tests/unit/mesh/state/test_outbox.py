@@ -312,6 +312,21 @@ async def test_conflicts_are_not_in_the_way_of_what_is_committed(world: World) -
     assert await left_behind(world) == 0
 
 
+async def test_events_of_others_are_not_in_the_way_of_our_own() -> None:
+    world = World("stored")
+    await world.start()
+    first, second = await world.replica(), await world.replica()
+    for number in range(2 * IN_HAND):
+        await second.transact(second.component("statestore"), [Write(key=str(number), value=b"1")])
+    await world.clock.settle()
+    await world.transact(first, Write(key="a", value=b"2"))
+    assert [event["data"] for event in world.published].count("2") == 1
+    await world.clock.advance(2 * GRACE)
+    assert len(world.published) == 2 * IN_HAND + 1
+    assert await left_behind(world) == 0
+    await world.close()
+
+
 async def test_the_pubsub_component_is_exchanged(world: World) -> None:
     state = await world.replica()
     await world.transact(state, Write(key="a", value=b"1"))
