@@ -119,7 +119,7 @@ class DynamoStateStore:
         consistent = strong or any(self._is_recent(key) for key in good)
         batches = [good[first : first + KEYS_AT_ONCE] for first in range(0, len(good), KEYS_AT_ONCE)]
         for batch in batches:
-            for stored in await self._get_batch(batch, consistent):
+            for stored in await self._get_batch(batch, consistent, found):
                 key = stored[self._key_attribute]["S"]
                 try:
                     found[key] = self._item(key, stored)
@@ -228,7 +228,10 @@ class DynamoStateStore:
         condition: dict[str, Any] = {"ConditionExpression": text, "ExpressionAttributeNames": names}
         return condition | {"ExpressionAttributeValues": values} if values else condition
 
-    async def _get_batch(self, keys: Sequence[str], consistent: bool) -> Sequence[Mapping[str, Any]]:
+    async def _get_batch(
+        self, keys: Sequence[str], consistent: bool, errors: dict[str, StateItem | StoreError | None]
+    ) -> Sequence[Mapping[str, Any]]:
+        """What is stored under those that DynamoDB answers for; `errors` gets the others, if there are any at all."""
         stored: list[Mapping[str, Any]] = []
         wanted: dict[str, Any] = {self._table: {"Keys": [self._id(key) for key in keys], "ConsistentRead": consistent}}
 
@@ -241,7 +244,12 @@ class DynamoStateStore:
             if wanted:
                 raise _Meets
 
-        await self._until_alone(ask)
+        try:
+            await self._until_alone(ask)
+        except StoreUnavailable as error:
+            if not stored:
+                raise
+            errors.update((key[self._key_attribute]["S"], error) for key in wanted[self._table]["Keys"])
         return stored
 
     async def _until_alone(self, attempt: Callable[[], Awaitable[T]]) -> T:

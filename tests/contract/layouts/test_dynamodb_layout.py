@@ -340,7 +340,7 @@ async def test_a_lost_answer_to_a_conditional_write(failing: DynamoStateStore, b
         await failing.change(DeleteState(key=A, etag=item.etag))
 
 
-async def test_a_lost_answer_to_a_transaction(failing: DynamoStateStore, between: Between) -> None:
+async def test_all_attempts_at_a_transaction_are_one(failing: DynamoStateStore, between: Between) -> None:
     tokens: list[str] = []
     events = failing._client.api.meta.events  # type: ignore[attr-defined]
     events.register(
@@ -376,7 +376,10 @@ async def test_a_server_that_is_too_busy(
     assert await value(failing, A) == b"3"
 
 
-async def test_keys_that_a_batch_leaves_out(failing: DynamoStateStore, between: Between, dapr: Dapr) -> None:
+async def test_keys_that_a_batch_leaves_out(
+    failing: DynamoStateStore, between: Between, dapr: Dapr, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aws_dynamodb, "FIRST_PAUSE", 0.0)
     for key in (A, B):
         dapr.put(key, {"S": key})
     left = {dapr.table: {"Keys": [{"key": {"S": B}}], "ConsistentRead": False}}
@@ -387,6 +390,14 @@ async def test_keys_that_a_batch_leaves_out(failing: DynamoStateStore, between: 
     assert b == StateItem(key=B, value=B.encode(), etag="1a2b")
     assert c is None
     assert [name for name, _ in between.requests] == ["BatchGetItem", "BatchGetItem"]
+    between.plan = [(200, {"Responses": stored, "UnprocessedKeys": left}), *[(200, {"UnprocessedKeys": left})] * 7]
+    a, b, c = await failing.get_many([A, B, C])
+    assert isinstance(a, StateItem)
+    assert isinstance(b, StoreUnavailable)
+    assert c is None
+    between.plan = [(200, {"UnprocessedKeys": left})] * 8
+    with pytest.raises(StoreUnavailable, match="too busy"):
+        await failing.get_many([B])
 
 
 async def test_a_refusal_does_not_repeat_what_is_secret(failing: DynamoStateStore, between: Between) -> None:
