@@ -25,6 +25,7 @@ ALL = (
     "cold-start",
     "memory",
     "routing",
+    "filters",
     "app-channel",
 )
 """Each is a module of this package, with a `run`."""
