@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import itertools
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -24,6 +23,7 @@ from brokers.nats.consumer import ACK_WAIT, MAX_ACK_PENDING, Consumer
 from brokers.nats.firings import NatsAlarmSubscription
 from brokers.nats.retry import ATTEMPT_TIMEOUT, OPERATION_TIMEOUT, Retry
 from brokers.nats.scopes import ScopeStream
+from brokers.nats.table_reads import Reader
 from mesh import addressing
 from mesh.errors import BrokerUnavailable, MessageTooLarge, clip
 from mesh.ids import random_id
@@ -36,8 +36,8 @@ remove what came in its place. It is awaited instead. Also how far two clocks ma
 LOOK_AGAIN = 0.05
 """Seconds between looks at an alarm that is awaited."""
 
-MAX_BATCH = 1000
-"""Alarms that are read at once."""
+MAX_PAGE, MAX_PAGE_BYTES = 1000, 4 * 1024 * 1024
+"""Alarms of one page, and bytes of payload after which it ends early."""
 
 TOMBSTONE_TTL = 3600
 """Seconds for which a cancellation is remembered: longer than it takes to set the next alarm of a series."""
@@ -54,8 +54,6 @@ WRONG_SEQUENCE, WRITTEN_NOW = 10071, 10164
 be."""
 
 _NANOSECONDS = 1_000_000_000
-
-_numbers = itertools.count(1)
 
 T = TypeVar("T")
 
@@ -138,8 +136,8 @@ class NatsAlarms:
         self._scope = scope
         self._root = stream.root
         self._source = source
+        self._reader = Reader(connection, stream)
         self._subscriptions: set[NatsAlarmSubscription] = set()
-        self._closed = False
 
     async def set(self, alarm: Alarm, *, expected: int | None = None) -> int:
         check_alarm(alarm)
@@ -201,14 +199,16 @@ class NatsAlarms:
         within = f"{addressing.alarm_filter(self._root, addressing.alarm_path(prefix))}.>"
         mark = f"{zlib.crc32(within.encode()):08x}"
         start = 1 if cursor is None else _read_cursor(cursor, mark)
-        request = {"seq": start, "next_by_subj": within, "batch": min(limit, MAX_BATCH)}
-        messages, last = await self._repeat(lambda: self._read_batch(request))
+        stored, ended = await self._reader.following(
+            start, within.removeprefix(self._root), min(limit, MAX_PAGE), MAX_PAGE_BYTES
+        )
         alarms: list[SetAlarm] = []
-        for headers, payload in messages:
-            found = self._decode(headers.get("nats-subject", ""), int(headers["nats-sequence"]), headers, payload)
+        for message in stored:
+            headers = codec.parse_block(message.block)
+            found = self._decode(self._root + message.path, message.sequence, headers, message.payload)
             if found is not None and found.alarm is not None:
                 alarms.append(SetAlarm(found.alarm, found.sequence, found.fired))
-        return AlarmPage(alarms, None if last is None else f"{mark}{last + 1}")
+        return AlarmPage(alarms, None if ended else f"{mark}{stored[-1].sequence + 1}")
 
     async def serve(self, kind: str, handler: FiringHandler, *, concurrency: int) -> NatsAlarmSubscription:
         check_alarm_key((kind, "any"))
@@ -239,7 +239,7 @@ class NatsAlarms:
         return subscription
 
     async def close(self) -> None:
-        self._closed = True
+        self._stream.closed = True
         for subscription in list(self._subscriptions):
             subscription.cut()
 
@@ -367,42 +367,9 @@ class NatsAlarms:
 
         return await self._repeat(attempt)
 
-    async def _read_batch(self, request: dict[str, Any]) -> tuple[list[tuple[dict[str, str], bytes]], int | None]:
-        """Messages of the stream, and the sequence of the last one when there are more."""
-        messages: list[tuple[dict[str, str], bytes]] = []
-        end: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-
-        def on_message(_subject: bytes, _reply: bytes, block: bytes, payload: bytes) -> None:
-            headers = codec.parse_block(block)
-            if "nats-sequence" in headers:
-                messages.append((headers, payload))
-            elif not end.done():
-                if block.startswith((b"NATS/1.0 204", b"NATS/1.0 404")):  # the end, or nothing at all
-                    more = int(headers.get("nats-num-pending", "0"))
-                    end.set_result(int(headers["nats-last-sequence"]) if more else None)
-                else:
-                    status = block.split(b"\r\n", 1)[0].decode("ascii", "replace")
-                    end.set_exception(BrokerUnavailable(f"the stream {self._stream.name} cannot be read: {status}"))
-
-        await self._stream.ensure()
-        inbox = f"{self._connection.inbox}.a.{next(_numbers)}"
-        stop = self._connection.listen(inbox, on_message)
-        try:
-            body = msgspec.json.encode(request)
-            self._connection.send(f"$JS.API.DIRECT.GET.{self._stream.name}".encode(), body, inbox.encode())
-            async with asyncio.timeout(jetstream.API_TIMEOUT):
-                return messages, await end
-        except TimeoutError:
-            raise BrokerUnavailable("the broker did not answer in time") from None
-        except BrokerUnavailable:
-            await self._stream.restore()
-            raise
-        finally:
-            stop()
-
     async def _repeat(self, attempt: Callable[[], Awaitable[T]], error: BrokerUnavailable | None = None) -> T:
         """Try until it succeeds or is refused, or patience ends. `error` is how a first attempt has ended."""
-        retry = Retry(self._connection, closed=lambda: self._closed)
+        retry = Retry(self._connection, closed=lambda: self._stream.closed)
         while True:
             if error is not None:
                 await retry.after(error)

@@ -18,6 +18,7 @@ from mesh.ports.alarms import Alarm, Firing
 from mesh.ports.tables import ABSENT
 from tests.contract.alarms import LoneAlarmClocks, nats_alarms
 from tests.contract.nats_server import NatsServer, cluster
+from tests.contract.nats_tables import nats_tables
 
 NIGHTLY = ("job", "nightly")
 
@@ -134,6 +135,23 @@ async def test_a_clock_that_is_ahead_does_not_hold_up_a_cancellation(
     monkeypatch.setattr("time.time", lambda: right_time() + 3600)
     await alarms.set(Alarm(key=NIGHTLY, due=right_time() + 600))
     assert await asyncio.wait_for(alarms.cancel(NIGHTLY), 2.0)
+
+
+async def test_schedules_are_listed_where_state_has_a_history(
+    clocks: LoneAlarmClocks, server: NatsServer, namespace: str
+) -> None:
+    """For its sake the stream answers no direct gets, from one moment to the next."""
+    alarms = clocks.alarms("shop")
+    for number in range(20):
+        await alarms.set(Alarm(key=("job", str(number)), due=time.time() + 3600))
+    assert len((await alarms.scan(("job",), limit=100)).alarms) == 20
+    tables = await nats_tables([server.url], namespace)
+    await tables.table("shop").keep_history(("state",), 5)
+    async with asyncio.timeout(5):
+        page = await alarms.scan(("job",), limit=15)
+        rest = await alarms.scan(("job",), limit=15, cursor=page.cursor)
+    assert {entry.alarm.key for entry in [*page.alarms, *rest.alarms]} == {("job", str(n)) for n in range(20)}
+    await tables.close()
 
 
 async def test_a_stream_that_was_deleted_is_made_again(clocks: LoneAlarmClocks, namespace: str) -> None:
