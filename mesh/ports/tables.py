@@ -161,11 +161,11 @@ class Table(Protocol):
         With `after` those since that revision, where `ABSENT` (0) shows the entries that exist now first; without it
         those since now. `Current` comes once what there was at the beginning has been shown, and again whenever the
         watch had to be taken up anew. Of several changes to one key in quick succession, or while the
-        connection was lost, the earlier ones may be left out: the newest never is. A deletion may be passed over
-        when it lies more than an hour behind `after`. Lasts until it is closed (`aclose`); a reader
-        that is too slow is slowed down, not cut off. `lost` is called, from the event loop, within 4 s of the moment
-        from which changes may not arrive; the next `Current` is the end of that. Raises `BrokerError` when the broker
-        refuses.
+        connection was lost, the earlier ones may be left out: the newest never is. A deletion may be shown once more
+        later on, and be passed over when it lies more than an hour behind `after`. Lasts until it is closed
+        (`aclose`); a reader that is too slow is slowed down, not cut off. `lost` is called, from the event loop,
+        within 4 s of the moment from which changes may not arrive; the next `Current` is the end of that. Raises
+        `BrokerError` when the broker refuses.
         """
         ...
 
