@@ -37,7 +37,7 @@ from mesh.pubsub import PubSub
 from mesh.resiliency.targets import Resiliency
 from mesh.state import outbox
 from mesh.state.attempts import Attempts
-from mesh.state.component import StateComponent
+from mesh.state.component import SEPARATOR, StateComponent
 from mesh.state.forwarding import Outbox, OutboxFailed
 from mesh.state.marker import MarkedOutbox
 from mesh.state.relay import StoredOutbox
@@ -325,7 +325,8 @@ class State:
             items, following = await self._attempts.read(
                 component, lambda: store.list_items(start, limit=limit, cursor=cursor)
             )
-            return [_answer(component, component.bare_key(item.key), item) for item in items], following
+            found = [_answer(component, component.bare_key(item.key), item) for item in items]
+            return [answer for answer in found if SEPARATOR not in answer.key], following  # without a prefix all match
 
     async def history(self, component: StateComponent, key: str, limit: int) -> Sequence[ShownVersion]:
         """The newest first."""

@@ -11,7 +11,9 @@ from urllib.parse import quote
 
 import pytest
 
+from bindings.state.in_memory import MemoryStateStore
 from mesh import resources
+from mesh.clock import SystemClock
 from mesh.fencing import FenceToken
 from mesh.ports.stores import (
     EtagMismatch,
@@ -720,6 +722,19 @@ async def test_a_list_in_pages(server: StateServer, store: str) -> None:
     assert "begin without a cursor" in failure(answer, 410, "ERR_STATE_POSITION_EXPIRED")
     for query in ("limit=0", "limit=1001", "limit=x", "limit=-1", "limit=00000000011", "limit=%C2%B9", "prefxi=a"):
         failure(await server.call("GET", f"/mesh/v1/state/{store}?{query}"), 400, "ERR_MALFORMED_REQUEST")
+
+
+async def test_a_list_without_a_prefix_shows_no_items_of_apps() -> None:
+    """They are in the same table, where stores have one, and no app can name them."""
+    store = MemoryStateStore(SystemClock())
+    mine = StateComponent(name="mine", store=store, key_prefix="app1||")
+    common = StateComponent(name="common", store=store)
+    async with StateServer(mine, common) as server:
+        await save(server, "mine", a=1)
+        await save(server, "common", b=2)
+        for name, key in (("mine", "a"), ("common", "b")):
+            items = (await server.call("GET", f"/mesh/v1/state/{name}")).json["items"]
+            assert [item["key"] for item in items] == [key]
 
 
 async def test_earlier_values(server: StateServer) -> None:
