@@ -17,7 +17,7 @@ import pytest
 
 from tests.e2e.mesh import JSON, App, Mesh, Sidecar, subscription, until
 
-LOAD = 7.0
+LOAD = 5.0
 """Seconds of transactions."""
 LANES = 12
 S = "/v1.0/state/statestore"
