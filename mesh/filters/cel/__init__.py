@@ -9,14 +9,13 @@ from typing import NamedTuple
 
 from mesh.filters.cel.compiler import compile_tree
 from mesh.filters.cel.parser import parse
+from mesh.filters.cel.types import check
 from mesh.filters.cel.values import RuleError, name_of
 from mesh.filters.event_view import EventView
 from mesh.filters.explanation import Outcome, Step, deciding, steps_of
 from mesh.filters.syntax import InvalidExpression
 
 __all__ = ["Explained", "InvalidExpression", "Rule", "RuleError"]
-
-_NO_BOOLEAN = frozenset(("list", "map", "event", "filter", "map macro", "negate", "+", "-", "*", "/", "%"))
 
 
 class Explained(NamedTuple):
@@ -32,11 +31,10 @@ class Rule:
     """A compiled rule. Guarded by `benchmarks/filters.py`."""
 
     def __init__(self, text: str) -> None:
-        """Raises `InvalidExpression`, also for a function that is not there and for what is never true or false."""
+        """Raises `InvalidExpression`, also for a function that is not there, and for what can have no value."""
         self.text = text
         self._tree, self._variables = parse(text)
-        if self._tree.kind in _NO_BOOLEAN or (self._tree.kind == "literal" and type(self._tree.value) is not bool):
-            raise InvalidExpression(text, self._tree.start, "a rule must be true or false")
+        check(text, self._tree)
         self._run = compile_tree(self._tree)
 
     def matches(self, event: EventView) -> bool:

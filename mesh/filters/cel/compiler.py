@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 from mesh.errors import clip
 from mesh.filters.cel import values
+from mesh.filters.cel.functions import Function
 from mesh.filters.cel.values import RuleError, equal, is_number, no_overload, ordered
 from mesh.filters.event_view import EventView
 from mesh.filters.explanation import Fault, Outcome
@@ -84,7 +85,7 @@ def _closure(node: Node, outcomes: dict[int, Outcome] | None) -> Run:
             keys: Any = value
             return lambda event: {key: operand(event) for key, operand in zip(keys, operands, strict=True)}
         case "call":
-            return _call(value, operands)
+            return _call(cast(Function, value).run, operands)
         case "matches":
             return _matches(operands[0], value)
         case "and" | "or":

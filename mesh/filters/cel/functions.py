@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone, tzinfo
-from typing import Any
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from mesh import quantities
@@ -13,7 +13,15 @@ from mesh.codec.attributes import timestamp as instant
 from mesh.errors import clip
 from mesh.filters.cel.values import EPOCH, INT_MIN, RuleError, int64, name_of, no_overload, text_of_double
 
-Function = Callable[..., Any]
+Run = Callable[..., Any]
+
+
+class Function(NamedTuple):
+    """`run` gets any values, raises `RuleError` for those that it is not for, and gives one of the type `returns`."""
+
+    run: Run
+    returns: str
+
 
 _integer = re.compile(r"-?[0-9]{1,19}", re.ASCII).fullmatch
 _double = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,5})?", re.ASCII).fullmatch
@@ -26,7 +34,7 @@ def _size(value: Any) -> int:
     return len(value)
 
 
-def _on_texts(name: str, apply: Callable[[str, str], bool]) -> Function:
+def _on_texts(name: str, apply: Callable[[str, str], bool]) -> Run:
     def function(text: Any, part: Any) -> bool:
         if type(text) is not str or type(part) is not str:
             raise no_overload(f"{name}()", text, part)
@@ -145,7 +153,7 @@ def _zone(name: Any) -> tzinfo:
 
 def _on_time(
     name: str, of_time: Callable[[datetime], int], of_duration: Callable[[timedelta], int] | None = None
-) -> Function:
+) -> Run:
     def function(value: Any, zone: Any = "UTC") -> int:
         if type(value) is datetime:
             try:
@@ -164,7 +172,7 @@ def _whole(unit: timedelta) -> Callable[[timedelta], int]:
     return lambda value: abs(value) // unit * (-1 if value < timedelta() else 1)
 
 
-_TIMES: dict[str, Function] = {
+_TIMES: dict[str, Run] = {
     name: _on_time(name, *parts)  # type: ignore[arg-type]
     for name, parts in {
         "getFullYear": (lambda time: time.year,),
@@ -184,22 +192,22 @@ _TIMES: dict[str, Function] = {
 }
 
 GLOBAL: dict[tuple[str, int], Function] = {
-    ("size", 1): _size,
-    ("int", 1): _int,
-    ("double", 1): _to_double,
-    ("string", 1): _string,
-    ("bool", 1): _bool,
-    ("dyn", 1): lambda value: value,
-    ("timestamp", 1): _timestamp,
-    ("duration", 1): _duration,
+    ("size", 1): Function(_size, "int"),
+    ("int", 1): Function(_int, "int"),
+    ("double", 1): Function(_to_double, "double"),
+    ("string", 1): Function(_string, "string"),
+    ("bool", 1): Function(_bool, "bool"),
+    ("dyn", 1): Function(lambda value: value, "dyn"),
+    ("timestamp", 1): Function(_timestamp, "timestamp"),
+    ("duration", 1): Function(_duration, "duration"),
 }
 """By name and number of arguments."""
 
 MEMBER: dict[tuple[str, int], Function] = {
-    ("size", 1): _size,
-    ("contains", 2): _on_texts("contains", lambda text, part: part in text),
-    ("startsWith", 2): _on_texts("startsWith", str.startswith),
-    ("endsWith", 2): _on_texts("endsWith", str.endswith),
-    **{(name, count): function for name, function in _TIMES.items() for count in (1, 2)},
+    ("size", 1): Function(_size, "int"),
+    ("contains", 2): Function(_on_texts("contains", lambda text, part: part in text), "bool"),
+    ("startsWith", 2): Function(_on_texts("startsWith", str.startswith), "bool"),
+    ("endsWith", 2): Function(_on_texts("endsWith", str.endswith), "bool"),
+    **{(name, count): Function(run, "int") for name, run in _TIMES.items() for count in (1, 2)},
 }
 """Called on a value; by name and number of arguments, that value included."""
