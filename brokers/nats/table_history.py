@@ -15,6 +15,7 @@ from typing import Any
 
 from brokers.nats import jetstream
 from brokers.nats.connection import Connection
+from brokers.nats.retry import Retry
 from brokers.nats.scopes import ScopeStream, Standing
 from brokers.nats.table_reads import Reader
 from brokers.nats.table_records import record
@@ -127,6 +128,14 @@ class Histories:
             raise ValueError(f"a history of {revisions} values; 1 to {MAX_REVISIONS} can be kept")
         if len(prefix) > MAX_PREFIX:
             raise ValueError(f"a history of keys by {len(prefix)} of their parts; at most {MAX_PREFIX} can be given")
+        retry = Retry(self._connection, closed=lambda: self._stream.closed)
+        while True:
+            try:
+                return await self._keep(prefix, revisions)
+            except BrokerUnavailable as error:
+                await retry.after(error)
+
+    async def _keep(self, prefix: Key, revisions: int) -> None:
         origin = await self._stop_direct_gets()
         history = self._history(prefix)
         while True:
@@ -146,9 +155,9 @@ class Histories:
             return
 
     async def renew(self) -> None:
-        """Keep what is kept of the stream as it is now, which may be another than before. As `keep`."""
+        """Keep what is kept of the stream as it is now, which may be another than before. As `keep`, but impatient."""
         for prefix, history in list(self._kept.items()):
-            await self.keep(prefix, history.revisions)
+            await self._keep(prefix, history.revisions)
 
     async def _stop_direct_gets(self) -> str:
         """A mirror answers direct gets for its origin, late as it is, unless its origin answers none itself. Returns

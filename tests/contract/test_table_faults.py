@@ -160,12 +160,13 @@ async def test_a_frozen_broker_is_given_up_in_the_end(broker: DurableBacking, ta
 async def test_commits_during_an_outage_are_done_when_it_is_over(broker: DurableBacking, table: Table) -> None:
     revision = await put(table, "state", "a")
     await asyncio.to_thread(broker.crash)
+    keeping = asyncio.ensure_future(table.keep_history(("other",), 5))
     commits = [
         asyncio.ensure_future(put(table, "state", "a", value=b"cas", expected=revision)),
         asyncio.ensure_future(table.commit([Put(key=("state", name), value=b"pair") for name in ("b", "c")])),
     ]
     await asyncio.sleep(0.3)
     await asyncio.to_thread(broker.recover)
-    await asyncio.wait_for(asyncio.gather(*commits), LIMIT)
+    await asyncio.wait_for(asyncio.gather(keeping, *commits), LIMIT)
     entries = await table.get_many([("state", name) for name in "abc"])
     assert [entry and entry.value for entry in entries] == [b"cas", b"pair", b"pair"]
