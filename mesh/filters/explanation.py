@@ -61,7 +61,10 @@ def shown(value: Any) -> str | int | float | bool | None:
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, (list, dict)):
-        value = json.dumps(value, ensure_ascii=False, default=str)
+        try:
+            value = json.dumps(value, ensure_ascii=False, default=str)
+        except RecursionError:
+            value = "nested too deeply"
     text = str(value)
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 

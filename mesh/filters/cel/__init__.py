@@ -40,7 +40,10 @@ class Rule:
     def matches(self, event: EventView) -> bool:
         """The hot function. Raises `RuleError` when the rule has no value for the event, or one that is no bool."""
         self._prepare(event)
-        value = self._run(event)
+        try:
+            value = self._run(event)
+        except RecursionError:
+            raise RuleError("the data is nested too deeply") from None
         if value is True or value is False:
             return bool(value)
         raise RuleError(f"a rule must be true or false, this one is a {name_of(value)}")
@@ -56,7 +59,7 @@ class Rule:
         self._prepare(event)
         try:
             compile_tree(self._tree, outcomes)(event)
-        except RuleError:
+        except (RuleError, RecursionError):
             pass
         step = steps_of(self.text, self._tree, outcomes) or Step(self.text, matches, 0)
         return Explained(matches, error, step, deciding(self.text, self._tree, outcomes) or step)

@@ -154,7 +154,7 @@ def _index(operand: Run, key: Run) -> Run:
             if place in value:
                 return value[place]
             raise RuleError(f"no such key: {clip(place)}")
-        if type(value) is list and is_number(place) and place == int(place):
+        if type(value) is list and (type(place) is int or (type(place) is float and place.is_integer())):
             if 0 <= place < len(value):
                 return value[int(place)]
             raise RuleError(f"index {int(place)} is out of range")

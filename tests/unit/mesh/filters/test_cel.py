@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mesh.errors import InvalidEvent
 from mesh.filters.cel import InvalidExpression, Rule, RuleError
 from mesh.filters.event_view import EventView
 
@@ -298,15 +299,31 @@ def test_data_is_read_only_where_a_rule_looks_at_it_and_once(monkeypatch: pytest
     assert read == [b'"t"', b'{"a": 1}']
 
 
-def test_data_that_is_no_json_of_python() -> None:
-    for body in (b'{"data":' + b"[" * 5000 + b"]" * 5000 + b"}", b'{"data":"\\ud800"}'):
-        try:
-            event = EventView(body)
-        except Exception as error:  # refused as an event already
-            assert type(error).__name__ == "InvalidEvent"
-        else:
-            with pytest.raises(RuleError, match="data cannot be read"):
-                Rule("event.data == 1").matches(event)
+@pytest.mark.parametrize("depth", [100, 300, 450, 700, 900, 990, 5000])
+def test_data_that_is_nested_deeply(depth: int) -> None:
+    """Whatever the depth: a value, a rule's error, or no event at all."""
+    body = b'{"data":' + b"[" * depth + b"]" * depth + b"}"
+    try:
+        event = EventView(body)
+        rule = Rule("event.data == [event.data][0] || size(event) == 0")
+        assert rule.matches(event)
+    except InvalidEvent:
+        assert depth > 900
+    except RuleError as error:
+        assert "nested too deeply" in str(error)
+        assert rule.explain(event).matches is None
+    else:
+        assert rule.explain(event).matches
+
+
+def test_numbers_beyond_all_bounds() -> None:
+    event = EventView(b'{"data":{"huge":1e999,"long":' + b"9" * 400 + b',"text":"\\ud83d\\ude00"}}')
+    assert Rule("event.data.huge > 1.0 && event.data.text == '😀' && has(event.data.long)").matches(event)
+    for place in ("1.0 / 0.0", "0.0 / 0.0", "event.data.huge"):
+        with pytest.raises(RuleError, match="no such overload: an index of list and double"):
+            Rule(f"[1][{place}] == 1").matches(event)
+    with pytest.raises(RuleError, match="does not fit into an int"):
+        Rule("int(event.data.huge) == 1").matches(event)
 
 
 @pytest.mark.parametrize(
