@@ -1,10 +1,16 @@
 """Rules and filters from the outside: what the app gets, at which path, and what it does not get."""
 
 import json
+import re
+import sys
+from pathlib import Path
 
 import pytest
 
-from tests.e2e.mesh import App, Mesh, subscription
+from tests.e2e.mesh import App, Mesh, Run, call, running, subscription, until
+from tests.ports import free_port
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "routing"
 
 STRUCTURED = ("content-type", "application/cloudevents+json")
 
@@ -118,3 +124,31 @@ async def test_a_rule_without_a_value_makes_a_dead_letter(mesh):
         await send(sidecar, 3, "t", data={"amount": 2})
         await app.got(3)
         assert delivered(app) == [("1", "/dead"), ("2", "/dead"), ("3", "/a")]
+
+
+async def test_the_example_does_what_its_readme_says(tmp_path):
+    home = tmp_path / "home"
+    port = free_port()
+    desk = Run(home, "desk", sys.executable, str(EXAMPLE / "desk.py"), app_port=port)
+    place = desk.command.index("run") + 1
+    desk.command[place:place] = ["--resources-path", str(EXAMPLE / "resources")]
+    till = Run(home, "till", sys.executable, str(EXAMPLE / "till.py"))
+    try:
+        desk.start()
+        await desk.says(r"app is subscribed to the following topics: \[orders\]")
+        till.start()
+        await till.says("placed")
+        await desk.says("== APP == /", 3)
+        promised = re.findall(r"^== APP == (/.*)$", (EXAMPLE / "README.md").read_text(), re.MULTILINE)
+        assert sorted(re.findall(r"== APP == (/.*)$", desk.log, re.MULTILINE)) == sorted(promised)
+        command = re.search(r"-d '(.*)'", (EXAMPLE / "README.md").read_text())
+        assert command is not None
+        path = "/mesh/v1/explain?topic=orders"
+        answer = await call(desk.port, "POST", path, [STRUCTURED], command[1].encode())
+        [found] = answer.json["subscriptions"]
+        assert found["explanation"]["decidedBy"]["expression"] == "source NOT LIKE '%/test'"
+    finally:
+        for run in (till, desk):
+            if run.runs:
+                await run.end()
+        await until(lambda: not running(home), lambda: f"left behind: {running(home)}")
