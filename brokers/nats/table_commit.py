@@ -94,10 +94,12 @@ class _Message:
 class _Commit:
     """A commit under way."""
 
-    __slots__ = ("floor", "messages", "uncertain")
+    __slots__ = ("created", "floor", "messages", "uncertain")
 
-    def __init__(self, messages: list[_Message], floor: int) -> None:
+    def __init__(self, messages: list[_Message], created: str, floor: int) -> None:
         self.messages = messages
+        self.created = created
+        """When the stream was made that it is for."""
         self.floor = floor
         """A sequence of the stream from before the commit: what has no later one was not changed since."""
         self.uncertain = False
@@ -153,7 +155,7 @@ class Committer:
         if len(changes) == 1 and not checks and changes[0].expected is None and not self._histories.active:
             return [await self._commit_simply(changes[0])]
         messages = self._plan(changes, checks)
-        commit = _Commit(messages, self._seen)
+        commit = _Commit(messages, self._created, self._seen)
         await self._prepare(commit)
         if len(messages) == 1:
             first = await self._carry_out(commit)
@@ -182,7 +184,7 @@ class Committer:
         """One change without a precondition: what most commits are, without the cost of what they do not need."""
         message = self._message(change)
         writing = message.writing
-        floor = self._seen
+        created, floor = self._created, self._seen
         sent: asyncio.Future[Reply] | None = None
         try:
             sent = self._connection.call(
@@ -194,30 +196,29 @@ class Committer:
         except ValueError:  # there is more in the answer than the sequence
             revision = self._judge(reply)
         except BrokerUnavailable as failure:
-            commit = _Commit([message], floor)
+            commit = _Commit([message], created, floor)
             commit.uncertain = sent is not None and not isinstance(failure, NoStream | _Contended)
             revision = await self._carry_out(commit, failure)
         self._note_change(change, revision)
         return revision
 
-    async def _look(self, retry: Retry, look: Callable[[], Awaitable[Standing]] | None = None) -> bool:
-        """Get to know the stream. Whether it is another than before, of the same name: then nothing of the old one
-        counts."""
+    async def _look(self, retry: Retry, look: Callable[[], Awaitable[Standing]] | None = None) -> None:
+        """Get to know the stream. If it is another than before, of the same name, nothing of the old one counts."""
         while True:
             try:
                 standing = await (look or self._stream.ensure)()
                 if standing.created == self._created:
-                    return False
+                    return
                 if self._histories.active:
                     await self._histories.renew()
                 break
             except BrokerUnavailable as error:
                 await retry.after(error)
-        self._created = standing.created
-        self._live.clear()
-        self._lived.clear()
-        self._seen = standing.last
-        return True
+        if standing.created != self._created:  # nobody else was faster
+            self._created = standing.created
+            self._live.clear()
+            self._lived.clear()
+            self._seen = standing.last
 
     def _patience(self) -> Retry:
         return Retry(self._connection, FIRST_PAUSE, closed=lambda: self._stream.closed)
@@ -297,7 +298,7 @@ class Committer:
                 retry = retry or self._patience()
                 await retry.after(failure)
                 if isinstance(failure, NoStream | _Transient):
-                    await self._restore(commit, retry)
+                    await self._look(retry, self._stream.restore)
                 if commit.uncertain:
                     first = await self._find(commit, retry)
                     if first is not None:
@@ -371,16 +372,13 @@ class Committer:
             raise _Transient(str(refusal))
         raise refusal
 
-    async def _restore(self, commit: _Commit, retry: Retry) -> None:
-        """Look after the stream, which may have to be made again."""
-        if await self._look(retry, self._stream.restore):
-            commit.floor = 0
-
     async def _find(self, commit: _Commit, retry: Retry) -> int | None:
         """After a lost answer: the sequence of the first message if the commit has happened, `None` if not.
 
         Raises `BrokerUnavailable` when nobody can know: each key has been changed since, perhaps over ours.
         """
+        if commit.created != self._created:  # the floor was one of the stream before
+            commit.created, commit.floor = self._created, 0
         changes = [(index, message) for index, message in enumerate(commit.messages) if message.key is not None]
         found = await asyncio.gather(*(self._reader.ask_leader(message.writing.path, retry) for _, message in changes))
         for (index, message), stored in zip(changes, found, strict=True):

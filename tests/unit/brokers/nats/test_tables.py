@@ -374,6 +374,25 @@ async def test_a_watch_leaves_no_consumer(table: NatsTable, connection: LossyCon
             await asyncio.sleep(0.01)
 
 
+async def test_what_was_known_of_a_lost_stream_says_nothing_about_the_next(
+    table: NatsTable, other: NatsTable, connection: LossyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sequences are small again, and no proof that a commit has not happened."""
+    for _ in range(20):
+        await put(table, A, b"0")
+
+    async def meanwhile() -> None:
+        await jetstream.call(connection, f"STREAM.DELETE.{table.stream.name}")
+        await put(table, B, b"makes it again")
+        await put(other, A, b"theirs")
+
+    monkeypatch.setattr(connection, "meanwhile", meanwhile)
+    connection.lose = "answer"
+    with pytest.raises(BrokerUnavailable, match="not known"):
+        await put(table, A, b"ours")
+    assert await value_of(table, A) == b"theirs"
+
+
 # Histories
 
 
