@@ -288,8 +288,6 @@ def _macro(kind: str, slot: Any, operands: list[Run]) -> Run:
                 if holds(event) is decides:
                     return decides
             except RuleError as error:
-                if event.steps > MAX_STEPS:
-                    raise
                 failed = failed or error
         if failed is not None:
             raise failed

@@ -88,9 +88,7 @@ def _substring(text: str, position: int, length: int = INT_MAX) -> str:
         raise _failed(f"SUBSTRING from {position} is outside of a text of {len(text)} characters", "")
     if length < 0:
         raise _failed(f"SUBSTRING takes no negative length (got {length})", "")
-    if position == 0:
-        return ""
-    start = position - 1 if position > 0 else len(text) + position
+    start = position - 1 if position > 0 else len(text) + position  # from 0 there is nothing
     return text[start : start + length]
 
 

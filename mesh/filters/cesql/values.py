@@ -45,7 +45,7 @@ class OperandFailed(Exception):
 FAILED: Any = type("Failed", (), {"__repr__": lambda _self: "FAILED"})()
 """In a complete evaluation: what a failed sub-expression gives to the operator or function that uses it."""
 
-_integer = re.compile(r"[+-]?0*([0-9]{1,10})", re.ASCII).fullmatch
+_integer = re.compile(r"[+-]?0*([0-9]{1,10})").fullmatch
 
 
 def int32(value: int) -> int:

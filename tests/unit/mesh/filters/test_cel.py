@@ -154,6 +154,7 @@ def test_what_is_true(text: str) -> None:
         ("event.data.items[-1].sku == 'a'", "index -1 is out of range"),
         ("event.data.items[event.type] == 1", "no such overload: an index of list and string"),
         ("nothing == 1", "no such attribute: nothing (a rule sees 'event')"),
+        ("[1].all(x, true) && x == 1", "no such attribute: x"),
         ("event.data.amount > 'a'", "no such overload: > of double and string"),
         ("event.data.amount + 1 > 2", "no such overload: + of double and int; numbers of an event are doubles"),
         ("dyn(true) < 1", "no such overload: < of bool and int"),

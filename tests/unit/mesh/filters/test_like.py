@@ -27,6 +27,7 @@ from mesh.filters.cesql.like import matcher
         ("%_", ["a", "ab"], [""]),
         ("%a_c%", ["abc", "xabcabcx", "aabc"], ["ac", "abbc"]),
         ("%ab%bc", ["abbc", "abxbc"], ["abc"]),
+        ("%ab%ba%", ["abba", "xabxbax"], ["aba"]),
         (r"a\%", ["a%"], ["a", "ab"]),
         (r"a\_b", ["a_b"], ["axb"]),
         (r"a\b", [r"a\b"], ["ab"]),
