@@ -97,9 +97,11 @@ class Beat:
                 await self._clock.sleep(RETRY_PAUSE)
 
     async def _renewed(self) -> bool:
+        """Whether there is nothing to try again."""
         sent = self._elapsed()
         if sent >= self._deadline:
-            return self._die()
+            self.die()
+            return True
         try:
             [self._revision] = await self._table.commit([self._record()])
         except Conflict:
@@ -109,7 +111,8 @@ class Beat:
             return False
         # An answer that comes too late changes nothing: others know of the end by now, or will.
         if self._elapsed() >= self._deadline:
-            return self._die()
+            self.die()
+            return True
         self._deadline = sent + self._ttl - MARGIN
         return True
 
@@ -120,7 +123,8 @@ class Beat:
         except BrokerError:
             return False
         if entry is None:
-            return self._die()
+            self.die()
+            return True
         self._revision = entry.revision
         return await self._renewed()
 
@@ -128,14 +132,14 @@ class Beat:
         """The end must be noticed also while a renewal hangs."""
         while (left := self._deadline - self._elapsed()) > 0:
             await self._clock.sleep(left)
-        self._die()
+        self.die()
 
-    def _die(self) -> bool:
+    def die(self) -> None:
+        """End it, as one that could not be renewed; nothing happens when it has ended already."""
         if not self._ended:
             logger.warning("%s could not be renewed within %g s: it has lost all it owned", self.id, self._ttl)
             self._end()
             self._lost()
-        return True
 
     def _end(self) -> None:
         self._ended = True

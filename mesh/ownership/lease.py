@@ -74,6 +74,8 @@ class Lease:
         if self._acquiring or self.held:
             raise RuntimeError(f"the lease {self._name} is held, or being acquired, by this object")
         self._acquiring = True
+        if self._beat is not None:
+            self._beat.die()  # after a pause of this process: nothing has noticed yet
         try:
             if limit == 0:
                 await self._attempt()
