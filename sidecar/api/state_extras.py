@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
+import math
 import re
 from collections.abc import AsyncGenerator, Mapping
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -37,6 +38,7 @@ PATIENCE = 10.0
 MOST_WATCHES = 256
 """Watches of one sidecar at the same time."""
 
+_EPOCH = datetime(1970, 1, 1)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -246,8 +248,10 @@ def _version(version: ShownVersion) -> dict[str, Any]:
 
 
 def _shown_time(moment: float) -> str:
-    text = datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
-    return text.replace("+00:00", "Z")
+    """In microseconds, rounded up: what is asked for at the `time` of a version is that version."""
+    whole = int(moment // 1)
+    shown = _EPOCH + timedelta(seconds=whole, microseconds=math.ceil((moment - whole) * 1e6))
+    return shown.isoformat(timespec="microseconds") + "Z"
 
 
 def _moment(text: str) -> float:
