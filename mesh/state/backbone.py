@@ -199,19 +199,23 @@ class MeshStateStore:
             raise Expired(f"{error}; begin without a cursor") from None
         except MeshError as error:
             raise _translated(error) from error
-        return [_item(_key(scope, entry.key), entry) for entry in page.entries], page.cursor
+        items = [_item(_key(scope, entry.key), entry) for entry in page.entries]
+        return items, page.cursor
 
     async def watch(
         self, key_prefix: str, *, after: str | None = None
     ) -> AsyncGenerator[StateVersion | Position, None]:
         scope, start = self._split(key_prefix)
         revision = None if after is None else ABSENT if after == "0" else _revision(after)
+        beginning = revision or ABSENT
         try:
             async with aclosing(scope.table.watch(self._records, after=revision)) as changes:
                 async for change in changes:
+                    # What follows `after` is newer, unless the table was lost and counts anew.
+                    oldest = beginning if isinstance(change, Current) else beginning + 1
+                    if change.revision < oldest:
+                        raise Expired(f"nothing has the ETag {after} yet: this store was made anew since then")
                     if isinstance(change, Current):
-                        if revision is not None and change.revision < revision:
-                            raise Expired(f"nothing has the ETag {revision} yet: this store was made anew since then")
                         yield Position(str(change.revision))
                     elif change.key[-1].startswith(start):
                         yield _version(_key(scope, change.key), change)

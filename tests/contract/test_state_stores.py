@@ -490,6 +490,11 @@ async def test_a_watch_from_a_position_of_another_store(store: StateStore) -> No
     with pytest.raises(InvalidEtag):
         async with asyncio.timeout(20), aclosing(watchable.watch("app1||", after="x")) as changes:
             await anext(changes)
+    beyond = str(int(await etag(store, A)) + 1000)  # as after the store was lost
+    for prefix in ("app1||", "app1||nothing"):
+        with pytest.raises(Expired, match=f"nothing has the ETag {beyond} yet"):
+            async with asyncio.timeout(20), aclosing(watchable.watch(prefix, after=beyond)) as changes:
+                await anext(changes)
 
 
 # Earlier values
