@@ -40,6 +40,7 @@ MAX_TOPIC_BYTES = 256
 _UNSAFE_IN_TOPIC = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 _is_plain = re.compile(r"[A-Za-z0-9_-]+").fullmatch
+_is_plain_path = re.compile(r"[A-Za-z0-9_.-]+").fullmatch
 """Most names are tokens as they are, and quoting them costs nine times as much as finding that out."""
 
 
@@ -185,9 +186,13 @@ def key_path(key: Key) -> str:
 
 
 def parse_key_path(path: str) -> Key | None:
-    """The key that `key_path` shows as `path`; `None` when it is the address of something else than an entry."""
-    key = tuple(path.split(".")) if "%" not in path else tuple(map(unquote, path.split(".")))
-    return None if key[0] in (ALARM, DUE, CHECK) else key
+    """The key that `key_path` shows as `path`; `None` when it shows none so: the address is that of something else than
+    an entry, or is written in another way than ours (`%78` for `x`)."""
+    plain = _is_plain_path(path)
+    key = tuple(path.split(".")) if plain else tuple(map(unquote, path.split(".")))
+    if key[0] in (ALARM, DUE, CHECK):
+        return None
+    return key if plain or key_path(key) == path else None
 
 
 SCHEDULE_FIRED = "io.meshwire.schedule.fired.v1"

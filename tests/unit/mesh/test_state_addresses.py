@@ -26,6 +26,12 @@ def test_a_key_is_read_back_from_its_address() -> None:
     assert [addressing.parse_key_path(addressing.key_path(key)) for key in KEYS] == KEYS
 
 
+@pytest.mark.parametrize("path", ["state.s.%78", "state.s.%2e", "state.s.a~", "state.s.é", "state.s.%", "state.s.%FF"])
+def test_an_address_that_we_would_write_otherwise_is_of_no_key(path: str) -> None:
+    """Else a key would have two records: a stranger's beside its own."""
+    assert addressing.parse_key_path(path) is None
+
+
 def test_no_two_keys_share_an_address() -> None:
     assert len({addressing.key_path(key) for key in KEYS}) == len(KEYS)
 
