@@ -199,7 +199,7 @@ class MeshStateStore:
             raise Expired(f"{error}; begin without a cursor") from None
         except MeshError as error:
             raise _translated(error) from error
-        items = [_item(_key(scope, entry.key), entry) for entry in page.entries]
+        items = [_item(_key(scope, entry.key), entry) for entry in page.entries if self._is_item(entry.key)]
         return items, page.cursor
 
     async def watch(
@@ -217,7 +217,7 @@ class MeshStateStore:
                         raise Expired(f"nothing has the ETag {after} yet: this store was made anew since then")
                     if isinstance(change, Current):
                         yield Position(str(change.revision))
-                    elif change.key[-1].startswith(start):
+                    elif self._is_item(change.key) and change.key[-1].startswith(start):
                         yield _version(_key(scope, change.key), change)
         except MeshError as error:
             raise _translated(error) from error
@@ -245,7 +245,7 @@ class MeshStateStore:
         try:
             async with aclosing(scope.table.watch(self._outbox, after=ABSENT)) as changes:
                 async for change in changes:
-                    if isinstance(change, Entry):
+                    if isinstance(change, Entry) and len(change.key) == len(self._outbox) + 1:
                         yield change.key[-1]
         except MeshError as error:
             raise _translated(error) from error
@@ -274,6 +274,10 @@ class MeshStateStore:
             table = self._tables.table(name)
             scope = self._scopes[name] = _Scope(name, table, LocalView(table, self._records, self._clock))
         return scope, rest
+
+    def _is_item(self, record: Key) -> bool:
+        """Whoever writes to the broker directly may have made a record of more parts, which no key names."""
+        return len(record) == len(self._records) + 1
 
     def _address(self, key: str) -> tuple[_Scope, Key]:
         scope, rest = self._split(key)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mesh.codec.attributes import timestamp
+from mesh.ports.tables import Put
 from sidecar.api.state_extras import _shown_time
 from tests.api.state_server import StateServer
 
@@ -26,6 +27,34 @@ async def server() -> AsyncIterator[StateServer]:
 async def save(server: StateServer, **values: Any) -> None:
     items = [{"key": key, "value": value} for key, value in values.items()]
     assert (await server.call("POST", S, json.dumps(items).encode())).status == 204
+
+
+class Watch:
+    """A watch, of which each event is its id, its type and its data."""
+
+    def __init__(self, server: StateServer, query: str = "", last_id: str = "") -> None:
+        self._port = server.port
+        self._head = f"GET {X}{query} HTTP/1.1\r\nhost: localhost\r\naccept: text/event-stream\r\n"
+        self._head += f"last-event-id: {last_id}\r\n\r\n" if last_id else "\r\n"
+        self.status = 0
+
+    async def __aenter__(self) -> Watch:
+        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writer.write(self._head.encode())
+        self.status = int((await self._until(b"\r\n\r\n")).split(b" ")[1])
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._writer.transport.abort()
+
+    async def _until(self, end: bytes) -> bytes:
+        return await asyncio.wait_for(self._reader.readuntil(end), 10)
+
+    async def event(self) -> tuple[str, str, Any]:
+        size = int(await self._until(b"\r\n"), 16)
+        lines = (await self._reader.readexactly(size + 2)).decode().splitlines()
+        fields = dict(line.split(": ", 1) for line in lines if line)
+        return fields["id"], fields["event"], json.loads(fields["data"])
 
 
 # Times
@@ -48,3 +77,17 @@ def test_a_time_is_never_shown_as_an_earlier_one() -> None:
         assert moment <= timestamp(_shown_time(moment)) < moment + 2e-6
     assert _shown_time(1777897800.0) == "2026-05-04T12:30:00.000000Z"
     assert _shown_time(0.9999999) == "1970-01-01T00:00:01.000000Z"
+
+
+# What is no item
+
+
+async def test_a_record_that_no_key_names_is_no_item(server: StateServer) -> None:
+    """A stranger has written it to the broker, at `….statestore.q.x`."""
+    await save(server, x=1)
+    await server.tables.table("app1").commit([Put(key=("state", "statestore", "q", "x"), value=b"2")])
+    await save(server, y=3)
+    items = (await server.call("GET", X)).json["items"]
+    assert [(item["key"], item["data"]) for item in items] == [("x", 1), ("y", 3)]
+    async with Watch(server, "?initial=true") as watch:
+        assert [(await watch.event())[2].get("data") for _ in range(3)] == [1, 3, None]
