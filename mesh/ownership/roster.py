@@ -42,6 +42,7 @@ class Roster:
         self._until: dict[str, float] = {}  # how long each member is believed to be there
         self._seats: dict[str, Seat] = {}
         self._newest: dict[Key, int] = {}  # revisions of what is known, by key
+        self._position = ABSENT  # of the watch
         self.unreadable: set[str] = set()
         """Names whose owner records a later version must have written: they are not for this one to claim."""
         self.current = False
@@ -64,16 +65,48 @@ class Roster:
         """Keep it current, until cancelled."""
         while True:
             try:
-                async with aclosing(self._table.watch(self._prefix, after=ABSENT)) as changes:
-                    async for change in changes:
-                        if isinstance(change, Current):
-                            self.current = True
-                            self.changed()
-                        else:
-                            self._note(change)
+                await self._follow()
             except BrokerError as error:
                 logger.warning("%s cannot be watched: %s", "/".join(self._prefix), error)
+            except Exception as error:  # whatever it is: without a watch this member would block its share for ever
+                logger.error("%s cannot be watched: %s", "/".join(self._prefix), error, exc_info=error)
             await self._clock.sleep(RETRY_PAUSE)
+
+    async def _follow(self) -> None:
+        """One watch. Raises errors of `Table`."""
+        shown: set[Key] | None = set()
+        async with aclosing(self._table.watch(self._prefix, after=ABSENT)) as changes:
+            async for change in changes:
+                if not isinstance(change, Current):
+                    self._position = max(self._position, change.revision)
+                    if shown is not None:
+                        shown.add(change.key)
+                    self._note(change)
+                elif change.revision < self._position:
+                    self._forget_all()
+                    return
+                else:
+                    self._position = change.revision
+                    if shown is not None:
+                        self._forget_owners_but(shown, change.revision)
+                        shown = None
+                    self.current = True
+                    self.changed()
+
+    def _forget_owners_but(self, shown: set[Key], revision: int) -> None:
+        """A watch that begins shows what there is, and not what went while there was none. Members that went are
+        believed to be there for a while; one that was renewed just now may be shown later, and must not seem gone."""
+        for key, known in list(self._newest.items()):
+            if key not in shown and known <= revision and key[-2] == records.OWNER:
+                self._forget(key)
+
+    def _forget_all(self) -> None:
+        """The broker has lost the table, and counts from 1 again: nothing new would seem to be newer."""
+        logger.error("%s is not what it was: the broker has lost it", "/".join(self._prefix))
+        self.current = False
+        self._position = ABSENT
+        for known in (self._newest, self._seats, self._until, self.unreadable):
+            known.clear()
 
     async def look(self, key: Key) -> None:
         """Read again what is stored under `key`. Raises errors of `Table`."""
