@@ -128,9 +128,12 @@ def check(component: StateComponent, write: Write) -> StateChange:
 
 def fence_of(component: StateComponent, metadata: Mapping[str, str]) -> str | None:
     """The fencing token that the metadata of an item, or of a transaction, has; checked as far as can be."""
-    token = next((text for name, text in metadata.items() if name.lower() == FENCE.lower()), None)
-    if not token:
+    tokens = {text for name, text in metadata.items() if name.lower() == FENCE.lower()}
+    if not tokens:
         return None
+    if len(tokens) > 1:
+        raise BadRequest(f"{FENCE} is given twice, in two spellings")
+    [token] = tokens  # an empty one too: an app that has lost its token has lost its lock
     if StateFeature.FENCE not in component.features:
         raise BadRequest(f"state store {component.name} cannot check a {FENCE}: locks and state must be in one store")
     try:

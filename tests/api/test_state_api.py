@@ -581,6 +581,38 @@ async def test_what_is_no_lock_is_no_fence(server: StateServer) -> None:
         assert "names no lock" in failure(answer, 400, "ERR_STATE_SAVE")
 
 
+async def test_an_empty_fence_is_not_none(server: StateServer) -> None:
+    """Else an app whose token got lost would write, and delete, without a lock."""
+    await save(server, a=1)
+    item = {"key": "a", "value": 2}
+    nowhere = "?metadata.fencingToken="
+    for answer, code in (
+        (await server.call("POST", S, json.dumps([{**item, "metadata": {"fencingToken": ""}}]).encode()), "SAVE"),
+        (await server.call("POST", S + nowhere, json.dumps([item]).encode()), "SAVE"),
+        (await server.call("DELETE", f"{S}/a{nowhere}"), "DELETE"),
+    ):
+        assert "fencingToken: '' is no fencing token" in failure(answer, 400, f"ERR_STATE_{code}")
+    fenced = {**item, "metadata": {"FENCINGTOKEN": ""}}
+    for query, body in (
+        ("", transaction(("upsert", item), fencingToken="")),
+        (nowhere, transaction(("upsert", item))),
+        ("", transaction(("upsert", fenced))),
+    ):
+        answer = await server.call("POST", f"{S}/transaction{query}", body)
+        assert "fencingToken: '' is no fencing token" in failure(answer, 500, "ERR_STATE_TRANSACTION")
+    null = json.dumps([{**item, "metadata": {"fencingToken": None}}]).encode()
+    failure(await server.call("POST", S, null), 400, "ERR_MALFORMED_REQUEST")
+    body = json.dumps({"operations": [], "metadata": {"fencingToken": None}}).encode()
+    failure(await server.call("POST", f"{S}/transaction", body), 400, "ERR_MALFORMED_REQUEST")
+    assert await get(server, "a") == b"1"
+
+
+async def test_one_fence_at_most(server: StateServer) -> None:
+    item = {"key": "a", "metadata": {"fencingToken": "x", "FencingToken": "y"}}
+    answer = await server.call("POST", S, json.dumps([item]).encode())
+    assert "fencingToken is given twice" in failure(answer, 400, "ERR_STATE_SAVE")
+
+
 # Queries
 
 
