@@ -143,6 +143,10 @@ class Settings(Mapping[str, Any]):
         """Whether the file has the setting, and not empty."""
         return bool(self._component.metadata.get(self._key(name)))
 
+    def present(self, name: str) -> bool:
+        """Whether the file has the setting, be it empty."""
+        return self._key(name) in self._component.metadata
+
     def reference(self, name: str) -> str | None:
         """The name of the secret that the setting is taken from; `None` when the file has the value itself."""
         reference = self._component.references.get(self._key(name).lower())

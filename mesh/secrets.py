@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 async def fetch(references: Iterable[SecretReference], stores: Mapping[str, SecretStore]) -> dict[SecretReference, str]:
     """The values that the references name. Each secret is asked for once.
 
-    Raises `ConfigurationError` for a store that there is not, a secret that it does not give, and a key that the
-    secret does not have (Dapr: logged, and the setting stays empty).
+    Raises `ConfigurationError` for a store that there is not, a secret that it does not give, a key that the secret
+    does not have, and one that is empty there (Dapr: logged, and the setting stays empty).
     """
     secrets: dict[tuple[str, str], Mapping[str, str]] = {}
     values: dict[SecretReference, str] = {}
@@ -30,6 +30,9 @@ async def fetch(references: Iterable[SecretReference], stores: Mapping[str, Secr
         if reference.key not in secret:
             has = ", ".join(map(clip, sorted(secret))) or "nothing"
             raise _fault(reference, f"has no key '{clip(reference.key)}' (it has: {has})")
+        if not secret[reference.key]:
+            rule = f"is empty (key '{clip(reference.key)}'): set it, or take the reference out of the file"
+            raise _fault(reference, rule)
         values[reference] = secret[reference.key]
     return values
 

@@ -122,12 +122,14 @@ def _cipher(setup: Setup) -> Cipher | None:
     settings = setup.settings
     keys: list[tuple[str, str] | None] = []
     for name in ("primaryEncryptionKey", "secondaryEncryptionKey"):
-        if not settings.given(name):
+        if not settings.present(name):
             keys.append(None)
             continue
         secret = settings.reference(name)
         if not secret:
             raise settings.fault(name, "a key must come from a secret store: use secretKeyRef and auth.secretStore")
+        if not settings.given(name):  # else values would be written in the clear
+            raise settings.fault(name, "the secret is empty")
         keys.append((secret, settings[name]))
     primary, secondary = keys
     if primary is None:

@@ -1,5 +1,6 @@
 """Components of a whole sidecar: secrets in other manifests, and starts that fail."""
 
+import asyncio
 import json
 
 import pytest
@@ -111,3 +112,29 @@ async def test_a_default_store_may_be_denied(start, tmp_path):
     names = {component["name"] for component in (await api.call("GET", "/v1.0/metadata")).json["components"]}
     assert "pubsub" in names
     assert "statestore" not in names
+
+
+ENCRYPTED = """
+apiVersion: dapr.io/v1alpha1
+kind: Component
+metadata: {name: statestore}
+spec:
+  type: state.meshwire
+  version: v1
+  metadata: [{name: primaryEncryptionKey, secretKeyRef: {name: STATE_KEY}}]
+auth: {secretStore: variables}
+---
+apiVersion: dapr.io/v1alpha1
+kind: Component
+metadata: {name: variables}
+spec: {type: secretstores.local.env, version: v1}
+"""
+
+
+async def test_without_its_key_nothing_is_written_in_the_clear(tmp_path, monkeypatch):
+    monkeypatch.delenv("STATE_KEY", raising=False)
+    (tmp_path / "state.yaml").write_text(ENCRYPTED)
+    api = Api(f"--resources-path={tmp_path}")
+    with pytest.raises(ConfigurationError, match=r"state\.yaml:8: secretKeyRef: the secret 'STATE_KEY' .* is empty"):
+        async with asyncio.timeout(10):
+            await api.running

@@ -73,10 +73,14 @@ async def test_templates_in_secrets_are_filled() -> None:
             r"f\.yaml:7: secretKeyRef: there is no secret store 'safe', .*\(there is: vault\)",
         ),
         (reference("b"), r"f\.yaml:7: secretKeyRef: the secret 'b' of 'vault' cannot be read: there is no secret b"),
-        (reference("a", "c"), r"the secret 'a' of 'vault' has no key 'c' \(it has: x, y\)"),
+        (
+            reference("a", "empty"),
+            r"f\.yaml:7: secretKeyRef: the secret 'a' of 'vault' is empty \(key 'empty'\): set it",
+        ),
+        (reference("a", "c"), r"the secret 'a' of 'vault' has no key 'c' \(it has: empty, x, y\)"),
     ],
 )
 async def test_a_secret_that_is_not_there_is_no_empty_text(wanted: SecretReference, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message) as raised:
-        await fetch([wanted], {"vault": Vault(a={"y": "secret", "x": "secret"})})
+        await fetch([wanted], {"vault": Vault(a={"y": "secret", "x": "secret", "empty": ""})})
     assert "secret'" not in str(raised.value)

@@ -85,6 +85,10 @@ def test_encrypted_values_cannot_be_searched() -> None:
     [
         ({"keyPrefix": "a||b"}, (), r"s\.yaml:7: metadata\.keyPrefix: .* cannot contain '\|\|'"),
         ({"primaryEncryptionKey": KEY}, (), "must come from a secret store"),
+        ({"primaryEncryptionKey": ""}, (), "must come from a secret store"),
+        ({"primaryEncryptionKey": ""}, ("primaryEncryptionKey",), "primaryEncryptionKey: the secret is empty"),
+        ({"primaryEncryptionKey": KEY, "secondaryEncryptionKey": ""}, BOTH,
+         "secondaryEncryptionKey: the secret is empty"),
         ({"primaryEncryptionKey": "short"}, ("primaryEncryptionKey",), "primaryEncryptionKey: the secret"),
         ({"secondaryEncryptionKey": KEY}, ("secondaryEncryptionKey",), "there is no primaryEncryptionKey"),
         ({"primaryEncryptionKey": KEY, "secondaryEncryptionKey": "x"}, BOTH,
