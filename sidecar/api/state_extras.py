@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncGenerator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import parse_qsl
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -21,7 +22,7 @@ from mesh.ports import Clock
 from mesh.ports.stores import Position, StateFeature
 from mesh.state.block import Answer, ShownVersion, State
 from mesh.state.component import StateComponent
-from sidecar.api.state import is_json, item_metadata, parameters, send_item, send_json
+from sidecar.api.state import is_json, item_metadata, send_item, send_json
 from sidecar.http.routing import Router
 
 log = logging.getLogger("meshwire.http")
@@ -68,7 +69,7 @@ class StateExtrasApi:
         if EVENT_STREAM in accept:
             await self._watch(component, scope, receive, send)
             return
-        asked = _known(parameters(scope), "prefix", "limit", "cursor")
+        asked = _asked(scope, "prefix", "limit", "cursor")
         answers, cursor = await self._state.list_items(
             component, asked.get("prefix", ""), _limit(asked), asked.get("cursor") or None
         )
@@ -79,7 +80,7 @@ class StateExtrasApi:
         """The item now; or as it was at a moment, or once a revision was made. 204 when there was none."""
         component = self._component(scope)
         key = scope["path_params"]["key"]
-        asked = _known(parameters(scope), "revision", "time")
+        asked = _asked(scope, "revision", "time")
         if not asked:
             await send_item(send, await self._state.get(component, key))
             return
@@ -90,7 +91,7 @@ class StateExtrasApi:
 
     async def history(self, scope: Scope, receive: Receive, send: Send) -> None:
         component = self._component(scope)
-        asked = _known(parameters(scope), "limit")
+        asked = _asked(scope, "limit")
         versions = await self._state.history(component, scope["path_params"]["key"], _limit(asked))
         await send_json(send, {"versions": [_version(version) for version in versions]})
 
@@ -100,8 +101,8 @@ class StateExtrasApi:
     # Watches
 
     async def _watch(self, component: StateComponent, scope: Scope, receive: Receive, send: Send) -> None:
-        asked = _known(parameters(scope), "prefix", "initial", "after")
-        after = self._after(scope, asked)
+        asked = _asked(scope, "prefix", "initial", "after")
+        after, since = self._after(scope, asked)
         if self._watches >= MOST_WATCHES:
             message = f"{MOST_WATCHES} watches are open already: end one, or share one among several readers"
             raise ApiError(Code.STATE_READ, message, status=503)
@@ -109,46 +110,57 @@ class StateExtrasApi:
         changes = self._state.watch(component, asked.get("prefix", ""), after)
         self._watches += 1
         try:
-            await self._stream(component, changes, receive, send)
+            await self._stream(component, changes, since, receive, send)
         finally:
             self._watches -= 1
             await changes.aclose()
 
-    def _after(self, scope: Scope, asked: Mapping[str, str]) -> str | None:
-        """The ETag to go on from. `Last-Event-ID` is what an `EventSource` sends when it has lost its connection."""
+    def _after(self, scope: Scope, asked: Mapping[str, str]) -> tuple[str | None, float]:
+        """The ETag to go on from, and the moment up to which its reader had seen everything.
+
+        `Last-Event-ID` is what an `EventSource` sends when it has lost its connection.
+        """
+        now = self._clock.now()
         given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"last-event-id"), "")
         given = given or asked.get("after", "")
         if not given:
             try:
-                return "0" if quantities.boolean(asked.get("initial", "false")) else None
+                return "0" if quantities.boolean(asked.get("initial", "false")) else None, now
             except ValueError as error:
                 raise _invalid(f"initial {error}") from None
         etag, dash, moment = given.partition("-")
         if not dash or not re.fullmatch(r"[0-9]{1,15}", moment):
             raise _invalid(f"'{clip(given)}' is no position of a watch: give the id of an event as it came")
-        if self._clock.now() - int(moment) > RESUMABLE:
+        if now - int(moment) > RESUMABLE:
             raise ApiError(
                 Code.STATE_EXPIRED,
                 f"the position {clip(given)} is older than {RESUMABLE / 60:g} minutes, so deletions since then may be "
                 "forgotten: read everything again, with initial=true and without Last-Event-ID",
             )
-        return etag
+        return etag, min(int(moment), now)
 
     async def _stream(
         self,
         component: StateComponent,
         changes: AsyncGenerator[ShownVersion | Position, None],
+        since: float,
         receive: Receive,
         send: Send,
     ) -> None:
+        """`since` is the moment of the positions until all that there was has been shown; from then on it is now."""
         ended = asyncio.create_task(self._ended(receive), name="end of a watch")
         following = asyncio.create_task(_next(changes), name="watch")
         position = ""
+        is_current = False
         try:
             done, _ = await asyncio.wait({ended, following}, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
             if not done:
-                message = f"state store {component.name}: the watch did not begin within {PATIENCE:g} s"
-                raise ApiError(Code.STATE_READ, message, status=503)
+                raise ApiError(
+                    Code.STATE_READ,
+                    f"state store {component.name}: the watch did not begin within {PATIENCE:g} s: the store does not "
+                    "answer, or has very many items to look through for this prefix",
+                    status=503,
+                )
             if following in done:
                 following.result()  # what cannot begin is answered as an error
             headers = [(b"content-type", EVENT_STREAM), (b"cache-control", b"no-store")]
@@ -163,12 +175,14 @@ class StateExtrasApi:
                         break
                     if change is None:
                         break
-                    position = change.etag
-                    await _send_piece(send, self._event(change))
+                    is_current = is_current or isinstance(change, Position)
+                    position = f"{change.etag}-{int(self._clock.now() if is_current else since)}"
+                    await _send_piece(send, _event(change, position))
                     following = asyncio.create_task(_next(changes), name="watch")
                 else:
-                    alive = f": alive\nid: {self._id(position)}\n\n" if position else ": alive\n\n"
-                    await _send_piece(send, alive.encode())
+                    if is_current:
+                        position = f"{position.partition('-')[0]}-{int(self._clock.now())}"
+                    await _send_piece(send, f": alive\nid: {position}\n\n".encode())
                 await asyncio.wait({ended, following}, timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
             await send({"type": "http.response.body", "body": b""})
         finally:
@@ -187,17 +201,6 @@ class StateExtrasApi:
             gone.cancel()
             await asyncio.gather(closing, gone, return_exceptions=True)
 
-    def _id(self, etag: str) -> str:
-        return f"{etag}-{int(self._clock.now())}"
-
-    def _event(self, change: ShownVersion | Position) -> bytes:
-        if isinstance(change, Position):
-            kind, data = "current", b"{}"
-        else:
-            kind = "deleted" if change.value is None else "set"
-            data = _encode(_version(change))
-        return b"id: %b\nevent: %b\n%b\n" % (self._id(change.etag).encode(), kind.encode(), _data_lines(data))
-
 
 async def _next(changes: AsyncGenerator[ShownVersion | Position, None]) -> ShownVersion | Position | None:
     return await anext(changes, None)
@@ -210,6 +213,15 @@ async def _until_gone(receive: Receive) -> None:
 
 async def _send_piece(send: Send, piece: bytes) -> None:
     await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+
+def _event(change: ShownVersion | Position, position: str) -> bytes:
+    if isinstance(change, Position):
+        kind, data = "current", b"{}"
+    else:
+        kind = "deleted" if change.value is None else "set"
+        data = _encode(_version(change))
+    return b"id: %b\nevent: %b\n%b\n" % (position.encode(), kind.encode(), _data_lines(data))
 
 
 def _data_lines(data: bytes) -> bytes:
@@ -269,11 +281,16 @@ def _limit(asked: Mapping[str, str]) -> int:
     return int(text)
 
 
-def _known(asked: Mapping[str, str], *names: str) -> Mapping[str, str]:
-    for name in asked:
+def _asked(scope: Scope, *names: str) -> dict[str, str]:
+    """The query parameters, of which there are these; the first value of a name wins."""
+    try:
+        pairs = parse_qsl(scope["query_string"].decode(), keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError:
+        raise _invalid("the query is no UTF-8") from None
+    for name, _ in pairs:
         if name not in names:
             raise _invalid(f"there is no parameter '{clip(name)}' (there are: {', '.join(names)})")
-    return asked
+    return dict(reversed(pairs))
 
 
 def _invalid(message: str) -> ApiError:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import pytest
 
 from mesh.codec.attributes import timestamp
+from mesh.ports.stores import Position, StateFeature
 from mesh.ports.tables import Put
+from mesh.state.component import StateComponent
 from sidecar.api.state_extras import _shown_time
-from tests.api.state_server import StateServer
+from tests.api.state_server import BrokenStore, StateServer
+from tests.virtual_clock import VirtualClock
 
 S, X = "/v1.0/state/statestore", "/mesh/v1/state/statestore"
 
@@ -91,3 +94,60 @@ async def test_a_record_that_no_key_names_is_no_item(server: StateServer) -> Non
     assert [(item["key"], item["data"]) for item in items] == [("x", 1), ("y", 3)]
     async with Watch(server, "?initial=true") as watch:
         assert [(await watch.event())[2].get("data") for _ in range(3)] == [1, 3, None]
+
+
+# Positions
+
+
+async def test_a_position_is_not_renewed_before_all_until_now_was_shown(server: StateServer) -> None:
+    """Else it could be renewed for ever past deletions that are forgotten before they were sent."""
+    await save(server, a=1)
+    async with Watch(server) as watch:
+        etag, _, moment = (await watch.event())[0].partition("-")
+    earlier = int(moment) - 3000
+    await save(server, b=2, c=3)
+    async with Watch(server, last_id=f"{etag}-{earlier}") as watch:
+        moments = [(await watch.event())[0].partition("-")[2] for _ in range(2)]
+        assert moments == [str(earlier)] * 2
+        position, kind, _ = await watch.event()
+        assert kind == "current"
+        assert int(position.partition("-")[2]) >= int(moment)
+        await save(server, d=4)
+        assert int((await watch.event())[0].partition("-")[2]) >= int(moment)
+    async with Watch(server, last_id=f"{etag}-99999999999") as watch:  # as from a clock that was wrong
+        assert int((await watch.event())[0].partition("-")[2]) < int(moment) + 60
+
+
+async def test_what_begins_with_what_there_is_has_the_position_of_its_beginning() -> None:
+    clock = VirtualClock()
+    async with StateServer(clock=clock) as server:
+        await save(server, a=1, b=2)
+        began = int(clock.now())
+        async with Watch(server, "?initial=true") as watch:
+            assert [(await watch.event())[0].partition("-")[2] for _ in range(3)] == [str(began)] * 3
+            await clock.advance(60)
+            await save(server, a=3)
+            assert (await watch.event())[0].partition("-")[2] == str(began + 60)
+
+
+# Parameters
+
+
+@pytest.mark.parametrize("query", ["prefix=%FF", "cursor=%C3", "%80=1"])
+async def test_a_parameter_that_is_no_text(server: StateServer, query: str) -> None:
+    answer = await server.call("GET", f"{X}?{query}")
+    assert (answer.status, answer.json["errorCode"]) == (400, "ERR_MALFORMED_REQUEST")
+    assert "the query is no UTF-8" in answer.json["message"]
+
+
+async def test_a_watch_that_does_not_begin_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(BrokenStore):
+        async def watch(self, key_prefix: str, *, after: str | None = None) -> AsyncGenerator[Position, None]:
+            await asyncio.Event().wait()
+            yield Position("1")
+
+    monkeypatch.setattr("sidecar.api.state_extras.PATIENCE", 0.01)
+    async with StateServer(StateComponent(name="statestore", store=Silent(StateFeature.WATCH))) as server:
+        answer = await server.call("GET", X, b"", ("accept", "text/event-stream"))
+        assert answer.status == 503
+        assert "the store does not answer, or has very many items to look through" in answer.json["message"]
