@@ -197,8 +197,6 @@ class Resources:
     endpoints_to_complete: tuple[EndpointToComplete, ...] = ()
     warnings: tuple[str, ...] = ()
     """What was passed over and why, one line each, for the log."""
-    unreadable: tuple[str, ...] = ()
-    """Those of the warnings that are about a document which is no YAML."""
     restart_fingerprint: str = ""
     """Of all that cannot be changed while a sidecar runs: resiliency, HTTP endpoints, Configurations."""
 
@@ -212,9 +210,9 @@ def load(
     fills the templates; manifests are filtered by namespace only where `environ` sets `NAMESPACE`. `denied` is
     `components.deny` of the configuration.
 
-    Raises `ConfigurationError` for a folder that is missing, a component name that is taken, and a manifest of
-    this app's that says something unknown or impossible. A document that is no YAML is passed over with a
-    warning, as is a component with `ignoreErrors` that cannot be had.
+    Raises `ConfigurationError` for a folder that is missing, a document that is no YAML (Dapr: passed over with a
+    warning), a component name that is taken, and a manifest of this app's that says something unknown or impossible.
+    A component with `ignoreErrors` that cannot be had is passed over with a warning.
     """
     loader = _Loader(app_id, namespace, environ, denied)
     for path in paths:
@@ -226,7 +224,6 @@ def load(
         http_endpoints=tuple(loader.http_endpoints.values()),
         endpoints_to_complete=tuple(loader.endpoints_to_complete.values()),
         warnings=tuple(loader.warnings),
-        unreadable=tuple(loader.unreadable),
         restart_fingerprint=" ".join(loader.of_a_restart),
     )
 
@@ -247,7 +244,6 @@ class _Loader:
         self.http_endpoints: dict[str, HttpEndpoint] = {}
         self.endpoints_to_complete: dict[str, EndpointToComplete] = {}
         self.warnings: list[str] = []
-        self.unreadable: list[str] = []
         self.of_a_restart: list[str] = []
 
     def folder(self, path: Path) -> None:
@@ -263,11 +259,9 @@ class _Loader:
         from mesh.documents import Unreadable, read
 
         for document in read(path):
-            if isinstance(document, Unreadable):
-                self.unreadable.append(f"{document.reason}; this document is skipped")
-                self.warnings.append(self.unreadable[-1])
-            else:
-                self.document(document)
+            if isinstance(document, Unreadable):  # who knows what it was: a default must not take its place
+                raise ConfigurationError(document.reason)
+            self.document(document)
 
     def document(self, document: Fields) -> None:
         kind, version = document.get("kind"), document.get("apiVersion")

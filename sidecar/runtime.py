@@ -198,8 +198,6 @@ class Runtime:
             await again.folders.changed()
             try:
                 found = await asyncio.to_thread(again.load)
-                if found.unreadable:  # to be half written is to be no YAML
-                    raise ConfigurationError("; ".join(found.unreadable))
                 again.check(found)
                 await self._apply(found)
             except ConfigurationError as error:

@@ -138,3 +138,10 @@ async def test_without_its_key_nothing_is_written_in_the_clear(tmp_path, monkeyp
     with pytest.raises(ConfigurationError, match=r"state\.yaml:8: secretKeyRef: the secret 'STATE_KEY' .* is empty"):
         async with asyncio.timeout(10):
             await api.running
+
+
+async def test_a_file_that_is_no_yaml_ends_the_start(tmp_path):
+    """Else the default store would take the place of the user's, and the data."""
+    (tmp_path / "state.yaml").write_text(ENCRYPTED.replace("version: v1\n  metadata: [", "version: v1\n  metadata: [["))
+    with pytest.raises(ConfigurationError, match=r"state\.yaml:9: did not find expected"):
+        Api(f"--resources-path={tmp_path}")

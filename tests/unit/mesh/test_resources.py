@@ -194,28 +194,27 @@ def test_a_manifest_of_ours_with_a_wrong_version_is_told(loads: Loads, tmp_path:
         ("<<: 5\n", 1, "<< takes a mapping"),
     ],
 )  # fmt: skip
-def test_a_broken_document_is_skipped_with_its_line(
+def test_a_broken_document_is_refused_with_its_line(
     loads: Loads, tmp_path: Path, broken: str, line: int, reason: str
 ) -> None:
     before = COMPONENT + "---\n# comment\n"
-    resources = loads(before + broken + "---\n" + SUBSCRIPTION)
-    assert [c.name for c in resources.components] == ["bus"]
-    assert [s.name for s in resources.subscriptions] == ["orders"]
-    [warning] = resources.warnings
-    found = re.match(rf"{re.escape(str(tmp_path))}/0\.yaml:(\d+): (.*); this document is skipped$", warning, re.DOTALL)
-    assert found, warning
-    assert re.search(reason, found[2]), warning
-    assert int(found[1]) == 9 + line, warning
+    with pytest.raises(ConfigurationError) as raised:
+        loads(before + broken + "---\n" + SUBSCRIPTION)
+    error = str(raised.value)
+    found = re.match(rf"{re.escape(str(tmp_path))}/0\.yaml:(\d+): (.*)$", error, re.DOTALL)
+    assert found, error
+    assert re.search(reason, found[2]), error
+    assert int(found[1]) == 9 + line, error
 
 
 def test_files_that_are_no_text(loads: Loads, tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_bytes(b"a: b\nc: \xff\n")
-    with (tmp_path / "y.yaml").open("wb") as file:
+    with pytest.raises(ConfigurationError, match=rf"^{tmp_path}/x\.yaml:2: not UTF-8$"):
+        loads(COMPONENT)
+    with (tmp_path / "x.yaml").open("wb") as file:
         file.truncate((16 << 20) + 1)
-    assert loads(COMPONENT).warnings == (
-        f"{tmp_path}/x.yaml:2: not UTF-8; this document is skipped",
-        f"{tmp_path}/y.yaml: longer than 16 MiB; this document is skipped",
-    )
+    with pytest.raises(ConfigurationError, match=rf"^{tmp_path}/x\.yaml: longer than 16 MiB$"):
+        loads(COMPONENT)
 
 
 def test_aliases_and_merge_keys_work(loads: Loads) -> None:
@@ -379,12 +378,6 @@ def test_what_needs_a_restart_has_a_fingerprint(loads: Loads) -> None:
     assert one == loads(COMPONENT.replace("bus", "car"), endpoint).restart_fingerprint
     assert one != loads(COMPONENT, endpoint.replace("//h", "//i")).restart_fingerprint
     assert one != loads(COMPONENT, "# none").restart_fingerprint
-
-
-def test_what_is_no_yaml_is_told_apart(loads: Loads) -> None:
-    resources = loads(COMPONENT, "a: [", "kind: Component\n")
-    assert len(resources.warnings) == 2
-    assert resources.unreadable == resources.warnings[:1]
 
 
 def test_templates(loads: Loads) -> None:
