@@ -170,6 +170,8 @@ class Subscription:
                 return
             except StoreError as error:
                 log.warning("cannot watch the configuration store %s, again in %.1f s: %s", self.name, pause, error)
+            except Exception as error:  # the app relies on it, and nobody waits for this task
+                log.error("configuration store %s, again in %.1f s: %s", self.name, pause, error, exc_info=error)
             await self._clock.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
             changes = store.watch(self._keys, self._metadata)

@@ -52,7 +52,7 @@ class ScriptedStore:
         self.calls = 0
         self.watches = 0
         self.asked: list[tuple[Sequence[str], Mapping[str, str]]] = []
-        self.changes: asyncio.Queue[Mapping[str, ConfigurationItem] | StoreError] = asyncio.Queue()
+        self.changes: asyncio.Queue[Mapping[str, ConfigurationItem] | Exception] = asyncio.Queue()
 
     async def start(self) -> None: ...
 
@@ -80,7 +80,7 @@ class ScriptedStore:
             yield {}
             while True:
                 change = await self.changes.get()
-                if isinstance(change, StoreError):
+                if isinstance(change, Exception):
                     raise change
                 yield change
         finally:
@@ -382,6 +382,18 @@ async def test_a_refusal_later_on(told: Server, app: App, monkeypatch: pytest.Mo
     told.scripted.error = None
     told.scripted.changes.put_nowait({"a": ConfigurationItem(value="1")})
     await app.got()
+
+
+async def test_a_fault_that_nobody_has_thought_of(
+    told: Server, app: App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ends no subscription silently."""
+    monkeypatch.setattr("mesh.appconfig.updates.FIRST_PAUSE", 0.01)
+    await told.subscribe("a", store="scripted")
+    told.scripted.changes.put_nowait(RuntimeError("dictionary changed size during iteration"))
+    told.scripted.changes.put_nowait({"a": ConfigurationItem(value="2")})
+    await app.got()
+    assert "dictionary changed size" in caplog.text
 
 
 async def test_subscriptions_go_over_to_a_new_component(told: Server, app: App) -> None:
