@@ -7,6 +7,7 @@ entry point of the group `meshwire.components` with the type as its name and a `
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -101,11 +102,7 @@ def find(type_: str, version: str) -> ComponentSpec:
     category = type_.partition(".")[0]
     found = specs(type_)
     if not found or category not in CATEGORIES:
-        there_are = ", ".join(name for name in names() if category in CATEGORIES and name.startswith(f"{category}."))
-        raise ConfigurationError(
-            f"there are no components of type {clip(type_)}"
-            + (f" (there are: {there_are})" if there_are else f"; the category {category} is not there yet")
-        )
+        raise ConfigurationError(f"there are no components of type {clip(type_)}{_what_there_is(type_, category)}")
     versions = [known for spec in found for known in spec.versions]
     if version == "v0":
         version = versions[0]  # Dapr: it is the first one
@@ -119,6 +116,15 @@ def find(type_: str, version: str) -> ComponentSpec:
     raise ConfigurationError(
         f"components of type {type_} have no version {clip(version)} (there is: {', '.join(versions)})"
     )
+
+
+def _what_there_is(type_: str, category: str) -> str:
+    known = {name.removeprefix(f"{category}."): name for name in names() if name.startswith(f"{category}.")}
+    if category not in CATEGORIES or not known:
+        return f"; the category {clip(category)} is not there yet"
+    near = difflib.get_close_matches(type_.removeprefix(f"{category}."), known, n=1)
+    meant = f", did you mean '{known[near[0]]}'?" if near else ""
+    return f"{meant} (there are: {', '.join(known.values())})"
 
 
 def names() -> list[str]:

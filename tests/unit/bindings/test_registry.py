@@ -120,6 +120,20 @@ BINDING = registry.ComponentSpec(type="bindings.theirs", title="", about="", ope
 SAME = registry.ComponentSpec(type="state.theirs", title="", about="", open=print)
 
 
+@pytest.mark.parametrize(
+    ("type_", "message"),
+    [
+        ("state.rediss", r"type state\.rediss, did you mean 'state\.redis'\? \(there are: state\.aws"),
+        ("state.inmemory", r"did you mean 'state\.in-memory'\?"),
+        ("state.etcd", r"type state\.etcd \(there are: state\.aws"),
+        ("stat.redis", r"type stat\.redis; the category stat is not there yet"),
+    ],
+)
+def test_a_type_that_there_is_not(type_: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        registry.find(type_, "v1")
+
+
 def test_a_category_that_is_not_there_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     brings(monkeypatch, "bindings.theirs", f"{__name__}:BINDING")
     with pytest.raises(ConfigurationError, match="bindings is not there yet"):
