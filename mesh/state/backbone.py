@@ -226,6 +226,8 @@ class MeshStateStore:
         scope, record = self._address(key)
         try:
             return [_version(key, change) for change in await scope.table.history(record, limit=limit)]
+        except HistoryNotKept:
+            raise self._expired("the earlier values are not kept") from None
         except MeshError as error:
             raise _translated(error) from error
 
@@ -234,9 +236,17 @@ class MeshStateStore:
         revision = None if etag is None else _revision(etag)
         try:
             entry = await scope.table.as_of(record, revision=revision, time=time)
+        except HistoryNotKept:
+            raise self._expired("the value of then is not known any more") from None
         except MeshError as error:
             raise _translated(error) from error
         return None if entry is None else _item(key, entry)
+
+    def _expired(self, fact: str) -> Expired:
+        return Expired(
+            f"{fact}: of each key {self._history} values are kept, from when the setting history was given; "
+            "a greater one keeps more from now on"
+        )
 
     # The outbox
 
@@ -375,8 +385,6 @@ def _translated(error: MeshError) -> StoreError:
             return ValueTooLarge(str(error))
         case BrokerUnavailable():
             return StoreUnavailable(str(error))
-        case HistoryNotKept():
-            return Expired(str(error))
     return StoreError(str(error))
 
 

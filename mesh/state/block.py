@@ -49,6 +49,9 @@ ITEMS_AT_ONCE = 64
 KEYS_AT_ONCE = 500
 """Keys of one request that are asked of a store at a time, unless the request says fewer."""
 
+ABLE_TYPE = "state.meshwire"
+"""The type of component that can do all that is beyond Dapr: earlier values by a setting, the rest always."""
+
 SUPPORTED_STORES = "https://docs.dapr.io/reference/components-reference/supported-state-stores/"
 
 
@@ -369,12 +372,14 @@ class State:
 
     def _featured(self, component: StateComponent, feature: StateFeature, what: str) -> object:
         if feature not in component.features:
-            hint = ""
-            if feature is StateFeature.HISTORY and StateFeature.LIST in component.features:
-                hint = '; give the component the setting history: "16"'
+            setting = 'the setting history: "16"' if feature is StateFeature.HISTORY else ""
+            if component.type == ABLE_TYPE:
+                remedy = f"give the component {setting}"
+            else:
+                remedy = f"use one of type {ABLE_TYPE}{setting and f' with {setting}'}"
             raise ApiError(
                 Code.STATE_FEATURE,
-                f"state store {component.name} ({component.type}) cannot {what}{hint}",
+                f"state store {component.name} ({component.type}) cannot {what}; {remedy}",
                 resource=("state", component.name),
                 metadata={"appID": self._app_id, "feature": feature.value},
             )

@@ -82,6 +82,34 @@ def test_a_time_is_never_shown_as_an_earlier_one() -> None:
     assert _shown_time(0.9999999) == "1970-01-01T00:00:01.000000Z"
 
 
+async def test_a_time_before_what_is_kept_says_what_is(server: StateServer) -> None:
+    await save(server, a=1)
+    answer = await server.call("GET", f"{X}/a?time=2001-01-01T00:00:00Z")
+    assert (answer.status, answer.json["errorCode"]) == (410, "ERR_STATE_POSITION_EXPIRED")
+    assert answer.json["message"] == (
+        "state store statestore: the value of then is not known any more: of each key 5 values are kept, from when the "
+        "setting history was given; a greater one keeps more from now on"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "accept", "end"),
+    [
+        (
+            "/a/history",
+            "*/*",
+            'cannot tell earlier values; use one of type state.meshwire with the setting history: "16"',
+        ),
+        ("/a?revision=1", "*/*", 'earlier values; use one of type state.meshwire with the setting history: "16"'),
+        ("", "text/event-stream", "cannot watch its items; use one of type state.meshwire"),
+    ],
+)
+async def test_what_a_store_cannot_do_another_can(server: StateServer, path: str, accept: str, end: str) -> None:
+    answer = await server.call("GET", f"/mesh/v1/state/memory{path}", b"", ("accept", accept))
+    assert (answer.status, answer.json["errorCode"]) == (501, "ERR_STATE_FEATURE_NOT_SUPPORTED")
+    assert answer.json["message"].endswith(end)
+
+
 # What is no item
 
 
