@@ -13,8 +13,10 @@ from contextlib import aclosing
 
 import msgspec
 
+from mesh.clock import SystemClock
 from mesh.components import ComponentSpec, Setup
 from mesh.errors import BrokerUnavailable, MeshError, MessageTooLarge, clip
+from mesh.ports import Clock
 from mesh.ports.stores import (
     ConfigurationFeature,
     ConfigurationItem,
@@ -39,7 +41,10 @@ WITH_METADATA = "application/vnd.meshwire.configuration+json"
 MAX_ITEMS = 10_000
 """Items of a store that are read at once."""
 PAGE = 1000
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+"""Seconds until a watch that the broker has refused is tried again; doubling."""
 DELETED = ConfigurationItem(value="")
+_CLOCK = SystemClock()
 
 
 class _Record(msgspec.Struct):
@@ -56,8 +61,9 @@ class MeshConfigurationStore:
 
     features = frozenset({ConfigurationFeature.WRITE})
 
-    def __init__(self, tables: Tables, component: str) -> None:
+    def __init__(self, tables: Tables, component: str, clock: Clock = _CLOCK) -> None:
         self._table = tables.table(component)
+        self._clock = clock
 
     async def start(self) -> None:
         pass
@@ -93,22 +99,33 @@ class MeshConfigurationStore:
         self, keys: Sequence[str], metadata: Mapping[str, str] = {}
     ) -> AsyncGenerator[Mapping[str, ConfigurationItem], None]:
         wanted = frozenset(keys)
-        try:
-            if wanted:
-                await self._table.get_many([(KIND, key) for key in wanted])  # refuses what can be no key
-            async with aclosing(self._table.watch((KIND, *wanted) if len(wanted) == 1 else (KIND,))) as changes:
-                stands = False
-                async for change in changes:
-                    if isinstance(change, Current):
-                        if not stands:
-                            stands = True
-                            yield {}
-                    elif len(change.key) == 2 and (not wanted or change.key[1] in wanted):
-                        item = _item(change)
-                        if item is not None:
-                            yield {change.key[1]: item}
-        except MeshError as error:
-            raise _translated(error) from error
+        prefix = (KIND, *wanted) if len(wanted) == 1 else (KIND,)
+        shown: int | None = None  # up to which revision
+        stands = False
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                if wanted and not stands:
+                    await self._table.get_many([(KIND, key) for key in wanted])  # refuses what can be no key
+                async with aclosing(self._table.watch(prefix, after=shown)) as changes:
+                    async for change in changes:
+                        pause = FIRST_PAUSE
+                        if isinstance(change, Current):
+                            if not stands:
+                                stands = True
+                                yield {}
+                        elif len(change.key) == 2 and (not wanted or change.key[1] in wanted):
+                            item = _item(change)
+                            if item is not None:
+                                yield {change.key[1]: item}
+                        shown = change.revision
+                return
+            except MeshError as error:
+                if not stands:
+                    raise _translated(error) from error
+                log.warning("configuration cannot be followed, again in %.1f s: %s", pause, error)
+            await self._clock.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     async def put(self, key: str, value: str, metadata: Mapping[str, str] = {}) -> str:
         if metadata:
@@ -173,7 +190,7 @@ def _translated(error: MeshError) -> StoreError:
 
 
 def _open(setup: Setup) -> MeshConfigurationStore:
-    return MeshConfigurationStore(setup.tables, setup.name)
+    return MeshConfigurationStore(setup.tables, setup.name, setup.clock)
 
 
 SPEC = ComponentSpec(
