@@ -130,10 +130,10 @@ def _reason(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
-def _write(item: _Item, asked: Mapping[str, str], *, value: bool = True) -> Write:
+def _write(item: _Item, asked: Mapping[str, str], place: str, *, value: bool = True) -> Write:
     """`asked` is the metadata of the whole request, which goes before the item's."""
     if not item.key:
-        raise _malformed('"key" is a required field')
+        raise _malformed(f'"key" is a required field of {place}')
     metadata = item.metadata or {}
     options = item.options
     return Write(
@@ -248,7 +248,7 @@ class StateApi:
         component = self._component(scope)
         items = _items(await self._read(scope, receive))
         metadata = query_metadata(scope)
-        await self._state.save(component, [_write(item, metadata) for item in items])
+        await self._state.save(component, [_write(item, metadata, f"[{index}]") for index, item in enumerate(items)])
         await send_response(send, 204, _NOTHING, b"")
 
     async def delete(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -325,4 +325,5 @@ def _operation(raw: msgspec.Raw, index: int, asked: Mapping[str, str]) -> Write:
     word = operation.operation or ""
     if word not in ("upsert", "delete"):
         raise ApiError(Code.STATE_OPERATION, f"operation type {clip(word)} not supported")
-    return _write(_folded(_Item, operation.request, f"{place}.request"), asked, value=word == "upsert")
+    place += ".request"
+    return _write(_folded(_Item, operation.request, place), asked, place, value=word == "upsert")
