@@ -9,17 +9,20 @@ from itertools import count, islice
 
 from mesh import ids
 from mesh.components import ComponentSpec, Setup
+from mesh.errors import clip
 from mesh.ports import Clock
 from mesh.ports.stores import (
     DeleteState,
     EtagMismatch,
     Expired,
+    InvalidStoreKey,
     SetState,
     StateChange,
     StateFeature,
     StateItem,
     StoreError,
 )
+from mesh.ports.tables import MAX_KEY_BYTES
 
 FEATURES = frozenset({StateFeature.ETAG, StateFeature.TRANSACTIONAL, StateFeature.TTL, StateFeature.LIST})
 _CURSOR = "after:"
@@ -48,6 +51,7 @@ class MemoryStateStore:
         pass
 
     async def get(self, key: str, *, strong: bool = False, metadata: Mapping[str, str] = {}) -> StateItem | None:
+        _check_key(key)
         self._expire()
         return self._items.get(key)
 
@@ -55,7 +59,14 @@ class MemoryStateStore:
         self, keys: Sequence[str], *, strong: bool = False, metadata: Mapping[str, str] = {}
     ) -> list[StateItem | StoreError | None]:
         self._expire()
-        return [self._items.get(key) for key in keys]
+        return [self._item_or_error(key) for key in keys]
+
+    def _item_or_error(self, key: str) -> StateItem | StoreError | None:
+        try:
+            _check_key(key)
+        except InvalidStoreKey as error:
+            return error
+        return self._items.get(key)
 
     async def change(self, change: StateChange) -> None:
         await self.transact([change])
@@ -65,6 +76,7 @@ class MemoryStateStore:
         outcome: dict[str, StateItem | None] = {}
         for change in changes:
             key = change.key
+            _check_key(key)
             _check(change, outcome[key] if key in outcome else self._items.get(key))
             outcome[key] = self._item(change) if isinstance(change, SetState) else None
         for key, item in outcome.items():
@@ -117,6 +129,13 @@ class MemoryStateStore:
         if len(self._expiries) > 2 * len(self._items) + 64:
             self._expiries = [expiry for expiry in self._expiries if self._items.get(expiry[2].key) is expiry[2]]
             heapq.heapify(self._expiries)
+
+
+def _check_key(key: str) -> None:
+    """A longer one could be written and listed, but stands in no path by which it is read or deleted."""
+    size = len(key.encode("utf-8", "surrogatepass"))
+    if size > MAX_KEY_BYTES:
+        raise InvalidStoreKey(f"the key '{clip(key)}' has {size} bytes, of at most {MAX_KEY_BYTES}")
 
 
 def _check(change: SetState | DeleteState, item: StateItem | None) -> None:
