@@ -153,6 +153,16 @@ async def test_what_others_write_is_read(shop: tuple[Sidecar, Client]) -> None:
     assert {item["key"] for item in page["items"]} == {"first", "a.b"}
 
 
+async def test_what_others_write_elsewhere_is_no_item(shop: tuple[Sidecar, Client]) -> None:
+    """No key has these addresses: they would stand beside those of `x` in lists, or could not be read."""
+    sidecar, client = shop
+    await save(sidecar, {"key": "x", "value": 1}, {"key": "a.b", "value": 2})
+    for token in ("q.x", "%78", "a%2eb", "a~"):
+        await client.jetstream().publish(f"{ROOT}.{token}", b'"a stranger"')
+    items = (await sidecar.call("GET", "/mesh/v1/state/statestore")).json["items"]
+    assert sorted((item["key"], item["data"]) for item in items) == [("a.b", 2), ("x", 1)]
+
+
 async def test_the_newest_value_of_each_key_and_what_comes(shop: tuple[Sidecar, Client]) -> None:
     sidecar, client = shop
     await save(sidecar, {"key": "a", "value": 1}, {"key": "b", "value": 1})
