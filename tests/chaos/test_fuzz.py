@@ -267,7 +267,7 @@ class Fuzz:
         self.statuses.update(statuses)
         failures = failure.findall(received)
         if (
-            any(status > 500 and status != 505 for status in statuses)
+            any(status > 500 and status not in (501, 505) for status in statuses)
             or statuses.count(500) > len(failures)
             or not all(map(is_catalogued, failures))
         ):
