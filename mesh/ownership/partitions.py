@@ -156,12 +156,14 @@ class Partitions:
         )
         try:
             await beat.start()
+            self._beat = beat
         except MeshError as error:
             logger.warning("%s cannot join %s yet: %s", self._node, self._group, error)
-            await beat.stop()  # perhaps only the answer was lost, and others would keep a share for it
+        finally:
+            if self._beat is None:
+                await beat.stop()  # perhaps only the answer was lost, and others would keep a share for it
+        if self._beat is None:
             await self._clock.sleep(RETRY_PAUSE)
-        else:
-            self._beat = beat
         self._woken.set()
 
     def _move(self, beat: Beat) -> None:
@@ -176,6 +178,12 @@ class Partitions:
             waits = is_mine and seat.member != beat.id and self._roster.is_member(seat.member)
             if not waits:
                 self._overdue.pop(partition, None)
+            token = self._tokens.get(partition)
+            if token is not None and seat != (beat.id, token.revision):
+                # Somebody else has removed the record: what is written with the token is refused from now on.
+                logger.error("partition %d of %s was taken from %s", partition, self._group, self._node)
+                del self._tokens[partition]
+                self._handler.lost(partition)
             if partition in self._tokens:
                 if not is_mine:
                     self._start(partition, self._hand_over)

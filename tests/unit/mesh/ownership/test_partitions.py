@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from mesh.ports.tables import Put
+from mesh.ports.tables import Delete, Put
 from tests.unit.mesh.ownership.group import GROUP, SCOPE, TTL, Group
 
 TAKEOVER = TTL + 3.0
@@ -218,6 +218,35 @@ async def test_a_farewell_that_is_cancelled_loses_everything(group: Group) -> No
     assert leaver.partitions.owned == []
     await group.pass_time(TAKEOVER)
     assert len(other.partitions.owned) == 16
+
+
+async def test_a_record_that_an_operator_removes_is_owned_again(group: Group) -> None:
+    members = [group.join("a"), group.join("b")]
+    await group.pass_time(2)
+    table = group.tables.table(SCOPE)
+    await table.commit([Delete(key=("lease", GROUP, "owner", str(partition))) for partition in range(16)])
+    await group.pass_time(2)
+    group.assert_settled()
+    assert [member.lost_ones for member in members] == [8, 8]
+    for member in members:
+        for partition in member.partitions.owned:
+            token = member.partitions.token(partition)
+            assert token is not None
+            await table.commit([Put(key=("written", str(partition)), value=b"")], [token.check()])
+
+
+async def test_one_that_leaves_while_it_joins_leaves_nothing_behind(group: Group) -> None:
+    member = group.join("a")
+    await asyncio.sleep(0)  # its record is on the broker …
+    member.pause.stop()  # … and the answer on its way
+    await group.clock.settle()
+    leaving = asyncio.create_task(group.leave(member))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    member.pause.resume()
+    await leaving
+    page = await group.tables.table(SCOPE).scan(("lease", GROUP, "member"), limit=9)
+    assert page.entries == []
 
 
 @pytest.mark.parametrize("seed", range(200))
