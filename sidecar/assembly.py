@@ -32,6 +32,7 @@ from sidecar.api.lock import LockApi
 from sidecar.api.operations import HealthApi, MetadataApi, ShutdownApi
 from sidecar.api.publish import PublishApi
 from sidecar.api.secrets import SecretsApi
+from sidecar.api.starting import WhileStarting
 from sidecar.api.state import StateApi
 from sidecar.api.state_extras import StateExtrasApi
 from sidecar.app_health import AppHealth
@@ -179,7 +180,8 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
     # The API describes the runtime and can stop it, and the runtime serves the API: the one knot to tie here.
     runtime: Runtime
     serves_invoke = configuration.serves(invoke.GROUP, invoke.TEMPLATE)
-    router = Router(invoke_api if serves_invoke else None, permits=configuration.serves)
+    starting = WhileStarting(components, lambda: backbone.log.problem)
+    router = Router(invoke_api if serves_invoke else None, permits=configuration.serves, around=starting.around)
     body_limit = flags.max_body_size or 0
     pubsub = PubSub(flags.app_id, pubsubs, clock, telemetry=observers.telemetry)
     state = State(
@@ -255,6 +257,7 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
         block_shutdown=flags.block_shutdown,
     )
     runtime.ending.append(state_extras.close)
+    runtime.ending.append(components.give_up)
     return runtime
 
 

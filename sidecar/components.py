@@ -101,6 +101,12 @@ class Components:
         self._stores_missing: dict[str, str] = {}
         """Secret stores that have a manifest and cannot be used, with the reason."""
         self._retiring: set[asyncio.Task[None]] = set()
+        self._news = asyncio.Event()
+        """Set, and made anew, whenever those who wait in `arrival` should look again."""
+        self.started = False
+        """Whether all were started that are to be had."""
+        self.given_up = False
+        """Whether nothing will be started any more."""
         self.upkeep: dict[str, Upkeep] = {}
         """By category."""
         self.settled: Callable[[float], Awaitable[None]] = _nothing_under_way
@@ -159,6 +165,18 @@ class Components:
                     raise outcome
                 else:
                     logger.error("%s; the component is left out (ignoreErrors)", outcome)
+        self.started = True
+        self._wake()
+
+    async def arrival(self, category: str, name: str) -> None:
+        """Returns once the component is in use, or all that are to be had, or when it will not come any more."""
+        while not (self.started or self.given_up or name in self._current[category]):
+            await self._news.wait()
+
+    def give_up(self) -> None:
+        """The sidecar ends: nobody needs to wait for a component any longer."""
+        self.given_up = True
+        self._wake()
 
     async def apply(self, manifests: Sequence[Component]) -> None:
         """Make the components those of `manifests`, while requests go on.
@@ -232,7 +250,12 @@ class Components:
         if earlier is not None:
             self._retire(earlier)
         self._meter.component_loaded(manifest.type)
+        self._wake()
         logger.info("Component loaded: %s (%s/%s)", manifest.name, manifest.type, manifest.version)
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
 
     def _take_out(self, name: str) -> None:
         loaded = self._loaded.pop(name)

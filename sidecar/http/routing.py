@@ -116,11 +116,17 @@ class Router:
     """
 
     def __init__(
-        self, fallback: ASGIApp | None = None, *, permits: Callable[[str, str], bool] = lambda _group, _template: True
+        self,
+        fallback: ASGIApp | None = None,
+        *,
+        permits: Callable[[str, str], bool] = lambda _group, _template: True,
+        around: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     ) -> None:
-        """`permits` says by group and template whether an endpoint is served at all (Dapr: API lists)."""
+        """`permits` says by group and template whether an endpoint is served at all (Dapr: API lists). `around` gives
+        what is called in place of an endpoint."""
         self._fallback = fallback
         self._permits = permits
+        self._around = around
         self._root = _Node()
 
     def add(self, methods: Iterable[str], template: str, app: ASGIApp, *, group: str) -> None:
@@ -156,7 +162,7 @@ class Router:
         for method in methods:
             if method in routes:
                 raise ValueError(f"{method} {template} is served already")
-            routes[method] = Route(app, tuple(parameters), index)
+            routes[method] = Route(self._around(app), tuple(parameters), index)
 
     def match(self, method: str, raw_path: bytes) -> tuple[ASGIApp, dict[str, str]] | None:
         """The app and the decoded parameters; `None` when nothing matches. Raises `BadEscape`."""

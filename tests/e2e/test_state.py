@@ -200,3 +200,14 @@ async def test_the_example(tmp_path: Path) -> None:
         await asyncio.gather(*(run.end() for run in runs))
     await until(lambda: not running(home), lambda: f"left behind: {running(home)}")
     assert not [run.log for run in runs if "Traceback" in run.log]
+
+
+async def test_state_waits_for_a_broker_that_starts_later(mesh: Mesh) -> None:
+    mesh.server.kill()
+    sidecar = mesh.add("shop").start()
+    await sidecar.says("no connection to NATS")
+    saved = asyncio.create_task(save(sidecar, {"key": "a", "value": 1}))
+    assert not (await asyncio.wait([saved], timeout=3))[0]
+    mesh.server.start()
+    assert await saved == 204
+    assert await value(sidecar, "a", "?consistency=strong") == 1
