@@ -19,8 +19,9 @@ from cryptography.x509.oid import NameOID
 
 from bindings.lock import redis as lock
 from bindings.redis import Server, fields, translated
+from bindings.state import redis as state
 from mesh.components import read_settings
-from mesh.ports.stores import LockStore, StoreError, StoreUnavailable, UnlockStatus
+from mesh.ports.stores import LockStore, SetState, StoreError, StoreUnavailable, UnlockStatus
 from mesh.resources import Component, Metadata
 from tests.opened import opened
 from tests.servers.redis import PASSWORD, RedisServer, redis_server
@@ -325,3 +326,37 @@ async def test_a_lock_store_whose_server_goes(own_server: RedisServer) -> None:
     own_server.start()
     assert await store.try_lock("lock||app1||x", "a", 5) == ""
     await store.close()
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_no_answer_is_left_behind_by_a_call_that_is_cancelled(turns: int) -> None:
+    """On one connection: the next call must not read the answer to the one before."""
+    prefix = f"cancelled{next(numbers)}"
+    settings = redis_server().settings | {"poolSize": "1"}
+    locks, items = opened(lock.SPEC, **settings), opened(state.SPEC, **settings)
+    try:
+        for opened_one in (locks, items):
+            await opened_one.start()
+        for number in range(5):
+            key = f"{prefix}-{number}"
+            await items.change(SetState(key=key, value=key.encode()))
+            for call in (
+                items.get(f"{prefix}-0"),
+                items.get_many([f"{prefix}-0", f"{prefix}-1"]),
+                items.change(SetState(key=f"{prefix}-other", value=b"other")),
+                locks.try_lock(f"{prefix}-lock", "a", 60),
+                locks.unlock(f"{prefix}-lock", "b"),
+            ):
+                task = asyncio.ensure_future(call)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                async with asyncio.timeout(10):
+                    item = await items.get(key)
+                    assert item is not None
+                    assert item.value == key.encode()
+                    assert await locks.unlock(f"{prefix}-none", "a") == UnlockStatus.LOCK_DOES_NOT_EXIST
+    finally:
+        await locks.close()
+        await items.close()
