@@ -214,7 +214,8 @@ class MeshStateStore:
                     # What follows `after` is newer, unless the table was lost and counts anew.
                     oldest = beginning if isinstance(change, Current) else beginning + 1
                     if change.revision < oldest:
-                        raise Expired(f"nothing has the ETag {after} yet: this store was made anew since then")
+                        fact = f"nothing has the ETag {after} yet: this store was made anew since then"
+                        raise Expired(f"{fact}; read everything again, without a position")
                     if isinstance(change, Current):
                         yield Position(str(change.revision))
                     elif self._is_item(change.key) and change.key[-1].startswith(start):
