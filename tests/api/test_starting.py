@@ -23,11 +23,8 @@ metadata: {name: slow}
 spec: {type: state.in-memory, version: v1, initTimeout: 30s}
 """
 SAVE = json.dumps([{"key": "a", "value": 1}]).encode()
-STATE, EXTRAS, LOCK = (
-    "/v1.0/state/s",
-    "/mesh/v1/state/s",
-    b'{"resourceId": "r", "lockOwner": "o", "expiryInSeconds": 1}',
-)
+STATE, EXTRAS = "/v1.0/state/s", "/mesh/v1/state/s"
+LOCK = b'{"resourceId": "r", "lockOwner": "o", "expiryInSeconds": 1}'
 CONFIGURATION = "/v1.0/configuration/s"
 
 
