@@ -51,7 +51,6 @@ _EXTRAS = {
     "cryptography": "crypto",
     "httpcore": "http",
     "psycopg": "postgresql",
-    "psycopg_pool": "postgresql",
     "redis": "redis",
 }
 

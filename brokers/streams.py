@@ -14,10 +14,10 @@ from mesh.ports import Body, BodyStream, PeerLost
 
 CHUNK = 128 * 1024
 """Most bytes in one chunk. A body that is whole and no longer than this is not streamed."""
-WINDOW = 512 * 1024
-"""Credit with which a stream begins (docs/adr/0005-stream-window.md)."""
 CHUNK_COST = 256
 """Credit that a chunk costs beyond its bytes, so that tiny ones are bounded as well."""
+WINDOW = 3 * (CHUNK + CHUNK_COST)
+"""Credit with which a stream begins (docs/adr/0005-stream-window.md)."""
 GRANT = WINDOW // 4
 """Credit that is granted at once: fewer messages than one for each chunk."""
 
