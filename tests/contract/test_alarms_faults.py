@@ -257,6 +257,7 @@ async def test_an_alarm_is_a_cloud_event(clocks: LoneAlarmClocks, namespace: str
     assert reply.payload == b"x"
 
 
+@pytest.mark.quiet  # an election has time limits of its own
 async def test_a_cluster_keeps_its_alarms_when_the_leader_is_killed(tmp_path: Path) -> None:
     servers = cluster(tmp_path)
     try:

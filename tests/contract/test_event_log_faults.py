@@ -301,6 +301,7 @@ async def test_the_log_moves_to_a_server_that_is_alive(server: NatsServer, tmp_p
     await asyncio.wait_for(log.close(), 5)
 
 
+@pytest.mark.quiet  # an election has time limits of its own
 async def test_the_leader_of_a_cluster_may_die(
     tmp_path: Path, namespace: str, stream: str, short_ack_wait: float
 ) -> None:

@@ -194,6 +194,7 @@ async def test_a_server_that_is_killed_loses_and_repeats_nothing(tmp_path: Path)
     assert tally["unknown"] > 0
 
 
+@pytest.mark.quiet  # an election has time limits of its own
 @pytest.mark.timeout(90)
 async def test_a_cluster_whose_leader_is_killed_loses_and_repeats_nothing(tmp_path: Path) -> None:
     servers = cluster(tmp_path)
