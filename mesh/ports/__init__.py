@@ -7,6 +7,9 @@ the hot path are here; those of tables, alarms and stores are imported from thei
 from mesh.ports.app import AppChannel, AppResponse, AppRoute, HeaderLines
 from mesh.ports.clock import Clock
 from mesh.ports.events import (
+    NOW,
+    OLDEST,
+    Backlog,
     Delivery,
     EventLog,
     Feature,
@@ -14,6 +17,10 @@ from mesh.ports.events import (
     Handler,
     Message,
     Mode,
+    Order,
+    Page,
+    Record,
+    Start,
     Subscription,
     Topic,
 )
@@ -32,9 +39,12 @@ from mesh.ports.requests import (
 )
 
 __all__ = [
+    "NOW",
+    "OLDEST",
     "AppChannel",
     "AppResponse",
     "AppRoute",
+    "Backlog",
     "Body",
     "BodyStream",
     "Clock",
@@ -48,13 +58,17 @@ __all__ = [
     "Message",
     "Mode",
     "NoResponder",
+    "Order",
+    "Page",
     "Peer",
     "PeerLost",
+    "Record",
     "Request",
     "RequestHandler",
     "Requests",
     "Response",
     "Server",
+    "Start",
     "Subscription",
     "Topic",
 ]

@@ -50,12 +50,8 @@ class Message(msgspec.Struct, kw_only=True, gc=False):
     """Context of this hop: `traceparent`, `tracestate`, `baggage`."""
 
 
-class Delivery(Protocol):
-    """One stored message in the hands of one subscriber.
-
-    Exactly one of `ack` and `retry` settles it; later calls do nothing. Neither waits: both are hints that the
-    broker may lose with a connection, after which the message comes again.
-    """
+class Record(Protocol):
+    """One stored message."""
 
     @property
     def mode(self) -> Mode: ...
@@ -85,8 +81,27 @@ class Delivery(Protocol):
         ...
 
     @property
+    def topic(self) -> str:
+        """The name of the topic that it is stored under: of a group with wildcards, the one that it came by."""
+        ...
+
+    @property
+    def time(self) -> float:
+        """When the broker stored it, in seconds since the epoch."""
+        ...
+
+
+class Delivery(Record, Protocol):
+    """One stored message in the hands of one subscriber.
+
+    Exactly one of `ack`, `retry` and `release` settles it; later calls do nothing. None waits: all are hints that the
+    broker may lose with a connection, after which the message comes again.
+    """
+
+    @property
     def attempt(self) -> int:
-        """1 at the first delivery of this message to this group, as far as the broker knows."""
+        """1 at the first delivery of this message to this group, as far as the broker knows. A delivery that this
+        member released is not counted; one that was released by a member that is gone may be."""
         ...
 
     def ack(self) -> None:
@@ -94,7 +109,11 @@ class Delivery(Protocol):
         ...
 
     def retry(self, delay: float) -> None:
-        """Deliver again after `delay` seconds, to any member of the group."""
+        """Deliver again after `delay` seconds, to any member of the group. An attempt was made and failed."""
+        ...
+
+    def release(self) -> None:
+        """Deliver again at once, to any member of the group. No attempt was made, or none that is to count."""
         ...
 
 
@@ -108,6 +127,35 @@ class Group(NamedTuple):
 
     app_id: str
     topic: Topic
+    """Where the log declares `WILDCARDS`, `*` stands for one part of a name between dots, and `>` at the end for one
+    or more."""
+    name: str = ""
+    """Tells apart several groups of an app for one topic; empty is the one of its subscription."""
+
+
+class Order(Enum):
+    """Which events of a group are handled one after another: each is delivered when those before it are settled by
+    `ack`. *Order* means that the sequence of handled events, repeats removed, is the published one."""
+
+    NONE = "none"
+    KEY = "key"
+    """Those with the same key; many keys at once, over all members. Events without a key are in no order."""
+    STRICT = "strict"
+    """All of the topic, by one member at a time."""
+
+
+class Start(NamedTuple):
+    """Where a group that is new begins, or reading does. At most one of the two is set."""
+
+    position: str | None = None
+    """At this position, or at the first one after it that is still stored."""
+    time: float | None = None
+    """At the first message stored at this moment or later; seconds since the epoch. 0 is the oldest."""
+
+
+NOW = Start()
+"""What is stored from this moment on."""
+OLDEST = Start(time=0.0)
 
 
 class Feature(Enum):
@@ -116,9 +164,36 @@ class Feature(Enum):
     DEDUPE = "drops repeats of a caller's id within a window"
     DURABLE = "keeps events and groups over a restart of the broker"
     TTL = "forgets expired events by itself"
+    KEY_ORDER = "handles events of one key in order, over all members of a group"
+    STRICT_ORDER = "handles all events of a topic in order"
+    READ = "reads stored events again, from a position or a time"
+    BROADCAST = "delivers to every replica, by groups that end with their only member"
+    WILDCARDS = "subscribes to many topics by a pattern"
+
+
+class Page(NamedTuple):
+    """Stored messages in the order of the log."""
+
+    records: list[Record]
+    next: str | None
+    """Where the next page begins; `None` when nothing more was stored at the moment of reading."""
+
+
+class Backlog(NamedTuple):
+    """What a group has yet to do."""
+
+    waiting: int
+    """Stored and not delivered yet."""
+    unsettled: int
+    """Delivered and not settled, or waiting for a retry."""
 
 
 class Subscription(Protocol):
+    def set_concurrency(self, concurrency: int) -> None:
+        """From now on at most this many deliveries are unsettled at once. 0 takes no more until it is raised again;
+        what is in hand stays there, and what was taken and waits for a place goes back to the group."""
+        ...
+
     async def close(self) -> None:
         """Stop taking messages; return when all deliveries in hand are settled. Those that the caller does not
         settle within its own limit are to be cancelled by the caller: `close` may then be cancelled too, and the
@@ -144,20 +219,43 @@ class EventLog(Protocol):
         """
         ...
 
-    async def publish(self, topic: Topic, message: Message) -> None:
-        """Returns after the broker has acknowledged that the message is stored.
+    async def publish(self, topic: Topic, message: Message) -> str:
+        """Returns after the broker has acknowledged that the message is stored: its position, or `""` where the log
+        does not tell (for a repeat, say).
 
         Raises `MessageTooLarge` before anything is sent, `BrokerUnavailable` when no acknowledgement came in
         time, `BrokerError` when the broker refused. Cancelling leaves the outcome unknown.
         """
         ...
 
-    async def subscribe(self, group: Group, handler: Handler, *, concurrency: int) -> Subscription:
-        """Join `group`. A group that is new starts at the moment of its first `subscribe`; from then on it
-        misses nothing, also while it has no member. At most `concurrency` deliveries are unsettled at once.
+    async def subscribe(
+        self,
+        group: Group,
+        handler: Handler,
+        *,
+        concurrency: int,
+        order: Order = Order.KEY,
+        start: Start = NOW,
+        lasting: bool = True,
+    ) -> Subscription:
+        """Join `group`. A group that is new begins at `start`; from then on it misses nothing, also while it has no
+        member. At most `concurrency` deliveries are unsettled at once. All members must ask for the same `order`.
 
-        Raises `BrokerError` when the broker refuses the group, `BrokerUnavailable` when it does not answer.
+        With `lasting=False` (`BROADCAST`) the group ends soon after its only member has gone or cannot be reached,
+        with its position.
+
+        Raises `BrokerError` when the broker refuses the group, or the log has not declared what is asked for;
+        `BrokerUnavailable` when it does not answer.
         """
+        ...
+
+    async def read(self, topic: Topic, start: Start, *, limit: int) -> Page:
+        """Up to `limit` messages of `topic` (`READ`), from `start` on, as they are stored at this moment. A page may
+        be shorter though more follows: large messages make it so. Raises `BrokerError`, `BrokerUnavailable`."""
+        ...
+
+    async def backlog(self, group: Group) -> Backlog | None:
+        """`None` when there is no such group. Raises `BrokerError`, `BrokerUnavailable`."""
         ...
 
     async def unsubscribe(self, group: Group) -> bool:
