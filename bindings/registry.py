@@ -47,11 +47,15 @@ ALIASES: Mapping[str, str] = {
 
 _EXTRAS = {
     "aiobotocore": "aws",
+    "aiokafka": "kafka",
+    "aiomqtt": "mqtt",
+    "aiosmtplib": "smtp",
     "botocore": "aws",
     "cryptography": "crypto",
     "httpcore": "http",
     "psycopg": "postgresql",
     "redis": "redis",
+    "watchfiles": "files",
 }
 
 
