@@ -6,27 +6,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
 from mesh import ids
-from mesh.codec import json as json_codec
-from mesh.errors import ApiError, Code, InvalidEvent, clip
+from mesh.errors import ApiError, Code, clip
 from mesh.ports.stores import StateItem
 from mesh.state import query
 from mesh.state.block import Answer, State
 from mesh.state.component import DEFAULT_COMPONENT, StateComponent
 from mesh.state.requests import NO_OPTIONS, Options, Write
 from mesh.trace import InvalidBaggage
+from sidecar.api.plain_json import Malformed, member_object, read_array, read_object
 from sidecar.api.request import context, query_metadata
 from sidecar.http.body import BodyTooLarge, read_body
 from sidecar.http.responses import Headers, send_response
 from sidecar.http.routing import Router
-
-T = TypeVar("T", bound=msgspec.Struct)
 
 NULL = msgspec.Raw(b"null")
 JSON = (b"content-type", b"application/json")
@@ -34,8 +32,7 @@ _NOTHING: Headers = []
 _encode = msgspec.json.Encoder().encode
 
 
-# Bodies. An exact match of all member names is decoded at once; only what does not match is looked at again, with the
-# names in any letter case and unknown ones left out (Dapr's dialect of JSON for these routes).
+# Bodies (sidecar/api/plain_json.py)
 
 
 class _Options(msgspec.Struct, gc=False, forbid_unknown_fields=True):
@@ -69,65 +66,10 @@ class _Transaction(msgspec.Struct, gc=False, forbid_unknown_fields=True):
 
 
 _decode_items = msgspec.json.Decoder(list[_Item]).decode
-_decode_raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_BAD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def _malformed(cause: object) -> ApiError:
     return ApiError(Code.MALFORMED_REQUEST, f"failed deserializing HTTP body: {cause}")
-
-
-def _items(body: bytes) -> list[_Item]:
-    _check_utf8(body)
-    try:
-        return _decode_items(body)
-    except _BAD:
-        pass
-    try:
-        raws = _decode_raws(body)
-    except _BAD as error:
-        raise _malformed(f"an array of items is expected: {_reason(error)}") from None
-    return [_folded(_Item, raw, f"[{index}]") for index, raw in enumerate(raws)]
-
-
-def _object(type_: type[T], body: bytes) -> T:
-    _check_utf8(body)
-    return _folded(type_, body, "the body")
-
-
-def _check_utf8(body: bytes) -> None:
-    if not body.isascii():
-        try:
-            body.decode()
-        except UnicodeDecodeError as error:
-            raise _malformed(f"JSON must be UTF-8: byte {error.start} is not") from None
-
-
-def _folded(type_: type[T], raw: bytes | msgspec.Raw, place: str) -> T:
-    """An object, the names of its members in any letter case."""
-    try:
-        return msgspec.json.decode(raw, type=type_)
-    except _BAD:
-        pass
-    known = {name.lower(): name for name in type_.__struct_fields__}
-    try:
-        members = {
-            known[name.lower()]: value
-            for name, value in json_codec.members(bytes(raw)).items()
-            if name.lower() in known
-        }
-        if type_ is _Item and "options" in members and bytes(members["options"]) != b"null":
-            options = _folded(_Options, members["options"], f"{place}.options")
-            members["options"] = msgspec.Raw(_encode(options))
-        return msgspec.json.decode(json_codec.join_members(members), type=type_)
-    except InvalidEvent as error:
-        raise _malformed(f"{place}: {error}") from None
-    except _BAD as error:
-        raise _malformed(f"{place}: {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _write(item: _Item, asked: Mapping[str, str], place: str, *, value: bool = True) -> Write:
@@ -192,7 +134,7 @@ def is_json(value: bytes) -> bool:
         if not value.isascii():
             value.decode()
         msgspec.json.decode(value, type=msgspec.Raw)
-    except _BAD:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True
 
@@ -246,7 +188,11 @@ class StateApi:
 
     async def save(self, scope: Scope, receive: Receive, send: Send) -> None:
         component = self._component(scope)
-        items = _items(await self._read(scope, receive))
+        body = await self._read(scope, receive)
+        try:
+            items = read_array(_Item, body, _decode_items)
+        except Malformed as error:
+            raise _malformed(error) from None
         metadata = query_metadata(scope)
         await self._state.save(component, [_write(item, metadata, f"[{index}]") for index, item in enumerate(items)])
         await send_response(send, 204, _NOTHING, b"")
@@ -266,7 +212,11 @@ class StateApi:
 
     async def get_many(self, scope: Scope, receive: Receive, send: Send) -> None:
         component = self._component(scope)
-        asked = _object(_BulkGet, await self._read(scope, receive))
+        body = await self._read(scope, receive)
+        try:
+            asked = read_object(_BulkGet, body)
+        except Malformed as error:
+            raise _malformed(error) from None
         metadata = {**(asked.metadata or {}), **query_metadata(scope)}
         answers = await self._state.get_many(component, asked.keys or [], asked.parallelism or 0, metadata)
         await send_json(send, [_shown(answer) for answer in answers])
@@ -275,9 +225,13 @@ class StateApi:
         """Dapr's order of checks: store, transactions, body, each operation (word, fields, key), their number."""
         component = self._component(scope)
         self._state.check_transactional(component)
-        transaction = _object(_Transaction, await self._read(scope, receive))
+        body = await self._read(scope, receive)
         asked = query_metadata(scope)
-        writes = [_operation(raw, index, asked) for index, raw in enumerate(transaction.operations or ())]
+        try:
+            transaction = read_object(_Transaction, body)
+            writes = [_operation(raw, index, asked) for index, raw in enumerate(transaction.operations or ())]
+        except Malformed as error:
+            raise _malformed(error) from None
         metadata = {**(transaction.metadata or {}), **asked}
         try:
             trace = context(scope).trace
@@ -321,9 +275,9 @@ class StateApi:
 
 def _operation(raw: msgspec.Raw, index: int, asked: Mapping[str, str]) -> Write:
     place = f"operations[{index}]"
-    operation = _folded(_Operation, raw, place)
+    operation = member_object(_Operation, raw, place)
     word = operation.operation or ""
     if word not in ("upsert", "delete"):
         raise ApiError(Code.STATE_OPERATION, f"operation type {clip(word)} not supported")
     place += ".request"
-    return _write(_folded(_Item, operation.request, place), asked, place, value=word == "upsert")
+    return _write(member_object(_Item, operation.request, place), asked, place, value=word == "upsert")
