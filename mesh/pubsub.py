@@ -13,11 +13,14 @@ from mesh.errors import ApiError, BrokerError, BrokerUnavailable, Code, MessageT
 from mesh.event import CloudEvent
 from mesh.ports import Clock, EventLog, Message, Mode, Topic
 from mesh.scopes import TopicScopes
-from mesh.telemetry import SILENCE, Telemetry
+from mesh.telemetry import SILENCE, Span, Telemetry
 from mesh.trace import TraceContext
 
 DEFAULT_COMPONENT = "pubsub"
 """The component that is there without any file: the backbone's own, under the name that `dapr init` uses."""
+
+BULK_AT_ONCE = 1_000
+"""Entries of a bulk request that are under way to the broker at the same time."""
 
 
 class Component(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +96,41 @@ class PubSub:
                     metadata={"topic": name, "error": cause},
                 ) from error
 
+    async def publish_many(self, topic: Topic, publications: Sequence[Publication]) -> dict[int, BrokerError]:
+        """Publish the entries of a bulk request, each for itself, in their order; returns the failures by index.
+
+        What all have in common, and every entry, is checked before the first is stored: raises `ApiError`, as
+        `publish` does.
+        """
+        component = self.component(topic.pubsub)
+        address = self._address(component, topic.name)
+        now = self._clock.now()
+        spans_of: list[Span] = []
+        messages: list[Message] = []
+        try:
+            for publication in publications:
+                span = spans.publishing(self._tracer, component.name, topic.name, publication.trace)
+                spans_of.append(span)
+                if span.context is not publication.trace:
+                    publication = msgspec.structs.replace(publication, trace=span.context)
+                entry = envelope.messages(publication, self.app_id, now)
+                messages += entry
+                if span.recording:
+                    spans.describe_published(span, entry)
+            self._check_scope(component, topic.name)
+            failures: dict[int, BrokerError] = {}
+            for first in range(0, len(messages), BULK_AT_ONCE):
+                window = messages[first : first + BULK_AT_ONCE]
+                failed = await self._store(component, topic.name, address, window)
+                failures |= {first + index: error for index, error in failed.items()}
+        except BaseException as error:
+            for span in spans_of:
+                span.end(str(error) or type(error).__name__)
+            raise
+        for index, span in enumerate(spans_of):
+            span.end(str(failures[index]) if index in failures else None)
+        return failures
+
     async def store_events(
         self,
         topic: Topic,
@@ -136,7 +174,7 @@ class PubSub:
                 for index, outcome in enumerate(await asyncio.gather(*publishing, return_exceptions=True)):
                     if isinstance(outcome, BrokerError):
                         failures[index] = outcome
-                    elif outcome is not None:
+                    elif isinstance(outcome, BaseException):
                         raise outcome
             stored = not failures
         finally:

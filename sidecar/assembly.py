@@ -31,6 +31,7 @@ from sidecar.api.invoke import InvokeApi
 from sidecar.api.lock import LockApi
 from sidecar.api.operations import HealthApi, MetadataApi, ShutdownApi
 from sidecar.api.publish import PublishApi
+from sidecar.api.publish_bulk import BulkPublishApi
 from sidecar.api.secrets import SecretsApi
 from sidecar.api.starting import WhileStarting
 from sidecar.api.state import StateApi
@@ -208,6 +209,7 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
     )
     for block in (
         PublishApi(pubsub, body_limit),
+        BulkPublishApi(pubsub, body_limit),
         EventsApi(pubsub, body_limit),
         ExplainApi(lambda: runtime.subscriptions, body_limit),
         StateApi(state, body_limit),
