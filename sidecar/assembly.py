@@ -114,13 +114,21 @@ def nats_connection(broker: BrokerAddress, name: str) -> Connection:
     return Connection(lookup, name=name)
 
 
-def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: Callable[[], None]) -> Runtime:
+def assemble(
+    settings: Settings,
+    extended: MutableMapping[str, str],
+    exit_now: Callable[[], None],
+    *,
+    clock: Clock | None = None,
+    backbone: Backbone | None = None,
+) -> Runtime:
     """A sidecar, not started. Raises `ConfigurationError`. To be called inside the event loop.
 
-    `extended` is the part of the metadata that clients write. `exit_now` ends the process on the spot.
+    `extended` is the part of the metadata that clients write. `exit_now` ends the process on the spot. Tests give a
+    clock and a backbone of their own.
     """
     flags = settings.flags
-    clock = SystemClock()
+    clock = clock or SystemClock()
     configuration = load_configuration(flags.config, settings.environ)
     folders = FolderWatch(flags.resources_path)
 
@@ -142,7 +150,7 @@ def assemble(settings: Settings, extended: MutableMapping[str, str], exit_now: C
     tracing = with_environment(configuration.tracing, settings.environ)
     observers = Observers(flags, tracing, configuration.metrics, settings.namespace)
     me = Peer(settings.namespace, flags.app_id)
-    backbone = open_backbone(settings.broker, me, prefix=settings.prefix, replicas=settings.replicas)
+    backbone = backbone or open_backbone(settings.broker, me, prefix=settings.prefix, replicas=settings.replicas)
     components = _components(settings, configuration, backbone, clock, observers.telemetry.meter)
     components.check(manifests.components)
     components.use_shared(manifests.components)
