@@ -132,6 +132,25 @@ def stored_once(root: str, dedupe_id: str) -> str:
     return blake2b(f"{root}\0{dedupe_id}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
+ONLY_FOR = "meshwire-for"
+"""The header of an event that is for one app alone: its `token`. The sidecars of all others let it pass."""
+REPLAYED = "meshwire-replay"
+"""The header that tells an app which replay hands it an event."""
+REDRIVEN = "meshwireredrive"
+"""The extension attribute, and the header, that name the run which sent a dead letter again."""
+
+
+def dead_letters_scope(app_id: str) -> str:
+    """The scope of the dead letters of an app: `("dead", <pub/sub component>, <topic>, <position>)`, and the further
+    parts of large ones."""
+    return f"dead-letters@{app_id}"
+
+
+def jobs_scope(app_id: str) -> str:
+    """The scope of what the sidecars of an app do together: `("job", <kind>, <id>)`."""
+    return f"jobs@{app_id}"
+
+
 STATE_SET = "io.meshwire.state.set.v1"
 STATE_DELETED = "io.meshwire.state.deleted.v1"
 STATE_CHECKED = "io.meshwire.state.checked.v1"

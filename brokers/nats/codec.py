@@ -15,12 +15,15 @@ from mesh.event import Attributes
 from mesh.ports import Message, Mode
 
 STRUCTURED = b"Content-Type: application/cloudevents+json\r\n"
+NO_DATA = b"Meshwire-No-Data"
+"""Marks an event without data, as opposed to empty data."""
 
 MAX_TTL = 100 * 365 * 24 * 3600
 """Seconds. The server adds a lifetime to now in 64-bit nanoseconds; one that ends after the year 2262 overflows, and it
 forgets the event at once."""
 
 _CE = "ce-"
+_NO_DATA = NO_DATA.decode().lower()
 _MAX_NAMES = 1024
 _WHITE_SPACE = " \t\r\n\v\f"
 _names: dict[str, str] = {}
@@ -39,7 +42,7 @@ def encode(message: Message, stored_as: str) -> bytes:
         coded = header.encode_all(message.attributes)
         lines.append("".join([f"ce-{name}: {value}\r\n" for name, value in coded.items()]).encode())
         if message.payload is None:
-            lines.append(b"Meshwire-No-Data: 1\r\n")
+            lines.append(b"%b: 1\r\n" % NO_DATA)
     elif message.content_type is not None:
         lines.append(_line("Content-Type", message.content_type))
     if message.ttl is not None:
@@ -103,5 +106,5 @@ def transport_headers(headers: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in headers.items()
-        if name[:3] != _CE and name[:5] != "nats-" and name[:9] != "meshwire-" and name != "content-type"
+        if name[:3] != _CE and name[:5] != "nats-" and name != _NO_DATA and name != "content-type"
     }
