@@ -1,25 +1,23 @@
 """Calls to servers outside the mesh: HTTPEndpoints by their name, and URLs (Dapr: external invocation).
 
-No token of the app and no word about the caller goes there. A client chooses the address, so an address that gives
-away the machine's own identity is refused: link-local ones, and those of the clouds' metadata services. A name is
-resolved once, and what was checked is what is connected to.
+No token of the app and no word about the caller goes there. A client chooses the address, so some are refused
+(`mesh.guarded_addresses`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import ssl
 import tempfile
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urljoin, urlsplit
 
 import httpcore
 from httpcore import AsyncNetworkBackend, AsyncNetworkStream
 
 from mesh.errors import ConfigurationError, MeshError
+from mesh.guarded_addresses import resolve
 from mesh.http_endpoint import ClientTls, HttpEndpoint
 from mesh.invocation.headers import content_length
 from mesh.ports import Request, Response
@@ -32,30 +30,10 @@ CONNECTIONS = 256
 _SAME_AGAIN = (307, 308)
 _AS_GET = (301, 302, 303)
 _SECRET = frozenset((b"authorization", b"cookie", b"www-authenticate"))
-_METADATA = frozenset(
-    map(ip_address, ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254"))
-)
-_NAT64 = ip_network("64:ff9b::/96")
-
-
-class Forbidden(MeshError):
-    """The address is none that may be called."""
-
-
-def check_address(text: str) -> None:
-    """Raise `Forbidden` for a link-local address, one of a metadata service, and one of a group or of nobody."""
-    address: IPv4Address | IPv6Address = ip_address(text.partition("%")[0])
-    if isinstance(address, IPv6Address):
-        if address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
-        elif address in _NAT64:
-            address = IPv4Address(int(address) & 0xFFFFFFFF)
-    if address.is_link_local or address.is_multicast or address.is_unspecified or address in _METADATA:
-        raise Forbidden(f"{address} is an address that may not be called (link-local, metadata service or group)")
 
 
 class GuardedBackend(AsyncNetworkBackend):
-    """Connects to what `check_address` lets pass."""
+    """Connects to what `mesh.guarded_addresses` lets pass."""
 
     def __init__(self) -> None:
         self._inner = httpcore.AnyIOBackend()
@@ -69,13 +47,9 @@ class GuardedBackend(AsyncNetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> AsyncNetworkStream:
         try:
-            async with asyncio.timeout(timeout):
-                found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses = await resolve(host, port, timeout)
         except (OSError, UnicodeError) as error:  # TimeoutError is an OSError
             raise httpcore.ConnectError(f"the name '{host}' cannot be resolved ({error})") from error
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-        for address in addresses:
-            check_address(address)
         problem: Exception | None = None
         for address in addresses:
             try:

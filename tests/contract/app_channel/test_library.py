@@ -16,10 +16,10 @@ import pytest
 import uvicorn
 
 from mesh.errors import AppError, AppUnreachable, MeshError
+from mesh.guarded_addresses import Forbidden, check_address
 from mesh.http_endpoint import ClientTls, HttpEndpoint
 from mesh.ports import Request
 from sidecar.channel import OutsideWorld, UnsafeRequest, open_app_channel
-from sidecar.channel.external import Forbidden, check_address
 
 CERTIFICATE = Path(__file__).with_name("self_signed.pem")
 """Of `localhost` and 127.0.0.1; nobody trusts it."""
