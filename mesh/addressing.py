@@ -146,9 +146,9 @@ def dead_letters_scope(app_id: str) -> str:
     return f"dead-letters@{app_id}"
 
 
-def jobs_scope(app_id: str) -> str:
-    """The scope of what the sidecars of an app do together: `("job", <kind>, <id>)`."""
-    return f"jobs@{app_id}"
+def runs_scope(app_id: str) -> str:
+    """The scope of what the sidecars of an app do together: `("run", <kind>, <id>)`."""
+    return f"runs@{app_id}"
 
 
 STATE_SET = "io.meshwire.state.set.v1"
