@@ -1,0 +1,81 @@
+"""The bindings that the contract suites run over, against the real systems. A new one is one class and one line in a
+list at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from mesh.ports.bindings import InputBinding, Invocation, OutputBinding, Result
+
+Invoke = Callable[..., Awaitable[Result]]
+"""`invoke(operation, data=b"", **metadata)`."""
+
+
+class Source(Protocol):
+    """A queue, folder, topic or table of its own, for one test."""
+
+    def binding(self) -> InputBinding:
+        """One replica's end. Not started; whoever asks closes it."""
+        ...
+
+    async def offer(self, number: int) -> bytes:
+        """Something arises in the source; `number` tells it from others. Returns the data of the item that it must
+        become. The source keeps it from now on, whether a binding runs or not."""
+        ...
+
+
+class InputBacking(Protocol):
+    """A kind of source, its server started once for the tests of a module."""
+
+    name: str
+    bound: int
+    """How many items the binding may have under way at once."""
+    has_ids: bool
+    """An item that comes again has the id that it had, by which the broker stores it once."""
+
+    def start(self, folder: Path) -> None:
+        """Skips the tests (`pytest.skip`) where the server cannot be had on this machine."""
+        ...
+
+    def stop(self) -> None: ...
+
+    async def source(self) -> Source: ...
+
+    async def restart(self, source: Source) -> None:
+        """End the server and start it again at its address; `source` is there as before, be it empty. Skips the test
+        where there is no server that could end."""
+        ...
+
+
+class OutputBacking(Protocol):
+    """A system that is called, its server started once for the tests of a module."""
+
+    name: str
+    refused: Sequence[Invocation]
+    """Requests that can never be carried out: metadata is missing, wrong or unknown, data is no such thing or too
+    large."""
+
+    def start(self, folder: Path) -> None:
+        """Skips the tests (`pytest.skip`) where the server cannot be had on this machine."""
+        ...
+
+    def stop(self) -> None: ...
+
+    async def binding(self) -> OutputBinding:
+        """On what no other test uses. Not started; whoever asks closes it."""
+        ...
+
+    async def use(self, invoke: Invoke) -> None:
+        """Call every operation of the binding that `binding` returned last, and see by means of the test's own that
+        the system did it."""
+        ...
+
+    def unreachable(self) -> OutputBinding:
+        """One whose system nobody answers for. Skips the test where there is no such thing."""
+        ...
+
+
+INPUTS: list[Callable[[], InputBacking]] = []
+OUTPUTS: list[Callable[[], OutputBacking]] = []
