@@ -85,12 +85,21 @@ def _lock() -> Category:
     return Category(name="lock", title="Locks", fields=common.FIELDS, make=common.make)
 
 
+def _bindings() -> Category:
+    from mesh.bindings import component as common
+
+    return Category(
+        name="bindings", title="Bindings", fields=common.FIELDS, make=common.make, capabilities=common.capabilities
+    )
+
+
 CATEGORIES: Mapping[str, Callable[[], Category]] = {
     "secretstores": lambda: Category(name="secretstores", title="Secret stores"),
     "pubsub": _pubsub,
     "state": _state,
     "configuration": lambda: Category(name="configuration", title="Configuration stores"),
     "lock": _lock,
+    "bindings": _bindings,
 }
 """In the order in which components start: what others refer to comes first."""
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from bindings import registry
 from brokers.memory_tables import MemoryTables
 from mesh.clock import SystemClock
 from mesh.components import ComponentSpec, Setup, read_settings
 from mesh.ports import Clock
 from mesh.resources import Component, Metadata
+from sidecar.components import fields_of
 
 
 def opened(spec: ComponentSpec, clock: Clock | None = None, **metadata: str) -> Any:
@@ -19,7 +21,7 @@ def opened(spec: ComponentSpec, clock: Clock | None = None, **metadata: str) -> 
         Setup(
             name=component.name,
             version=spec.versions[0],
-            settings=read_settings(component, spec.fields),
+            settings=read_settings(component, fields_of(registry.CATEGORIES[spec.category](), spec)),
             app_id="app1",
             namespace="default",
             clock=clock,

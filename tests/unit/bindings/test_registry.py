@@ -116,7 +116,7 @@ def test_a_package_that_brings_something_else(monkeypatch: pytest.MonkeyPatch, v
         registry.find("state.theirs", "v1")
 
 
-BINDING = registry.ComponentSpec(type="bindings.theirs", title="", about="", open=print)
+CRYPTO = registry.ComponentSpec(type="crypto.theirs", title="", about="", open=print)
 SAME = registry.ComponentSpec(type="state.theirs", title="", about="", open=print)
 
 
@@ -135,9 +135,9 @@ def test_a_type_that_there_is_not(type_: str, message: str) -> None:
 
 
 def test_a_category_that_is_not_there_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    brings(monkeypatch, "bindings.theirs", f"{__name__}:BINDING")
-    with pytest.raises(ConfigurationError, match="bindings is not there yet"):
-        registry.find("bindings.theirs", "v1")
+    brings(monkeypatch, "crypto.theirs", f"{__name__}:CRYPTO")
+    with pytest.raises(ConfigurationError, match="crypto is not there yet"):
+        registry.find("crypto.theirs", "v1")
 
 
 def test_two_packages_that_bring_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
