@@ -35,6 +35,8 @@ class Skipped(Enum):
     """The subscription's filters do not let it through."""
     RULES = "rules"
     """No rule is true, and there is no default route."""
+    EXPIRED = "expired"
+    """It ended before it could be delivered."""
 
 
 class RoutingError(MeshError):

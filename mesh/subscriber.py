@@ -7,7 +7,8 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from mesh import addressing
-from mesh.delivery import Deliverer, Plan
+from mesh.delivery import Deliverer, EventTarget, Plan
+from mesh.delivery.plan import CONCURRENCY as CONCURRENCY
 from mesh.errors import BrokerError, MeshError
 from mesh.ports import AppChannel, Clock, Group, Subscription
 from mesh.pubsub import Component
@@ -16,8 +17,6 @@ from mesh.telemetry import SILENCE, Telemetry
 
 logger = logging.getLogger("meshwire.pubsub")
 
-CONCURRENCY = 64
-"""Events of one subscription in the hands of the app at once."""
 END_LIMIT = 30.0
 """Seconds that a subscription waits for an earlier one to the same topic, whose events are in the app's hands."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
@@ -140,13 +139,14 @@ class Subscriber:
         addressing.check_topic(address.name)
         group = Group(self._app_id, address)
         deliverer = Deliverer(
-            group,
-            spec.routing or spec.routes[0].path,
-            Plan(dead_letter=dead_letter),
+            group=group,
+            target=EventTarget(
+                address, spec.routing or spec.routes[0].path, self._channel, raw_payload=spec.raw_payload
+            ),
+            plan=Plan(attempts=None if dead_letter is None else 1, dead_letter=dead_letter),
             log=component.log,
             channel=self._channel,
             clock=self._clock,
-            raw_payload=spec.raw_payload,
             telemetry=self._telemetry,
         )
         return component, group, deliverer

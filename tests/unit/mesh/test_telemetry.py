@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mesh import spans
-from mesh.delivery import Deliverer, Plan
+from mesh.delivery import Deliverer, EventTarget, Plan
 from mesh.envelope import Publication
 from mesh.errors import ApiError, AppError, AppUnreachable, BrokerUnavailable
 from mesh.ports import AppResponse, Group, Message, Mode, Topic
@@ -171,9 +171,9 @@ class Delivered:
 async def deliver(telemetry: Telemetry, message: Delivered, outcome: AppResponse | Exception = GOOD) -> Route:
     route = Route(outcome)
     deliverer = Deliverer(
-        Group("shop", ORDERS),
-        "/orders",
-        Plan(),
+        group=Group("shop", ORDERS),
+        target=EventTarget(ORDERS, "/orders", route),  # type: ignore[arg-type]
+        plan=Plan(),
         log=Log(),  # type: ignore[arg-type]
         channel=route,  # type: ignore[arg-type]
         clock=VirtualClock(),
