@@ -151,6 +151,11 @@ def runs_scope(app_id: str) -> str:
     return f"runs@{app_id}"
 
 
+JOURNAL_SCOPE = "@journal"
+"""The scope in which the sidecars of a namespace ask each other for what they remember of an event. No app and no
+component has such a name."""
+
+
 STATE_SET = "io.meshwire.state.set.v1"
 STATE_DELETED = "io.meshwire.state.deleted.v1"
 STATE_CHECKED = "io.meshwire.state.checked.v1"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Protocol
 
 import msgspec
 
@@ -38,6 +40,15 @@ class Component(msgspec.Struct, frozen=True, kw_only=True):
         return Topic(self.name, self.topic_prefix + topic)
 
 
+class PublishWatch(Protocol):
+    """Who wants to know what becomes of what is published. Must neither block nor raise; `began` is when the broker was
+    asked, in seconds since the epoch."""
+
+    def stored(self, topic: Topic, message: Message, position: str, began: float) -> None: ...
+
+    def refused(self, topic: Topic, message: Message, error: BrokerError, began: float) -> None: ...
+
+
 class PubSub:
     """Publishes for one app, to the pub/sub components of its sidecar."""
 
@@ -48,6 +59,7 @@ class PubSub:
         clock: Clock,
         *,
         telemetry: Telemetry = SILENCE,
+        watch: PublishWatch | None = None,
     ) -> None:
         """`components` by their names; they may change while this runs."""
         self.app_id = app_id
@@ -55,6 +67,7 @@ class PubSub:
         self._clock = clock
         self._tracer = telemetry.tracer
         self._meter = telemetry.meter
+        self._watch = watch
 
     def component(self, name: str, metadata: Mapping[str, str] | None = None) -> Component:
         """Raises `ApiError` (Dapr's 404) for an unknown name."""
@@ -158,7 +171,7 @@ class PubSub:
         self, component: Component, topic: str, address: Topic, messages: Sequence[Message]
     ) -> dict[int, BrokerError]:
         """Publish all; returns the failures by index."""
-        log = component.log
+        publish = component.log.publish if self._watch is None else partial(self._watched, component.log, self._watch)
         publishes = self._meter.publishes(component.name, topic)
         begun = publishes.begin()
         failures: dict[int, BrokerError] = {}
@@ -166,11 +179,11 @@ class PubSub:
         try:
             if len(messages) == 1:
                 try:
-                    await log.publish(address, messages[0])
+                    await publish(address, messages[0])
                 except BrokerError as error:
                     failures[0] = error
             else:
-                publishing = (log.publish(address, message) for message in messages)
+                publishing = (publish(address, message) for message in messages)
                 for index, outcome in enumerate(await asyncio.gather(*publishing, return_exceptions=True)):
                     if isinstance(outcome, BrokerError):
                         failures[index] = outcome
@@ -180,6 +193,16 @@ class PubSub:
         finally:
             publishes.end(begun, stored)
         return failures
+
+    async def _watched(self, log: EventLog, watch: PublishWatch, address: Topic, message: Message) -> str:
+        began = self._clock.now()
+        try:
+            position = await log.publish(address, message)
+        except BrokerError as error:
+            watch.refused(address, message, error, began)
+            raise
+        watch.stored(address, message, position, began)
+        return position
 
     def _address(self, component: Component, topic: str) -> Topic:
         address = component.address(topic)

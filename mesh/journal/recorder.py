@@ -1,0 +1,167 @@
+"""How a sidecar notes down what becomes of its events: what it publishes, and what its subscriptions deliver."""
+
+from __future__ import annotations
+
+import zlib
+from enum import Enum
+
+from mesh import addressing
+from mesh.delivery.target import Judgement, Verdict
+from mesh.delivery.watch import DeliveryWatch, Outcome
+from mesh.errors import BrokerError, MeshError
+from mesh.journal.ring import MAX_REASON, Ring
+from mesh.journal.steps import Step, What, identity
+from mesh.journal.testimony import Question, Testimony
+from mesh.ports import Clock, Group, Message, Record, Topic
+from mesh.routing import Skipped
+
+SAMPLE = 100
+"""Of so many events a sampled journal notes down one: the same one in every sidecar."""
+
+
+class JournalMode(Enum):
+    """How much is noted down."""
+
+    OFF = "off"
+    SAMPLED = "sampled"
+    FULL = "full"
+
+
+class Recorder:
+    """The journal of one sidecar. Hot: each event costs a look at its source and id, and a step or two."""
+
+    def __init__(self, app_id: str, clock: Clock, *, sampled: bool = False, ring: Ring | None = None) -> None:
+        self.ring = Ring(clock.now()) if ring is None else ring
+        self._app_id = app_id
+        self._clock = clock
+        self._one_of = SAMPLE if sampled else 1
+
+    def stored(self, topic: Topic, message: Message, position: str, began: float) -> None:
+        """The broker has `message`, for which it was asked at `began`; `position` is empty where it does not say."""
+        name = self.name(message)
+        if name is not None:
+            duration = self._clock.now() - began
+            step = Step(what=What.STORED, time=began, topic=topic, position=position, duration=duration)
+            self.ring.note(name, step)
+
+    def refused(self, topic: Topic, message: Message, error: BrokerError, began: float) -> None:
+        """The broker has it not, or perhaps."""
+        name = self.name(message)
+        if name is not None:
+            duration = self._clock.now() - began
+            step = Step(what=What.REFUSED, time=began, topic=topic, reason=_clipped(str(error)), duration=duration)
+            self.ring.note(name, step)
+
+    def watch(self, group: Group) -> DeliveryWatch:
+        """What the deliverer of `group` is to tell."""
+        return _Subscription(self, self._clock, group)
+
+    def testify(self, question: Question) -> Testimony:
+        name = addressing.identity(question.source, question.id)
+        steps, left_out = self.ring.story(name)
+        return Testimony(
+            app=self._app_id,
+            since=self.ring.since,
+            sampled_out=not self._is_sampled(name),
+            left_out=left_out,
+            steps=steps,
+        )
+
+    def name(self, message: Message | Record) -> str | None:
+        """Under which name to note it down; `None` when it is not to be."""
+        name = identity(message)
+        return name if name is not None and self._is_sampled(name) else None
+
+    def _is_sampled(self, name: str) -> bool:
+        return self._one_of == 1 or zlib.crc32(name.encode("utf-8", "surrogatepass")) % self._one_of == 0
+
+
+_OUTCOMES = {
+    Outcome.ACKED: What.ACKED,
+    Outcome.DROPPED: What.DROPPED,
+    Outcome.EXPIRED: What.EXPIRED,
+    Outcome.DEAD: What.DEAD_LETTERED,
+    Outcome.RELEASED: What.RELEASED,
+}
+_RESENT = ((addressing.REDRIVEN, What.REDRIVEN), (addressing.REPLAYED, What.REPLAYED))
+
+
+class _Subscription:
+    """A `DeliveryWatch`."""
+
+    def __init__(self, recorder: Recorder, clock: Clock, group: Group) -> None:
+        self._recorder = recorder
+        self._ring = recorder.ring
+        self._clock = clock
+        self._app = group.app_id
+        self._group = group.name
+        self._pubsub = group.topic.pubsub
+        self._last: tuple[Record | None, str | None] = (None, None)
+
+    def skipped(self, record: Record, why: Skipped) -> None:
+        reason = "its filters do not let it through" if why is Skipped.FILTER else "no routing rule takes it"
+        self._note(record, What.SKIPPED, reason=reason)
+
+    def attempted(
+        self, record: Record, attempt: int, found: Judgement | MeshError, seconds: float, next_in: float | None
+    ) -> None:
+        name = self._name(record)
+        if name is None:
+            return
+        began = self._clock.now() - seconds
+        if attempt == 1:
+            for header, what in _RESENT:
+                if header in record.headers:
+                    self._note(record, what, time=began, to=_clipped(record.headers[header]))
+        if isinstance(found, Judgement):
+            status, reason, outcome = found.status or 0, found.reason, found.verdict.value
+        else:
+            status, reason, outcome = 0, str(found), Verdict.RETRY.value
+        self._ring.note(
+            name,
+            Step(
+                what=What.ATTEMPT,
+                time=began,
+                topic=Topic(self._pubsub, record.topic),
+                app=self._app,
+                group=self._group,
+                position=record.position,
+                attempt=attempt,
+                status=status,
+                duration=seconds,
+                outcome=outcome if next_in is not None or outcome != Verdict.RETRY.value else "failed",
+                reason=_clipped(reason) if reason else "",
+                next=next_in or 0.0,
+            ),
+        )
+
+    def settled(self, record: Record, outcome: Outcome) -> None:
+        self._note(record, _OUTCOMES[outcome])
+        self._last = None, None
+
+    def _note(self, record: Record, what: What, *, time: float | None = None, reason: str = "", to: str = "") -> None:
+        name = self._name(record)
+        if name is not None:
+            step = Step(
+                what=what,
+                time=self._clock.now() if time is None else time,
+                topic=Topic(self._pubsub, record.topic),
+                app=self._app,
+                group=self._group,
+                position=record.position,
+                reason=reason,
+                to=to,
+            )
+            self._ring.note(name, step)
+
+    def _name(self, record: Record) -> str | None:
+        """The end of a delivery mostly comes right after its answer: the name is read once for both."""
+        last, name = self._last
+        if last is not record:
+            name = self._recorder.name(record)
+            self._last = record, name
+        return name
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= MAX_REASON else text[: MAX_REASON - 1] + "…"
