@@ -18,6 +18,7 @@ from mesh.errors import ConfigurationError, clip
 GROUP = "meshwire.components"
 
 BUILT_IN: Mapping[str, str] = {
+    "bindings.postgresql": "bindings.bindings.postgresql",
     "configuration.meshwire": "mesh.appconfig.backbone",
     "configuration.postgresql": "bindings.configuration.postgresql",
     "configuration.redis": "bindings.configuration.redis",
@@ -39,6 +40,7 @@ BUILT_IN: Mapping[str, str] = {
 """Module of each type. It has a `SPEC`, or `SPECS` when the versions of a type differ."""
 
 ALIASES: Mapping[str, str] = {
+    "bindings.postgres": "bindings.postgresql",
     "configuration.postgres": "configuration.postgresql",
     "state.postgres": "state.postgresql",
     "state.sqlite3": "state.sqlite",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mesh.ports.bindings import InputBinding, Invocation, OutputBinding, Result
+from tests.contract.postgresql_bindings import PostgresRows, PostgresStatements
 
 Invoke = Callable[..., Awaitable[Result]]
 """`invoke(operation, data=b"", **metadata)`."""
@@ -77,5 +78,5 @@ class OutputBacking(Protocol):
         ...
 
 
-INPUTS: list[Callable[[], InputBacking]] = []
-OUTPUTS: list[Callable[[], OutputBacking]] = []
+INPUTS: list[Callable[[], InputBacking]] = [PostgresRows]
+OUTPUTS: list[Callable[[], OutputBacking]] = [PostgresStatements]

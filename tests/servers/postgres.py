@@ -29,9 +29,13 @@ ACCOUNT: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []} if
 
 
 class PostgresServer:
-    """A server on a port and a folder of its own, both kept over restarts. The user is `postgres`."""
+    """A server on a port and a folder of its own, both kept over restarts. The user is `postgres`.
 
-    def __init__(self) -> None:
+    `options` are those of its configuration: `PostgresServer(wal_level="logical")`.
+    """
+
+    def __init__(self, **options: str) -> None:
+        self._options = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         # Not in pytest's folder, into which no other user may look.
         self._folder = Path(tempfile.mkdtemp(prefix="meshwire-postgres-"))
         self.port = free_port()
@@ -62,7 +66,10 @@ class PostgresServer:
         assert BINARIES is not None
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [BINARIES / "postgres", "-D", self._data, "-F", "-h", "127.0.0.1", "-p", str(self.port), "-k", ""],
+                [
+                    *(BINARIES / "postgres", "-D", self._data, "-F", "-h", "127.0.0.1", "-p", str(self.port), "-k", ""),
+                    *self._options,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
