@@ -42,12 +42,16 @@ class Inbound(msgspec.Struct, frozen=True, gc=False):
     """`traceparent`, `tracestate` and `baggage`, as far as there are any."""
 
 
-def read(delivery: Delivery, raw_from: Topic | None = None) -> Inbound:
+def read(
+    delivery: Delivery, raw_from: Topic | None = None, headers: Mapping[str, str] | None = None
+) -> Inbound:
     """`raw_from` is the topic of a subscription with `rawPayload`: its messages are wrapped, whatever they are.
+    `headers` are those of the delivery, for who has read them already.
 
     Raises `InvalidEvent` when the message is no event.
     """
-    headers = delivery.headers
+    if headers is None:
+        headers = delivery.headers
     if raw_from is not None:
         hop = _hop(headers, {}) if headers else _NO_HEADERS
         return Inbound(wrap(delivery.payload or b"", raw_from, hop), None, hop)

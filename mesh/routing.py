@@ -37,6 +37,8 @@ class Skipped(Enum):
     """No rule is true, and there is no default route."""
     EXPIRED = "expired"
     """It ended before it could be delivered."""
+    OTHER = "other"
+    """It is sent again for another app alone (docs/dead-letters.md)."""
 
 
 class RoutingError(MeshError):

@@ -141,7 +141,11 @@ class Subscriber:
         deliverer = Deliverer(
             group=group,
             target=EventTarget(
-                address, spec.routing or spec.routes[0].path, self._channel, raw_payload=spec.raw_payload
+                address,
+                spec.routing or spec.routes[0].path,
+                self._channel,
+                raw_payload=spec.raw_payload,
+                app_id=self._app_id,
             ),
             plan=Plan(attempts=None if dead_letter is None else 1, dead_letter=dead_letter),
             log=component.log,

@@ -184,7 +184,7 @@ class Deliverer:
         else:
             self._deliveries.skipped(why.value)
             reason, text = Reason.UNROUTED, "no routing rule takes it, and there is no default route"
-        if why is not Skipped.FILTER and self._plan.dead_letter is not None:
+        if why in (Skipped.EXPIRED, Skipped.RULES) and self._plan.dead_letter is not None:
             self._give_up(delivery, reason, Judgement(Verdict.DROP, text), None)
         else:
             late = why is Skipped.EXPIRED

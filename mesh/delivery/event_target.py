@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from email.utils import parsedate_to_datetime
 
-from mesh import inbound
+from mesh import addressing, inbound
 from mesh.delivery.target import EXCERPT, Judgement, Prepared, Verdict
 from mesh.errors import clip
 from mesh.ports import AppChannel, AppResponse, AppRoute, Delivery, Topic
@@ -31,10 +31,12 @@ class EventTarget:
         *,
         raw_payload: bool = False,
         headers: Sequence[tuple[str, str]] = (),
+        app_id: str = "",
     ) -> None:
-        """`headers` go with each event, beside those that every event has. Raises `MeshError` when a path cannot be
-        called."""
+        """`headers` go with each event, beside those that every event has. Events that are for another app than
+        `app_id` alone are passed over. Raises `MeshError` when a path cannot be called."""
         fixed = [("content-type", "application/cloudevents+json"), ("pubsubname", topic.pubsub), *headers]
+        self._only = addressing.token(app_id)
         self._raw_from = topic if raw_payload else None
         self._path = ""
         self._route: AppRoute | None = None
@@ -46,7 +48,10 @@ class EventTarget:
             self._routes = {path: channel.prepare("POST", path, fixed) for path in to.paths}
 
     def prepare(self, delivery: Delivery, now: float) -> Prepared | Skipped:
-        event = inbound.read(delivery, self._raw_from)
+        headers = delivery.headers
+        if headers and headers.get(addressing.ONLY_FOR, self._only) != self._only:
+            return Skipped.OTHER
+        event = inbound.read(delivery, self._raw_from, headers)
         if event.expires is not None and event.expires <= now:
             return Skipped.EXPIRED
         if self._route is not None:
