@@ -6,7 +6,10 @@ binding. `datacontenttype` is `ce-datacontenttype`, and only a structured event 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+
+import msgspec
 
 from mesh.codec import attributes as rules
 from mesh.codec import header
@@ -36,6 +39,8 @@ def encode(message: Message, stored_as: str) -> bytes:
     Raises `BrokerError` for a transport header that would break out of its line.
     """
     lines = [b"NATS/1.0\r\nNats-Msg-Id: %b\r\n" % stored_as.encode()]
+    if message.key is not None and message.key != message.attributes.get("partitionkey"):
+        lines.append(b"Meshwire-Key: %b\r\n" % header.encode(message.key).encode())  # before the attribute, for `key`
     if message.mode is Mode.STRUCTURED:
         lines.append(STRUCTURED)
     elif message.mode is Mode.BINARY:
@@ -76,6 +81,35 @@ def _name(raw: str) -> str:
     if len(_names) < _MAX_NAMES:
         _names[raw] = name
     return name
+
+
+def key(block: bytes, payload: bytes) -> str | None:
+    """The key of a stored message: as its publisher gave it, or else the event's `partitionkey`.
+
+    `None` where it is not to be found, as in a structured event that is no JSON. Guarded by `benchmarks/deliver.py`.
+    """
+    found = _find_key(block)
+    if found is not None:
+        raw = found[1]
+        if b"%" not in raw and b'"' not in raw and raw.isascii():
+            return raw.decode()
+        try:
+            return header.decode(raw, "partitionkey")
+        except InvalidEvent:
+            return raw.decode("utf-8", "replace")
+    try:
+        value = _decode_key(payload).partitionkey
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return None if value is None else str(value)
+
+
+class _Keyed(msgspec.Struct, gc=False):
+    partitionkey: str | int | None = None
+
+
+_find_key = re.compile(rb"\r\n(?:Meshwire-Key|ce-partitionkey):[ \t]*([^\r]*)", re.IGNORECASE).search
+_decode_key = msgspec.json.Decoder(_Keyed).decode
 
 
 def mode(headers: Mapping[str, str], payload: bytes) -> Mode:
