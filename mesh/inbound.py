@@ -42,9 +42,7 @@ class Inbound(msgspec.Struct, frozen=True, gc=False):
     """`traceparent`, `tracestate` and `baggage`, as far as there are any."""
 
 
-def read(
-    delivery: Delivery, raw_from: Topic | None = None, headers: Mapping[str, str] | None = None
-) -> Inbound:
+def read(delivery: Delivery, raw_from: Topic | None = None, headers: Mapping[str, str] | None = None) -> Inbound:
     """`raw_from` is the topic of a subscription with `rawPayload`: its messages are wrapped, whatever they are.
     `headers` are those of the delivery, for who has read them already.
 
