@@ -152,10 +152,14 @@ class Settings(Mapping[str, Any]):
         reference = self._component.references.get(self._key(name).lower())
         return None if reference is None else reference.name
 
+    def place(self, name: str) -> str:
+        """`file:line: metadata.<key>` of a setting that the file has."""
+        key = self._key(name)
+        return f"{self._component.where(key)}: metadata.{key}"
+
     def fault(self, name: str, rule: str) -> ConfigurationError:
         """The error for a setting that cannot be obeyed, with its place in the file."""
-        key = self._key(name)
-        return ConfigurationError(f"{self._component.where(key)}: metadata.{key}: {rule}")
+        return ConfigurationError(f"{self.place(name)}: {rule}")
 
     def _key(self, name: str) -> str:
         return self._keys.get(name, name)

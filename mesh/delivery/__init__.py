@@ -7,7 +7,6 @@ becomes a `Letter`. docs/delivery.md is the user's page.
 
 from mesh.delivery.deliverer import Deliverer
 from mesh.delivery.event_target import EventTarget
-from mesh.delivery.flow import Flow
 from mesh.delivery.letters import DeadLetters, Letter, Reason, dead_letter
 from mesh.delivery.plan import BackOff, Plan
 from mesh.delivery.target import Judgement, Prepared, Target, Verdict
@@ -19,7 +18,6 @@ __all__ = [
     "Deliverer",
     "DeliveryWatch",
     "EventTarget",
-    "Flow",
     "Judgement",
     "Letter",
     "Outcome",

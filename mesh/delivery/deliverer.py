@@ -14,7 +14,7 @@ from functools import partial
 from typing import NamedTuple
 
 from mesh import spans
-from mesh.delivery.flow import Flow
+from mesh.control.gate import Gate
 from mesh.delivery.letters import DeadLetters, Letter, Reason, dead_letter, marked
 from mesh.delivery.plan import Plan
 from mesh.delivery.suspension import Suspension
@@ -87,9 +87,9 @@ class Deliverer:
         dead_letters: DeadLetters | None = None,
         watch: DeliveryWatch | None = None,
         telemetry: Telemetry = SILENCE,
-        flow: Flow | None = None,
+        gate: Gate | None = None,
     ) -> None:
-        """`flow` is that of the subscription, which a circuit breaker closes and opens. Without `dead_letters` and
+        """`gate` is that of the subscription, which a circuit breaker closes and opens. Without `dead_letters` and
         without a dead letter topic, what is given up is tried again at the plan's pauses: nothing is lost."""
         self._group = group
         self._topic = group.topic
@@ -107,11 +107,13 @@ class Deliverer:
         self._suspension = (
             None
             if plan.breaker is None
-            else Suspension(f"delivery[{group.topic.pubsub}, {group.topic.name}]", plan.breaker, clock, flow)
+            else Suspension(f"delivery[{group.topic.pubsub}, {group.topic.name}]", plan.breaker, clock, gate)
         )
         self._first_failures: OrderedDict[str, float] = OrderedDict()
         self._unburied: OrderedDict[str, tuple[Letter, bool]] = OrderedDict()
         self._burying: set[asyncio.Task[None]] = set()
+        self.in_hand = 0
+        """Deliveries that are not settled yet."""
         self._draining = False
         self._silent_until = 0.0
         self._unlogged = 0
@@ -128,6 +130,7 @@ class Deliverer:
             self._suspension.close()
 
     def handle(self, delivery: Delivery) -> None:
+        self.in_hand += 1
         if self._unburied and (unburied := self._unburied.get(delivery.position)) is not None:
             self._bury(delivery, *unburied)
         else:
@@ -284,11 +287,13 @@ class Deliverer:
             self._first_failures.popitem(last=False)
         self._log_failure(delivery, reason, pause)
         self._deliveries.retried()
+        self.in_hand -= 1
         delivery.retry(pause)
 
     def _release(self, delivery: Delivery) -> None:
         if self._watch is not None:
             self._watch.settled(delivery, Outcome.RELEASED)
+        self.in_hand -= 1
         delivery.release()
 
     def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
@@ -296,6 +301,7 @@ class Deliverer:
             self._first_failures.pop(delivery.position, None)
         if self._watch is not None:
             self._watch.settled(delivery, outcome)
+        self.in_hand -= 1
         delivery.ack()
 
     def _log_failure(self, delivery: Delivery, reason: str, pause: float) -> None:

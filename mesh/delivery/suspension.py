@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from mesh.delivery.flow import Flow
+from mesh.control.gate import Gate
 from mesh.ports import Clock
 from mesh.resiliency.breaker import Breaker, BreakerSettings, Generation, State
 
 BREAKER = "circuit breaker"
-"""Who limits the flow."""
+"""Who wishes for less."""
 WAKE_PAUSE = 0.05
 
 
 class Suspension:
     """Open, the subscription takes nothing; half-open, as many events as there are probes; closed, all it may."""
 
-    def __init__(self, name: str, settings: BreakerSettings, clock: Clock, flow: Flow | None) -> None:
+    def __init__(self, name: str, settings: BreakerSettings, clock: Clock, gate: Gate | None) -> None:
         self._breaker = Breaker(name, settings, clock)
         self._settings = settings
         self._clock = clock
-        self._flow = flow
+        self._gate = gate
         self._state = State.CLOSED
         self._closed = False
 
@@ -40,18 +40,18 @@ class Suspension:
         self._closed = True
 
     def _follow(self) -> None:
-        """Set the flow by the breaker's state."""
+        """Let in what the breaker's state allows."""
         state = self._breaker.state
-        if self._flow is None or self._closed or state is self._state:
+        if self._gate is None or self._closed or state is self._state:
             return
         self._state = state
         if state is State.OPEN:
-            self._flow.limit(BREAKER, 0)
+            self._gate.wish(BREAKER, 0)
             self._clock.call_later(self._settings.timeout, self._wake)
         elif state is State.HALF_OPEN:
-            self._flow.limit(BREAKER, self._settings.max_requests)
+            self._gate.wish(BREAKER, self._settings.max_requests)
         else:
-            self._flow.limit(BREAKER, None)
+            self._gate.wish(BREAKER, None)
 
     def _wake(self) -> None:
         self._follow()

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from mesh.errors import ConfigurationError, clip
 from mesh.ports import Clock
@@ -29,9 +29,9 @@ _BUILT_IN = {
     SERVICE_RETRIES: Retry(duration=1.0, max_retries=3),
     INITIALIZATION_RETRIES: Retry(exponential=True, max_interval=1.0, max_retries=3, max_elapsed=10.0),
 }
-UNDER_POLICIES = ("configuration", "lock", "secretstores", "state")
+UNDER_POLICIES = ("bindings", "configuration", "lock", "pubsub", "secretstores", "state")
 """Categories of components that are called under policies. Whoever calls `for_component` for one more adds it."""
-TELL_UNDER_POLICIES = ("configuration",)
+TELL_UNDER_POLICIES = ("bindings", "configuration", "pubsub")
 """Categories of components whose messages to the app go under policies."""
 _NOT_YET = ("DaprBuiltInActor", "DefaultActor")
 
@@ -70,6 +70,24 @@ class _Parts(NamedTuple):
         return bool(self.timeout or self.breaker or (self.retry and self.retry.max_retries))
 
 
+class Applied(NamedTuple, Generic[V]):
+    """A policy that applies, and why."""
+
+    value: V
+    origin: str
+    """`file:line: field` of the policy."""
+    explicit: bool
+    """A target names it; else it applies by its name."""
+
+
+class InboundPolicies(NamedTuple):
+    """What manifests say of deliveries from a component: data, for who carries them out."""
+
+    timeout: Applied[float] | None = None
+    retry: Applied[Retry] | None = None
+    breaker: Applied[BreakerSettings] | None = None
+
+
 class Resiliency:
     """All resiliency manifests of an app, merged; and the breakers' state.
 
@@ -96,6 +114,7 @@ class Resiliency:
         self._retries = dict(_BUILT_IN)
         self._circuit_breakers: dict[str, BreakerSettings] = {}
         self._of_components: list[tuple[str, str, ComponentTarget]] = []
+        self._origins: dict[tuple[str, str], str] = {}
         apps: dict[str, Target] = {}
         components: dict[str, ComponentTarget] = {}
         for manifest in manifests:
@@ -103,9 +122,11 @@ class Resiliency:
             self._retries |= {name: self._adjusted(name, retry, manifest) for name, retry in manifest.retries.items()}
             self._circuit_breakers |= manifest.breakers
             self._warn_of_names(manifest)
+            self._origins |= manifest.origins
             self._of_components += ((manifest.origin, *target) for target in manifest.components.items())
             apps |= manifest.apps
             components |= manifest.components
+        self._targets = components
         self._apps = {name: self._resolve(target) for name, target in apps.items()}
         self._components = {
             (name, direction): self._resolve(side)
@@ -114,9 +135,7 @@ class Resiliency:
         }
         self._app_default = self._default("App", "")
         self._component_defaults = {
-            (category, direction): self._default(
-                f"{type_}Component{direction.value}", f"Component{direction.value}", "Component", ""
-            )
+            (category, direction): self._default(*_component_levels(direction, type_))
             for category, type_ in _COMPONENT_TYPES.items()
             for direction in Direction
         }
@@ -172,6 +191,29 @@ class Resiliency:
         side = "input" if direction is Direction.INBOUND else "output"
         return self._policy(f"component[{name}] {side}", parts, breaker)
 
+    def inbound(self, name: str, category: str) -> InboundPolicies:
+        """What `for_component` of this direction would do, as data: for what is not done by calling again, but by
+        having the broker deliver again. Each subscription has a breaker of its own."""
+        target = self._targets.get(name)
+
+        def applied(kind: str, policies: Mapping[str, V], reference: Reference | None) -> Applied[V] | None:
+            if reference is not None:
+                found = reference.name
+            else:
+                names = self._default_names(Direction.INBOUND, category, _WORDS[kind])
+                found = next((name for name in names if name in policies), "")
+            if not found:
+                return None
+            origin = self._origins.get((kind, found), f"built-in policy {found}")
+            return Applied(policies[found], origin, reference is not None)
+
+        timeout, retry, breaker = (None, None, None) if target is None else _policies(target.inbound)
+        return InboundPolicies(
+            applied("timeouts", self._timeouts, timeout),
+            applied("retries", self._retries, retry),
+            applied("circuitBreakers", self._circuit_breakers, breaker),
+        )
+
     def built_in_for_app(self, app_id: str) -> Policy | None:
         """The retries of a service call that found nobody, inside `for_app` of an app without a target of its own;
         `None` for one that has it (Dapr: default policies do not count).
@@ -200,6 +242,10 @@ class Resiliency:
             _named(target.circuit_breaker, self._circuit_breakers),
             target.breakers,
         )
+
+    @staticmethod
+    def _default_names(direction: Direction, category: str, kind: str) -> list[str]:
+        return [f"Default{level}{kind}Policy" for level in _component_levels(direction, _COMPONENT_TYPES[category])]
 
     def _default(self, *levels: str) -> _Parts:
         """The first policy of each kind that is named after a level, the most specific first (Dapr)."""
@@ -252,7 +298,11 @@ _WITH_EFFECT = (
 )
 
 
-def _policies(target: Target) -> tuple[Reference, ...]:
+def _component_levels(direction: Direction, type_: str) -> tuple[str, ...]:
+    return f"{type_}Component{direction.value}", f"Component{direction.value}", "Component", ""
+
+
+def _policies(target: Target) -> tuple[Reference, Reference, Reference]:
     return target.timeout, target.retry, target.circuit_breaker
 
 

@@ -1,0 +1,206 @@
+"""The one place where a delivery plan is made: from the component, the subscription and the resiliency manifests.
+
+Of each value the most specific source counts: the subscription, then the resiliency policies that name the component
+as a target, the component, resiliency policies that apply by their name, the default. The pauses are one value: whoever
+says anything of them says all. The *inbound retry policy is the plan*: its attempts are those of the plan, not some
+within each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from mesh.delivery.plan import CONCURRENCY, HANDLER_TIMEOUT, RETRY_AFTER_MAX, BackOff, Plan
+from mesh.delivery.settings import EXPONENTIAL_ONLY, MAX_ATTEMPTS, MAX_PAUSE, UNLIMITED, Stated, Statements
+from mesh.errors import ConfigurationError
+from mesh.ports import Feature, Order, Topic
+from mesh.resiliency.retry import JITTER, MULTIPLIER, Retry
+from mesh.resiliency.targets import InboundPolicies
+
+DEFAULT = "default"
+_BACK_OFF = ("backOffPolicy", "backOffDuration", *EXPONENTIAL_ONLY, "backOffRandomizationFactor")
+_ORDERS = {Order.KEY: Feature.KEY_ORDER, Order.STRICT: Feature.STRICT_ORDER}
+
+
+class Compiled(NamedTuple):
+    plan: Plan
+    origins: Mapping[str, str]
+    """Where each value of the plan was said, by the plan's own names; `DEFAULT` where it was not."""
+
+
+def compile_plan(
+    component: Statements,
+    subscription: Statements,
+    policies: InboundPolicies,
+    *,
+    features: frozenset[Feature],
+    dead_letter: Topic | None = None,
+    dead_letter_origin: str = DEFAULT,
+) -> Compiled:
+    """The plan of one subscription. `features` are those of the component's log; `dead_letter` was settled by the
+    caller, who knows which topics the app may publish to.
+
+    Raises `ConfigurationError`, with the place, for what contradicts itself, overflows, or the log cannot do.
+    """
+    merged = _Merged(component, subscription, policies)
+    merged.check_layers()
+    retry, retry_origin = merged.retry()
+    attempts, pauses = merged.find("maxAttempts"), merged.layer_of(_BACK_OFF)
+    origins = {"deadLetterTopic": DEFAULT if dead_letter is None else dead_letter_origin}
+
+    if attempts is not None:
+        limit = None if attempts.value == UNLIMITED else int(attempts.value)
+        origins["attempts"] = attempts.origin
+    elif retry is not None:
+        limit = attempts_of(retry)
+        origins["attempts"] = retry_origin
+        if limit is not None and limit > MAX_ATTEMPTS:
+            raise ConfigurationError(f"{retry_origin}: maxRetries must be less than {MAX_ATTEMPTS} for deliveries")
+    else:
+        limit = None if dead_letter is None else 1
+        origins["attempts"] = DEFAULT
+
+    if pauses:
+        back_off, origins["backOff"] = _back_off(pauses), next(iter(pauses.values())).origin
+    elif retry is not None:
+        back_off, origins["backOff"] = _back_off_of(retry, retry_origin), retry_origin
+    else:
+        back_off, origins["backOff"] = BackOff(), DEFAULT
+    if limit is None and not back_off.first:
+        raise ConfigurationError(f"{origins['backOff']}: a pause of 0 contradicts {origins['attempts']}: no limit")
+
+    timeout = merged.timeout()
+    order, broadcast = merged.find("order"), merged.find("broadcast")
+    concurrency, retry_after = merged.find("concurrency"), merged.find("retryAfterMax")
+    if broadcast is not None and broadcast.value and Feature.BROADCAST not in features:
+        raise ConfigurationError(f"{broadcast.origin}: the broker of this component cannot: {Feature.BROADCAST.value}")
+    spread = broadcast is not None and bool(broadcast.value)
+    breaker = policies.breaker
+    origins |= {
+        "timeout": timeout.origin,
+        "retryAfterMax": DEFAULT if retry_after is None else retry_after.origin,
+        "order": DEFAULT if order is None else order.origin,
+        "concurrency": DEFAULT if concurrency is None else concurrency.origin,
+        "broadcast": DEFAULT if broadcast is None else broadcast.origin,
+        "retryable": retry_origin if retry is not None and retry.http_statuses else DEFAULT,
+        "breaker": DEFAULT if breaker is None else breaker.origin,
+    }
+    ordered = _order(order, features, spread)
+    most = 1 if ordered is Order.STRICT else CONCURRENCY if concurrency is None else int(concurrency.value)
+    return Compiled(
+        Plan(
+            attempts=limit,
+            back_off=back_off,
+            retryable=() if retry is None else retry.http_statuses,
+            timeout=timeout.value,
+            retry_after_max=RETRY_AFTER_MAX if retry_after is None else retry_after.value,
+            breaker=None if breaker is None else breaker.value,
+            concurrency=most,
+            order=ordered,
+            dead_letter=dead_letter,
+            broadcast=spread,
+        ),
+        origins,
+    )
+
+
+class _Merged:
+    """The sources in the order in which they count."""
+
+    def __init__(self, component: Statements, subscription: Statements, policies: InboundPolicies) -> None:
+        self._component = component
+        self._subscription = subscription
+        self._policies = policies
+
+    def find(self, name: str) -> Stated | None:
+        return self._subscription.get(name) or self._component.get(name)
+
+    def layer_of(self, names: tuple[str, ...]) -> dict[str, Stated]:
+        """What the more specific source says of things that only make sense together."""
+        for layer in (self._subscription, self._component):
+            found = {name: layer[name] for name in names if name in layer}
+            if found:
+                return found
+        return {}
+
+    def retry(self) -> tuple[Retry | None, str]:
+        applied = self._policies.retry
+        return (None, DEFAULT) if applied is None else (applied.value, applied.origin)
+
+    def timeout(self) -> Stated:
+        stated, applied = self.find("handlerTimeout"), self._policies.timeout
+        if stated is not None:
+            return stated
+        if applied is None or not applied.value:  # Dapr: 0 is no limit, and every wait has one
+            return Stated(HANDLER_TIMEOUT, DEFAULT)
+        if applied.value > MAX_PAUSE:
+            raise ConfigurationError(f"{applied.origin}: must be at most {MAX_PAUSE:g} s (got {applied.value:g} s)")
+        return Stated(applied.value, applied.origin)
+
+    def check_layers(self) -> None:
+        """A component and a policy that names it stand side by side: neither is more specific than the other."""
+        retry, timeout = self._policies.retry, self._policies.timeout
+        for applied, names in ((retry, ("maxAttempts", *_BACK_OFF)), (timeout, ("handlerTimeout",))):
+            if applied is None or not applied.explicit:
+                continue
+            stated = next((self._component[name] for name in names if name in self._component), None)
+            if stated is not None:
+                raise ConfigurationError(f"{stated.origin}: contradicts {applied.origin}; keep the one or the other")
+
+
+def attempts_of(retry: Retry) -> int | None:
+    """The first attempt and the retries, as far as they begin within `max_elapsed` at pauses of their mean length.
+
+    Counted in advance, so that it holds whichever replica makes an attempt, and can be told before anything runs.
+    """
+    limit = None if retry.max_retries < 0 else retry.max_retries + 1
+    if not retry.exponential:
+        return limit
+    pauses = _exponential(retry)
+    elapsed, attempt = pauses.nominal(1), 1
+    while elapsed <= retry.max_elapsed and (limit is None or attempt < limit):
+        attempt += 1
+        elapsed += pauses.nominal(attempt)
+    return attempt
+
+
+def _exponential(retry: Retry) -> BackOff:
+    return BackOff(first=retry.initial_interval, factor=MULTIPLIER, longest=retry.max_interval, jitter=JITTER)
+
+
+def _back_off_of(retry: Retry, origin: str) -> BackOff:
+    longest = retry.max_interval if retry.exponential else retry.duration
+    if longest > MAX_PAUSE:
+        raise ConfigurationError(f"{origin}: pauses must be at most {MAX_PAUSE:g} s (got {longest:g} s)")
+    if retry.exponential:
+        return _exponential(retry)
+    return BackOff(first=retry.duration, factor=1, longest=retry.duration, jitter=0)
+
+
+def _back_off(stated: Mapping[str, Stated]) -> BackOff:
+    def value(name: str, default: float) -> Any:
+        return stated[name].value if name in stated else default
+
+    defaults = BackOff()
+    policy = stated.get("backOffPolicy")
+    if "backOffDuration" in stated or (policy is not None and policy.value == "constant"):
+        duration = value("backOffDuration", 5.0)
+        return BackOff(first=duration, factor=1, longest=duration, jitter=value("backOffRandomizationFactor", 0.0))
+    first = value("backOffInitialInterval", defaults.first)
+    return BackOff(
+        first=first,
+        factor=value("backOffMultiplier", defaults.factor),
+        longest=value("backOffMaxInterval", max(first, defaults.longest)),
+        jitter=value("backOffRandomizationFactor", defaults.jitter),
+    )
+
+
+def _order(stated: Stated | None, features: frozenset[Feature], broadcast: bool) -> Order:
+    if stated is None:
+        return Order.KEY if Feature.KEY_ORDER in features and not broadcast else Order.NONE
+    order = Order(stated.value)
+    needed = _ORDERS.get(order)
+    if needed is not None and needed not in features:
+        raise ConfigurationError(f"{stated.origin}: the broker of this component cannot: {needed.value}")
+    return order
