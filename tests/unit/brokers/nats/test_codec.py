@@ -17,7 +17,7 @@ def test_a_key_is_stored_and_found_in_every_mode(key: str) -> None:
         Message(mode=Mode.RAW, payload=b"any", key=key),
         Message(mode=Mode.STRUCTURED, payload=b"{}", key=key),
         Message(mode=Mode.BINARY, payload=None, attributes=event, key=key),
-        Message(mode=Mode.BINARY, payload=None, attributes={**event, "partitionkey": key}, key=key),
+        Message(mode=Mode.BINARY, payload=None, attributes=event | {"partitionkey": key}, key=key),
     ):
         assert codec.key(codec.encode(message, "1"), b"") == key
 
