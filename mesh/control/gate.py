@@ -34,6 +34,11 @@ class Gate:
         return min(self._most, *self._wishes.values()) if self._wishes else self._most
 
     @property
+    def in_hand(self) -> int:
+        """Deliveries that are not settled yet."""
+        return self._in_hand()
+
+    @property
     def rate(self) -> float | None:
         """Events per second, if there is a limit."""
         return None if self._bucket is None else self._bucket.rate

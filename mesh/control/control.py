@@ -1,0 +1,244 @@
+"""What operators set for the subscriptions of an app, carried out in each of its sidecars."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import aclosing
+from typing import NamedTuple
+
+import msgspec
+
+from mesh.control import setting as settings
+from mesh.control.gate import Gate
+from mesh.control.setting import KIND, NOTHING, Action, Name, Setting
+from mesh.errors import BrokerError
+from mesh.inquiry import Inquirer, Witness
+from mesh.ports import Clock
+from mesh.ports.tables import ABSENT, Conflict, Current, Delete, Entry, Gone, Put, Table
+
+logger = logging.getLogger("meshwire.control")
+
+SUBJECT = "subscriptions"
+"""Of the questions that replicas ask each other, in the app's table."""
+OPERATOR, UNKNOWN = "operator", "unknown"
+"""Whose wishes of a gate these are: what was set, and that what was set is not known yet."""
+KNOWN_LIMIT = 10.0
+"""Seconds for which subscriptions wait to learn what was set; a paused one must not begin with every new replica."""
+RETRY_PAUSE = 1.0
+"""Seconds from the loss of the watch to the next one."""
+ATTEMPTS = 5
+"""How often a change is tried when others change the same at the same time."""
+APPLIED_LIMIT = 2.0
+"""Seconds that the replicas have to carry out what was set, before it is answered without them."""
+LOOKS = 0.1
+"""Seconds between two questions to the replicas."""
+
+
+class InReplica(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """How one subscription stands in one replica. On the wire: fields are only ever added."""
+
+    pubsub: str
+    topic: str
+    group: str
+    revision: int
+    """Of the setting that it obeys; 0 is none."""
+    in_hand: int
+    concurrency: int
+    """What it may have in hand at the moment."""
+
+    @property
+    def name(self) -> Name:
+        return Name(self.pubsub, self.topic, self.group)
+
+
+class Replicas(NamedTuple):
+    """What all replicas say."""
+
+    there: dict[str, list[InReplica]]
+    """By the name of the sidecar."""
+    silent: list[str]
+
+    def of(self, name: Name) -> dict[str, InReplica]:
+        return {sidecar: one for sidecar, all_ in self.there.items() for one in all_ if one.name == name}
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(list[InReplica]).decode
+
+
+class Control:
+    """Watches what was set for the app, and carries it out on the subscriptions of this sidecar."""
+
+    def __init__(self, sidecar: str, table: Table, clock: Clock) -> None:
+        """`table` is that of the app; `sidecar` tells its replicas apart."""
+        self._table = table
+        self._clock = clock
+        self._witness = Witness(SUBJECT, sidecar, table, clock, self._answer)
+        self._inquirer = Inquirer(SUBJECT, table, clock)
+        self._gates: dict[Name, Gate] = {}
+        self._settings: dict[Name, tuple[Setting, int]] = {}
+        self._known = False
+        self._watching: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """In the background. May be called when the broker is not there yet."""
+        create_task = asyncio.get_running_loop().create_task
+        self._watching = [
+            create_task(self._watch(), name="control: settings"),
+            create_task(self._give_up_waiting(), name="control: begin without settings"),
+        ]
+        self._witness.start()
+
+    async def stop(self) -> None:
+        """Subscriptions stay as they are."""
+        for task in self._watching:
+            task.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)
+        self._watching = []
+        await self._witness.stop()
+
+    # Subscriptions of this sidecar
+
+    def steer(self, name: Name, gate: Gate) -> None:
+        """From now on `gate` obeys what is set for `name`. To be called before the subscription begins."""
+        self._gates[name] = gate
+        self._apply(name)
+
+    def let_go(self, name: Name, gate: Gate) -> None:
+        """The subscription with this gate has ended; a later one of the same name is not meant."""
+        if self._gates.get(name) is gate:
+            del self._gates[name]
+
+    def setting(self, name: Name) -> Setting:
+        """What is set, as far as this sidecar knows."""
+        return self._settings.get(name, (NOTHING, ABSENT))[0]
+
+    def named(self) -> set[Name]:
+        """The subscriptions for which something is set."""
+        return {name for name, (setting, _) in self._settings.items() if setting != NOTHING}
+
+    def _apply(self, name: Name) -> None:
+        gate = self._gates.get(name)
+        if gate is not None:
+            setting = self.setting(name)
+            gate.wish(UNKNOWN, None if self._known else 0)
+            gate.wish(OPERATOR, 0 if setting.stopped else setting.concurrency)
+            gate.limit(setting.rate)
+
+    async def _give_up_waiting(self) -> None:
+        await self._clock.sleep(KNOWN_LIMIT)
+        if not self._known:
+            logger.warning("what was set for subscriptions is not known after %g s: they begin as planned", KNOWN_LIMIT)
+            self._now_known()
+
+    def _now_known(self) -> None:
+        self._known = True
+        for name in self._gates:
+            self._apply(name)
+
+    async def _watch(self) -> None:
+        shown = ABSENT
+        while True:
+            try:
+                async with aclosing(self._table.watch((KIND,), after=shown)) as changes:
+                    async for change in changes:
+                        if isinstance(change, Current):
+                            if not self._known:
+                                self._now_known()
+                        else:
+                            self._note(change)
+                        shown = max(shown, change.revision)
+            except BrokerError as error:
+                logger.debug("what is set for subscriptions cannot be watched: %s", error)
+            await self._clock.sleep(RETRY_PAUSE)
+
+    def _note(self, change: Entry | Gone) -> None:
+        name = settings.name_of(change.key)
+        if name is None:
+            return
+        setting = NOTHING
+        if isinstance(change, Entry):
+            try:
+                setting = settings.decode(change.value)
+            except msgspec.DecodeError as error:
+                logger.warning("what is set for subscription %s cannot be read: %s", "/".join(change.key[1:]), error)
+                return
+        if change.revision > self._settings.get(name, (NOTHING, ABSENT))[1]:
+            self._settings[name] = setting, change.revision
+            self._apply(name)
+
+    # Across replicas
+
+    async def act(self, name: Name, action: Action) -> Replicas:
+        """Set it for all replicas. Returns how they stand once all obey, and in a drain have nothing in hand, or after
+        `APPLIED_LIMIT` or the wait that was asked for. Raises `BrokerError`, `TooManyQuestions`."""
+        revision = await self._set(name, action)
+        patience = max(APPLIED_LIMIT, action.wait_seconds)
+        begun = self._clock.now()
+        while True:
+            replicas = await self.replicas()
+            standing = replicas.of(name).values()
+            waited = self._clock.now() - begun
+            obey = not replicas.silent and all(one.revision >= revision for one in standing)
+            if obey and (waited >= action.wait_seconds or not any(one.in_hand for one in standing)):
+                return replicas
+            if waited >= patience:
+                return replicas
+            await self._clock.sleep(LOOKS)
+
+    async def replicas(self) -> Replicas:
+        """Raises `BrokerError`, `TooManyQuestions`."""
+        answers = await self._inquirer.ask(b"{}")
+        there: dict[str, list[InReplica]] = {}
+        silent = list(answers.silent)
+        for sidecar, given in answers.given.items():
+            try:
+                there[sidecar] = _decode(given)
+            except msgspec.DecodeError:
+                silent.append(sidecar)
+        return Replicas(there, silent)
+
+    async def _set(self, name: Name, action: Action) -> int:
+        """The revision from which it holds."""
+        for attempt in range(ATTEMPTS):
+            entry = await self._table.get(name.key)
+            try:
+                before = NOTHING if entry is None else settings.decode(entry.value)
+            except msgspec.DecodeError as error:
+                raise BrokerError(f"{'/'.join(name.key)} cannot be read: {error}") from None
+            after = settings.changed(before, action)
+            if after == before:
+                return ABSENT if entry is None else entry.revision
+            change: Put | Delete
+            if after == NOTHING and entry is not None:
+                change = Delete(key=name.key, expected=entry.revision)
+            else:
+                expected = ABSENT if entry is None else entry.revision
+                change = Put(
+                    key=name.key,
+                    value=settings.encode(after),
+                    content_type="application/json",
+                    expected=expected,
+                )
+            try:
+                [revision] = await self._table.commit([change])
+            except Conflict as conflict:
+                if attempt == ATTEMPTS - 1:
+                    raise BrokerError(f"{conflict}: others change it at the same time; try again") from None
+            else:
+                return revision
+        raise AssertionError
+
+    def _answer(self, _question: bytes) -> bytes:
+        return _encode(
+            [
+                InReplica(
+                    **name._asdict(),
+                    revision=self._settings.get(name, (NOTHING, ABSENT))[1],
+                    in_hand=gate.in_hand,
+                    concurrency=gate.allowed,
+                )
+                for name, gate in self._gates.items()
+            ]
+        )
