@@ -26,7 +26,8 @@ MAX_TTL = 100 * 365 * 24 * 3600
 forgets the event at once."""
 
 _CE = "ce-"
-_NO_DATA = NO_DATA.decode().lower()
+_OWN = frozenset(("content-type", "meshwire-key", NO_DATA.decode().lower()))
+"""Headers of ours, in lower case, that tell how a message is stored."""
 _MAX_NAMES = 1024
 _WHITE_SPACE = " \t\r\n\v\f"
 _names: dict[str, str] = {}
@@ -138,7 +139,5 @@ def decode_attributes(headers: Mapping[str, str]) -> Attributes:
 def transport_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """What remains when the event's and the broker's own headers are gone."""
     return {
-        name: value
-        for name, value in headers.items()
-        if name[:3] != _CE and name[:5] != "nats-" and name != _NO_DATA and name != "content-type"
+        name: value for name, value in headers.items() if name[:3] != _CE and name[:5] != "nats-" and name not in _OWN
     }
