@@ -23,7 +23,9 @@ def test_a_key_is_stored_and_found_in_every_mode(key: str) -> None:
 
 
 def test_the_key_that_the_publisher_gave_goes_before_the_attribute() -> None:
-    attributes = {"specversion": "1.0", "id": "1", "source": "/", "type": "t", "partitionkey": "attribute"}
+    attributes: dict[str, str | int | bool] = {
+        "specversion": "1.0", "id": "1", "source": "/", "type": "t", "partitionkey": "attribute",
+    }  # fmt: skip
     block = codec.encode(Message(mode=Mode.BINARY, payload=b"", attributes=attributes, key="given"), "1")
     assert codec.key(block, b"") == "given"
 
