@@ -56,10 +56,24 @@ def check_topic(name: str) -> None:
         raise InvalidTopic(f"the topic name '{clip(name)}' is longer than {MAX_TOPIC_BYTES} bytes of UTF-8")
     if _UNSAFE_IN_TOPIC.search(name):
         raise InvalidTopic(f"the topic name '{clip(name)}' has control characters or is no valid Unicode text")
-    if ("*" in name or ">" in name) and not {"*", ">"}.isdisjoint(name.split(".")):
+    if is_pattern(name):
         raise InvalidTopic(
             f"the topic name '{clip(name)}' has a wildcard ('*' or '>' between dots); name one topic, without wildcards"
         )
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a topic name has a wildcard: `*` or `>` alone between dots."""
+    return ("*" in name or ">" in name) and not {"*", ">"}.isdisjoint(name.split("."))
+
+
+def check_pattern(name: str) -> None:
+    """Raise `InvalidTopic` unless `name` can name many topics: `*` is one part between dots, `>` at the end one or
+    more."""
+    *parts, last = name.split(".")
+    if ">" in parts:
+        raise InvalidTopic(f"the topic name '{clip(name)}' has a '>' that is not at its end")
+    check_topic(".".join("-" if part in ("*", ">") else part for part in (*parts, last)))
 
 
 def token(text: str) -> str:
@@ -305,3 +319,22 @@ def parse_caller(text: str, namespace: str) -> Peer:
     if caller_token(caller, namespace) != text:
         raise MeshError(f"'{clip(text)}' names no caller")
     return caller
+
+
+BINDING_TRIGGERED = "io.meshwire.binding.triggered.v1"
+"""The type of the CloudEvent that an item of an input binding becomes."""
+
+BINDINGS = "$bindings"
+"""Stands in the place of a pub/sub component in the addresses of items. No component can have this name."""
+
+
+def binding_topic(app_id: str, binding: str) -> Topic:
+    """Where the items of an input binding of an app are stored. Raises `InvalidTopic`."""
+    topic = Topic(BINDINGS, f"{token(app_id)}.{binding}")  # a token has no dots, so no two pairs share a topic
+    check_topic(topic.name)
+    return topic
+
+
+def bindings_scope(app_id: str) -> str:
+    """The scope of what the input bindings of an app keep: the leases of their sources, the schedules of cron."""
+    return f"bindings@{app_id}"

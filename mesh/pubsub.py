@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
 import msgspec
 
-from mesh import addressing, envelope, spans
+from mesh import addressing, envelope, ids, spans
+from mesh.delivery.settings import Statements
 from mesh.envelope import Publication, hop_headers
 from mesh.errors import ApiError, BrokerError, BrokerUnavailable, Code, MessageTooLarge
 from mesh.event import CloudEvent
 from mesh.ports import Clock, EventLog, Message, Mode, Topic
+from mesh.resiliency.breaker import BreakerOpen
+from mesh.resiliency.policy import Policy, TimedOut
+from mesh.resiliency.retry import Failure
+from mesh.resiliency.targets import Direction, Resiliency
 from mesh.scopes import TopicScopes
 from mesh.telemetry import SILENCE, Span, Telemetry
 from mesh.trace import TraceContext
@@ -35,6 +40,8 @@ class Component(msgspec.Struct, frozen=True, kw_only=True):
     scopes: TopicScopes = TopicScopes.from_metadata({})
     topic_prefix: str = ""
     """Put before each topic on the broker; the app never sees it (Dapr: `{namespace}` in a component)."""
+    delivery: Statements = {}
+    """What its manifest says of the delivery plan of each subscription."""
 
     def address(self, topic: str) -> Topic:
         return Topic(self.name, self.topic_prefix + topic)
@@ -49,6 +56,9 @@ class PublishWatch(Protocol):
     def refused(self, topic: Topic, message: Message, error: BrokerError, began: float) -> None: ...
 
 
+_Publish = Callable[[Topic, Message], Awaitable[str]]
+
+
 class PubSub:
     """Publishes for one app, to the pub/sub components of its sidecar."""
 
@@ -58,10 +68,12 @@ class PubSub:
         components: Mapping[str, Component],
         clock: Clock,
         *,
+        resiliency: Resiliency | None = None,
         telemetry: Telemetry = SILENCE,
         watch: PublishWatch | None = None,
     ) -> None:
         """`components` by their names; they may change while this runs."""
+        self._resiliency = resiliency
         self.app_id = app_id
         self.components = components
         self._clock = clock
@@ -171,7 +183,13 @@ class PubSub:
         self, component: Component, topic: str, address: Topic, messages: Sequence[Message]
     ) -> dict[int, BrokerError]:
         """Publish all; returns the failures by index."""
-        publish = component.log.publish if self._watch is None else partial(self._watched, component.log, self._watch)
+        publish: _Publish = (
+            component.log.publish if self._watch is None else partial(self._watched, component.log, self._watch)
+        )
+        if self._resiliency is not None:
+            policy = self._resiliency.for_component(component.name, Direction.OUTBOUND, "pubsub")
+            if policy is not None:
+                publish = partial(_under, policy, publish)
         publishes = self._meter.publishes(component.name, topic)
         begun = publishes.begin()
         failures: dict[int, BrokerError] = {}
@@ -226,6 +244,23 @@ class PubSub:
                 resource=("pubsub", component.name),
                 metadata={"appID": self.app_id, "error": message},
             )
+
+
+async def _under(policy: Policy, publish: _Publish, address: Topic, message: Message) -> str:
+    """Publish as often as the policy says, under one id: what is repeated is stored once."""
+    if policy.retry is not None and message.dedupe_id is None:
+        message = msgspec.structs.replace(message, dedupe_id=ids.uuid4())
+    try:
+        return await policy.run(lambda: publish(address, message), failed=_failed)
+    except (TimedOut, BreakerOpen) as error:
+        raise BrokerUnavailable(str(error)) from error
+
+
+def _failed(outcome: object) -> Failure | None:
+    """What cannot be stored ever is the caller's fault; what the broker refuses, it refuses again."""
+    if not isinstance(outcome, BrokerError | TimedOut) or isinstance(outcome, MessageTooLarge):
+        return None
+    return Failure(final=not isinstance(outcome, BrokerUnavailable | TimedOut))
 
 
 def _not_stored(pubsub: str, topic: str, total: int, failures: Mapping[int, BrokerError]) -> ApiError:

@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mesh.components import ComponentSpec, Field, Setup
+from mesh.delivery import settings as delivery
 from mesh.errors import ConfigurationError
 from mesh.ports import EventLog
 from mesh.pubsub import Component
 from mesh.scopes import TopicScopes
 
-FIELDS: Sequence[Field] = (
+SCOPES: Sequence[Field] = (
     Field("publishingScopes", "Which topics an app may publish to: `app1=topic1,topic2;app2=`."),
     Field("subscriptionScopes", "Which topics an app may subscribe to: `app1=topic1,topic2;app2=`."),
     Field("allowedTopics", "The only topics that there are, with commas between them."),
     Field("protectedTopics", "Topics only for apps that a scope names, with commas between them."),
 )
+FIELDS: Sequence[Field] = (*SCOPES, *delivery.FIELDS)
 """The settings of every pub/sub component, beside its own."""
 
 
 def make(setup: Setup, spec: ComponentSpec, log: EventLog) -> Component:
     """Raises `ConfigurationError`, with the place in the file."""
     try:
-        scopes = TopicScopes.from_metadata({field.name: setup.settings[field.name] or "" for field in FIELDS})
+        scopes = TopicScopes.from_metadata({field.name: setup.settings[field.name] or "" for field in SCOPES})
     except ConfigurationError as error:
         raise ConfigurationError(f"{setup.settings.origin}: {error}") from None
     return Component(
@@ -32,6 +34,7 @@ def make(setup: Setup, spec: ComponentSpec, log: EventLog) -> Component:
         version=setup.version,
         scopes=scopes,
         topic_prefix=setup.namespace if setup.settings.namespace_scoped else "",
+        delivery=delivery.of_component(setup.settings),
     )
 
 

@@ -4,46 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from mesh import addressing
-from mesh.delivery import Deliverer, EventTarget, Plan
+from mesh import ids
+from mesh.delivery.compile import plan_of
+from mesh.delivery.event_target import EventTarget
+from mesh.delivery.letters import DeadLetters
+from mesh.delivery.live import Live
 from mesh.delivery.plan import CONCURRENCY as CONCURRENCY
-from mesh.errors import BrokerError, MeshError
-from mesh.ports import AppChannel, Clock, Group, Subscription
+from mesh.delivery.settings import NAMES
+from mesh.delivery.watch import DeliveryWatch
+from mesh.errors import MeshError
+from mesh.ports import AppChannel, Clock, Group
 from mesh.pubsub import Component
+from mesh.resiliency.targets import Resiliency
 from mesh.subscriptions import SubscriptionSpec
 from mesh.telemetry import SILENCE, Telemetry
 
 logger = logging.getLogger("meshwire.pubsub")
 
-END_LIMIT = 30.0
-"""Seconds that a subscription waits for an earlier one to the same topic, whose events are in the app's hands."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Seconds between attempts to start a subscription that the broker refuses; doubling."""
+KNOWN_METADATA = frozenset({"rawpayload", "filters", *NAMES})
 
-KNOWN_METADATA = frozenset({"rawpayload", "filters"})
+Name = tuple[str, str]
+"""Pub/sub component and topic, as the app names them."""
 
 
-class _Live:
-    """What became of one specification: a subscription that runs, is being started, or cannot be."""
+class Running(NamedTuple):
+    """A subscription that runs, or waits for the broker to take it."""
 
-    def __init__(self, spec: SubscriptionSpec, component: Component | None) -> None:
-        self.spec = spec
-        self.component = component
-        self.deliverer: Deliverer | None = None
-        self.subscription: Subscription | None = None
-        self.starting: asyncio.Task[None] | None = None
+    spec: SubscriptionSpec
+    live: Live
+    origins: Mapping[str, str]
+    """Where each value of its plan was said."""
 
-    async def end(self) -> None:
-        """Take no more events. Returns when those in the app's hands are settled."""
-        if self.starting is not None:
-            self.starting.cancel()
-            await asyncio.gather(self.starting, return_exceptions=True)
-        if self.subscription is not None:
-            await self.subscription.close()
-        if self.deliverer is not None:
-            await self.deliverer.close()
+
+class _Held(NamedTuple):
+    """What became of one specification; `running` is `None` when it cannot be."""
+
+    spec: SubscriptionSpec
+    component: Component | None
+    running: Running | None
 
 
 class Subscriber:
@@ -56,17 +57,32 @@ class Subscriber:
         channel: AppChannel,
         clock: Clock,
         *,
+        resiliency: Resiliency | None = None,
+        dead_letters: DeadLetters | None = None,
+        watch: Callable[[Group], DeliveryWatch] | None = None,
         telemetry: Telemetry = SILENCE,
     ) -> None:
-        """`components` by their names; call `refresh` when they have changed."""
+        """`components` by their names; call `refresh` when they have changed. `watch` is asked once for each group."""
         self._app_id = app_id
         self._components = components
         self._channel = channel
         self._clock = clock
+        self._resiliency = resiliency or Resiliency(clock=clock)
+        self._dead_letters = dead_letters
+        self._watch = watch
         self._telemetry = telemetry
+        self._replica = ids.uuid4()
         self._specs: Sequence[SubscriptionSpec] | None = None
-        self._live: dict[tuple[str, str], _Live] = {}
+        self._held: dict[Name, _Held] = {}
         self._ending: set[asyncio.Task[None]] = set()
+        self.began: list[Callable[[Running], None]] = []
+        """Each called before a subscription asks the broker for events."""
+        self.ended: list[Callable[[Running], None]] = []
+        """Each called when a subscription begins to end."""
+
+    def running(self) -> Mapping[Name, Running]:
+        """Those of this moment."""
+        return {name: held.running for name, held in self._held.items() if held.running is not None}
 
     def start(self, specs: Iterable[SubscriptionSpec]) -> None:
         """Subscribe to exactly these, in the background: what the broker refuses is tried again for ever.
@@ -81,51 +97,46 @@ class Subscriber:
         if self._specs is None:
             return
         wanted = {(spec.pubsub, spec.topic): spec for spec in self._specs}
-        for key in self._live.keys() - wanted.keys():
-            logger.info("app is no longer subscribed to topic %s through pubsub=%s", key[1], key[0])
-            self._end(self._live.pop(key))
-        for key, spec in wanted.items():
-            earlier, component = self._live.get(key), self._components.get(spec.pubsub)
+        for name in self._held.keys() - wanted.keys():
+            logger.info("app is no longer subscribed to topic %s through pubsub=%s", name[1], name[0])
+            self._end(self._held.pop(name))
+        for name, spec in wanted.items():
+            earlier, component = self._held.get(name), self._components.get(spec.pubsub)
             if earlier is None or earlier.spec != spec or earlier.component is not component:
-                self._begin(key, _Live(spec, component), None if earlier is None else self._end(earlier))
+                after = None if earlier is None else self._end(earlier)
+                self._held[name] = self._begin(spec, component, after)
 
-    def _begin(self, key: tuple[str, str], live: _Live, earlier: asyncio.Task[None] | None) -> None:
+    def _begin(self, spec: SubscriptionSpec, component: Component | None, after: asyncio.Task[None] | None) -> _Held:
         """Once the earlier subscription of the same group has ended."""
-        self._live[key] = live
-        spec = live.spec
         try:
-            component, group, live.deliverer = self._prepare(spec)
+            running = self._prepare(spec, component)
         except MeshError as error:
             logger.error("no subscription to topic %s (%s): %s", spec.topic, spec.origin, error)
-            return
-        subscribing = self._subscribe(live, component, group, live.deliverer, earlier)
-        live.starting = asyncio.get_running_loop().create_task(subscribing)
+            return _Held(spec, component, None)
+        for tell in self.began:
+            tell(running)
+        running.live.begin(after)
+        return _Held(spec, component, running)
 
-    def _end(self, live: _Live) -> asyncio.Task[None]:
-        if live.deliverer is not None:
-            live.deliverer.drain()
-        task = asyncio.get_running_loop().create_task(live.end())
+    def _end(self, held: _Held) -> asyncio.Task[None] | None:
+        running = held.running
+        if running is None:
+            return None
+        running.live.drain()
+        for tell in self.ended:
+            tell(running)
+        task = asyncio.get_running_loop().create_task(running.live.end())
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
         return task
 
-    def _prepare(self, spec: SubscriptionSpec) -> tuple[Component, Group, Deliverer]:
+    def _prepare(self, spec: SubscriptionSpec, component: Component | None) -> Running:
         """Raises `MeshError` with what to change when the subscription cannot be."""
-        component = self._components.get(spec.pubsub)
         if component is None:
             known = ", ".join(sorted(self._components)) or "none"
             raise MeshError(f"there is no pub/sub component named {spec.pubsub} (there is: {known})")
         if not component.scopes.may_subscribe(self._app_id, spec.topic):
             raise MeshError(f"topic {spec.topic} is not allowed for app id {self._app_id}")
-        dead_letter = None
-        if spec.dead_letter_topic:
-            if not component.scopes.may_publish(self._app_id, spec.dead_letter_topic):
-                raise MeshError(
-                    f"its dead letter topic {spec.dead_letter_topic} is not allowed for app id {self._app_id}; "
-                    "allow publishing to it in the component's scopes"
-                )
-            dead_letter = component.address(spec.dead_letter_topic)
-            addressing.check_topic(dead_letter.name)
         unknown = sorted(name for name in spec.metadata if name.lower() not in KNOWN_METADATA)
         if unknown:
             logger.warning(
@@ -135,57 +146,29 @@ class Subscriber:
                 component.type,
                 ", ".join(unknown),
             )
-        address = component.address(spec.topic)
-        addressing.check_topic(address.name)
-        group = Group(self._app_id, address)
-        deliverer = Deliverer(
+        compiled = plan_of(
+            spec, component, self._resiliency.inbound(component.name, "pubsub"), self._app_id, component.log.features
+        )
+        topic = component.address(spec.topic)
+        group = Group(self._app_id, topic, self._replica if compiled.plan.broadcast else "")
+        live = Live(
             group=group,
             target=EventTarget(
-                address,
+                topic,
                 spec.routing or spec.routes[0].path,
                 self._channel,
                 raw_payload=spec.raw_payload,
                 app_id=self._app_id,
             ),
-            plan=Plan(attempts=None if dead_letter is None else 1, dead_letter=dead_letter),
+            plan=compiled.plan,
             log=component.log,
             channel=self._channel,
             clock=self._clock,
+            dead_letters=self._dead_letters,
+            watch=None if self._watch is None else self._watch(group),
             telemetry=self._telemetry,
         )
-        return component, group, deliverer
-
-    async def _subscribe(
-        self,
-        live: _Live,
-        component: Component,
-        group: Group,
-        deliverer: Deliverer,
-        earlier: asyncio.Task[None] | None,
-    ) -> None:
-        if earlier is not None:
-            await asyncio.wait([earlier], timeout=END_LIMIT)
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                live.subscription = await component.log.subscribe(group, deliverer.handle, concurrency=CONCURRENCY)
-            except BrokerError as error:
-                logger.warning(
-                    "cannot subscribe to topic %s of %s, again in %.1f s: %s",
-                    group.topic.name,
-                    component.name,
-                    pause,
-                    error,
-                )
-            else:
-                logger.info(
-                    "app is subscribed to the following topics: [%s] through pubsub=%s",
-                    group.topic.name,
-                    component.name,
-                )
-                return
-            await self._clock.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+        return Running(spec, live, compiled.origins)
 
     async def stop(self, grace: float) -> None:
         """Take no more events, and give those in the app's hands `grace` seconds to be settled.
@@ -193,9 +176,9 @@ class Subscriber:
         What is not settled by then is delivered again, to whoever is there.
         """
         self._specs = None
-        for live in self._live.values():
-            self._end(live)
-        self._live.clear()
+        for held in self._held.values():
+            self._end(held)
+        self._held.clear()
         ending = list(self._ending)
         if not ending:
             return

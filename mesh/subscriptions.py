@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import quote
 
-from mesh.errors import MeshError, clip
+from mesh.delivery.settings import Statements, of_subscription
+from mesh.errors import ConfigurationError, MeshError, clip
 from mesh.quantities import boolean
 from mesh.resources import SubscriptionManifest
 from mesh.routing import Route, Routing
@@ -41,6 +42,8 @@ class SubscriptionSpec:
     """Filters and routes, compiled; `None` where every event goes to the one route."""
     dead_letter_topic: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    delivery: Statements = field(default_factory=dict, compare=False)
+    """What the metadata says of the delivery plan."""
     raw_payload: bool = False
     """The stored bytes are no event and are wrapped for the app."""
     type: Literal["PROGRAMMATIC", "DECLARATIVE"]
@@ -208,9 +211,8 @@ def _spec(
 ) -> SubscriptionSpec:
     """The one place that decides what can be subscribed to, for both sources."""
     where = f"{origin}: topic '{clip(topic)}' of '{clip(pubsub)}' is not subscribed"
-    for name in (topic, dead_letter_topic):
-        if not {"*", ">"}.isdisjoint(name.split(".")):
-            raise Unsupported(f"{where}: wildcards are not there yet (got '{clip(name)}')")
+    if not {"*", ">"}.isdisjoint(dead_letter_topic.split(".")):
+        raise Unsupported(f"{where}: a dead letter topic has no wildcards (got '{clip(dead_letter_topic)}')")
     if bulk:
         raise Unsupported(f"{where}: bulkSubscribe is not there yet: leave it out or set enabled to false")
     routes: list[Route] = []
@@ -233,6 +235,10 @@ def _spec(
         for known in ("rawPayload", "filters"):
             if key.lower() == known.lower() and key != known:
                 raise Unsupported(f"{where}: metadata.{clip(key)}: write it '{known}'")
+    try:
+        delivery = of_subscription(metadata, origin)
+    except ConfigurationError as error:
+        raise Unsupported(f"{where}: {str(error).removeprefix(f'{origin}: ')}") from None
     return SubscriptionSpec(
         pubsub=pubsub,
         topic=topic,
@@ -241,6 +247,7 @@ def _spec(
         routing=None if filtered is None and rules[0][0] is None else Routing(rules, filtered),
         dead_letter_topic=dead_letter_topic or None,
         metadata=dict(metadata),
+        delivery=delivery,
         raw_payload=raw_payload,
         type=type_,
         origin=origin,

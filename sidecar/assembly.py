@@ -11,8 +11,10 @@ from starlette.types import ASGIApp
 from mesh import __version__, resources, subscriptions
 from mesh.access import AccessPolicy
 from mesh.appconfig.block import AppConfiguration
+from mesh.bindings.output import Outputs
 from mesh.clock import SystemClock
 from mesh.configuration import Configuration, load_configuration
+from mesh.delivery.compile import check_plan
 from mesh.invocation import Callee, Caller
 from mesh.invocation.callee import Permits
 from mesh.locks.block import Locks
@@ -21,15 +23,18 @@ from mesh.pubsub import PubSub
 from mesh.resiliency.targets import INITIALIZATION_RETRIES, Resiliency
 from mesh.secret_access import SecretAccess
 from mesh.state.block import State
+from mesh.subscriber import Subscriber
 from mesh.telemetry import Meter
 from mesh.telemetry_settings import with_environment
 from sidecar.api import invoke
+from sidecar.api.bindings import BindingsApi
 from sidecar.api.configuration import ConfigurationApi
 from sidecar.api.events import EventsApi
 from sidecar.api.explain import ExplainApi
 from sidecar.api.invoke import InvokeApi
 from sidecar.api.lock import LockApi
 from sidecar.api.operations import HealthApi, MetadataApi, ShutdownApi
+from sidecar.api.plans import PlansApi
 from sidecar.api.publish import PublishApi
 from sidecar.api.publish_bulk import BulkPublishApi
 from sidecar.api.secrets import SecretsApi
@@ -167,6 +172,15 @@ def assemble(
     resiliency = Resiliency(manifests.resiliency, clock=clock)
     for warning in (*resiliency.warnings, *resiliency.without_effect(components.categories(manifests.components))):
         logger.warning("%s", warning)
+    for component in pubsubs.values():
+        check_plan(component, resiliency)
+    subscriber = (
+        None
+        if app is None
+        else Subscriber(
+            flags.app_id, pubsubs, app.channel, clock, resiliency=resiliency, telemetry=observers.telemetry
+        )
+    )
     callee = Callee(
         me,
         None if app is None else app.channel,
@@ -192,7 +206,7 @@ def assemble(
     starting = WhileStarting(components, lambda: backbone.log.problem)
     router = Router(invoke_api if serves_invoke else None, permits=configuration.serves, around=starting.around)
     body_limit = flags.max_body_size or 0
-    pubsub = PubSub(flags.app_id, pubsubs, clock, telemetry=observers.telemetry)
+    pubsub = PubSub(flags.app_id, pubsubs, clock, resiliency=resiliency, telemetry=observers.telemetry)
     state = State(
         flags.app_id,
         components.of("state"),
@@ -220,9 +234,11 @@ def assemble(
         BulkPublishApi(pubsub, body_limit),
         EventsApi(pubsub, body_limit),
         ExplainApi(lambda: runtime.subscriptions, body_limit),
+        PlansApi(subscriber),
         StateApi(state, body_limit),
         state_extras,
         LockApi(Locks(components.of("lock"), resiliency=resiliency), body_limit),
+        BindingsApi(Outputs(components.of("bindings"), resiliency=resiliency), body_limit),
         ConfigurationApi(items, body_limit),
         SecretsApi(
             SecretAccess(components.of("secretstores"), configuration.secret_scopes, resiliency=resiliency),
@@ -262,7 +278,7 @@ def assemble(
         servers=_servers(flags, api, CatchErrors(public)),
         observers=observers,
         app=app,
-        clock=clock,
+        subscriber=subscriber,
         grace=flags.graceful_shutdown,
         block_shutdown=flags.block_shutdown,
     )

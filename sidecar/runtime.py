@@ -14,7 +14,7 @@ import msgspec
 from mesh import subscriptions
 from mesh.errors import AppError, BrokerError, ConfigurationError
 from mesh.invocation import Callee
-from mesh.ports import AppChannel, Clock, EventLog, Requests, Server
+from mesh.ports import AppChannel, EventLog, Requests, Server
 from mesh.ports.alarms import AlarmClocks
 from mesh.ports.tables import Tables
 from mesh.pubsub import DEFAULT_COMPONENT
@@ -104,7 +104,7 @@ class Runtime:
         servers: Sequence[HttpServer],
         observers: Observers,
         app: App | None,
-        clock: Clock,
+        subscriber: Subscriber | None,
         grace: float,
         block_shutdown: float | None,
     ) -> None:
@@ -126,10 +126,7 @@ class Runtime:
         self._app = app
         self._grace = grace
         self._block_shutdown = block_shutdown
-        self._subscriber: Subscriber | None = None
-        if app is not None:
-            pubsubs = components.of("pubsub")
-            self._subscriber = Subscriber(app_id, pubsubs, app.channel, clock, telemetry=observers.telemetry)
+        self._subscriber = subscriber
         components.settled = self._settled
         components.changed.append(self._component_changed)
         self._asked: list[SubscriptionSpec] = []

@@ -9,14 +9,19 @@ within each of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mesh import addressing
 from mesh.delivery.plan import CONCURRENCY, HANDLER_TIMEOUT, RETRY_AFTER_MAX, BackOff, Plan
 from mesh.delivery.settings import EXPONENTIAL_ONLY, MAX_ATTEMPTS, MAX_PAUSE, UNLIMITED, Stated, Statements
 from mesh.errors import ConfigurationError
 from mesh.ports import Feature, Order, Topic
 from mesh.resiliency.retry import JITTER, MULTIPLIER, Retry
-from mesh.resiliency.targets import InboundPolicies
+from mesh.resiliency.targets import InboundPolicies, Resiliency
+
+if TYPE_CHECKING:
+    from mesh.pubsub import Component
+    from mesh.subscriptions import SubscriptionSpec
 
 DEFAULT = "default"
 _BACK_OFF = ("backOffPolicy", "backOffDuration", *EXPONENTIAL_ONLY, "backOffRandomizationFactor")
@@ -27,6 +32,63 @@ class Compiled(NamedTuple):
     plan: Plan
     origins: Mapping[str, str]
     """Where each value of the plan was said, by the plan's own names; `DEFAULT` where it was not."""
+
+
+def plan_of(
+    spec: SubscriptionSpec,
+    component: Component,
+    policies: InboundPolicies,
+    app_id: str,
+    features: frozenset[Feature],
+) -> Compiled:
+    """As `compile_plan`, for a subscription of an app; raises `ConfigurationError` also for topics that cannot be."""
+    address = component.address(spec.topic)
+    if addressing.is_pattern(address.name):
+        if Feature.WILDCARDS not in features:
+            raise ConfigurationError(
+                f"topic {spec.topic} has a wildcard: the broker of this component cannot: {Feature.WILDCARDS.value}"
+            )
+        addressing.check_pattern(address.name)
+    else:
+        addressing.check_topic(address.name)
+    stated = _dead_letter(spec, component)
+    if stated is None:
+        return compile_plan(component.delivery, spec.delivery, policies, features=features)
+    if not component.scopes.may_publish(app_id, stated.value):
+        raise ConfigurationError(
+            f"its dead letter topic {stated.value} is not allowed for app id {app_id}; "
+            "allow publishing to it in the component's scopes"
+        )
+    target = component.address(stated.value)
+    addressing.check_topic(target.name)
+    return compile_plan(
+        component.delivery,
+        spec.delivery,
+        policies,
+        features=features,
+        dead_letter=target,
+        dead_letter_origin=stated.origin,
+    )
+
+
+def check_plan(component: Component, resiliency: Resiliency) -> None:
+    """Whether a subscription that says nothing of its own could have a plan. Raises `ConfigurationError`."""
+    compile_plan(component.delivery, {}, resiliency.inbound(component.name, "pubsub"), features=frozenset(Feature))
+
+
+def _dead_letter(spec: SubscriptionSpec, component: Component) -> Stated | None:
+    """The dead letter topic as the app names it."""
+    own = None if spec.dead_letter_topic is None else Stated(spec.dead_letter_topic, f"{spec.origin}: deadLetterTopic")
+    stated = spec.delivery.get("deadLetterTopic")
+    if own is not None and stated is not None and own.value != stated.value:
+        raise ConfigurationError(f"{stated.origin}: contradicts deadLetterTopic '{own.value}' beside the metadata")
+    own = own or stated
+    if own is None:
+        of_all = component.delivery.get("deadLetterTopic")
+        return None if of_all is None or of_all.value == spec.topic else of_all
+    if own.value == spec.topic:
+        raise ConfigurationError(f"{own.origin}: is the topic itself, where what is given up would come back for ever")
+    return own
 
 
 def compile_plan(
