@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mesh.errors import ApiError, Code
 from mesh.state.component import DEFAULT_COMPONENT
+from sidecar.api.bindings import BindingsApi
 from sidecar.api.configuration import ConfigurationApi
 from sidecar.api.lock import LockApi
 from sidecar.api.secrets import SecretsApi
@@ -24,6 +25,7 @@ NOUNS = {
     "lock": "lock store",
     "configuration": "configuration store",
     "secretstores": "secret store",
+    "bindings": "binding",
 }
 
 _ROUTES: Mapping[object, tuple[str, Code]] = {
@@ -44,6 +46,7 @@ _ROUTES: Mapping[object, tuple[str, Code]] = {
     ConfigurationApi.list_items: ("configuration", Code.CONFIGURATION_WRITE),
     ConfigurationApi.put: ("configuration", Code.CONFIGURATION_WRITE),
     ConfigurationApi.delete: ("configuration", Code.CONFIGURATION_WRITE),
+    BindingsApi.invoke: ("bindings", Code.INVOKE_OUTPUT_BINDING),
     SecretsApi.get: ("secretstores", Code.SECRET_GET),
     SecretsApi.get_all: ("secretstores", Code.SECRET_GET),
 }
@@ -67,7 +70,9 @@ class WhileStarting:
         components, current = self._components, self._components.of(category)
 
         def handle(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-            if components.started or (name := scope["path_params"].get("store", DEFAULT_COMPONENT)) in current:
+            parameters = scope["path_params"]
+            name = parameters.get("store") or parameters.get("binding", DEFAULT_COMPONENT)
+            if components.started or name in current:
                 return app(scope, receive, send)
             return wait(name, scope, receive, send)
 

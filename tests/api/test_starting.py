@@ -7,6 +7,7 @@ import pytest
 
 from bindings.state.in_memory import MemoryStateStore
 from sidecar.api import starting
+from sidecar.api.bindings import BindingsApi
 from sidecar.api.configuration import ConfigurationApi
 from sidecar.api.lock import LockApi
 from sidecar.api.secrets import SecretsApi
@@ -135,6 +136,7 @@ def test_every_route_that_needs_a_component_is_known() -> None:
         StateApi(None, 0),
         StateExtrasApi(None, None),
         LockApi(None, 0),
+        BindingsApi(None, 0),
         ConfigurationApi(None, 0),
         SecretsApi(None),
     ):
