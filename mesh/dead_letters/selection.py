@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from mesh.codec import json as json_codec
+from mesh.dead_letters.store import place
 from mesh.delivery.letters import Letter, Reason
 from mesh.errors import InvalidEvent
 from mesh.event import AttributeValue
@@ -22,6 +23,8 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_def
     pubsubname: str | None = None
     topic: str | None = None
     """Of the subscription, as the app names it."""
+    position: str | None = None
+    """In the topic: with the two above it names one letter."""
     reason: Reason | None = None
     status: int | None = None
     """Of the app's last answer."""
@@ -95,6 +98,7 @@ def matches(wanted: Filter, row: Row, subscription: Topic) -> bool:
     for asked, actual in (
         (wanted.pubsubname, subscription.pubsub),
         (wanted.topic, subscription.name),
+        (None if wanted.position is None else place(wanted.position), row.key[-1]),
         (wanted.reason, row.reason),
         (wanted.status, row.status),
         (wanted.type, row.type),
