@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
@@ -19,7 +19,7 @@ from mesh.invocation import Callee, Caller
 from mesh.invocation.callee import Permits
 from mesh.locks.block import Locks
 from mesh.ports import Clock, EventLog, Peer
-from mesh.pubsub import PubSub
+from mesh.pubsub import Component, PubSub
 from mesh.resiliency.targets import INITIALIZATION_RETRIES, Resiliency
 from mesh.secret_access import SecretAccess
 from mesh.state.block import State
@@ -285,6 +285,31 @@ def assemble(
     runtime.ending.append(state_extras.close)
     runtime.ending.append(components.give_up)
     return runtime
+
+
+def pubsubs_of(
+    manifests: Sequence[resources.Component], app_id: str, namespace: str, denied: Sequence[str]
+) -> tuple[Mapping[str, Component], Clock]:
+    """The pub/sub components of an app without a broker: to read, not to use. Those that need a secret are left out.
+
+    Raises `ConfigurationError`.
+    """
+    backbone = open_backbone(BrokerAddress(kind="memory"), Peer(namespace, app_id), prefix="")
+    clock = SystemClock()
+    components = Components(
+        Surroundings(
+            app_id=app_id,
+            namespace=namespace,
+            clock=clock,
+            tables=backbone.tables,
+            alarms=backbone.alarms,
+            events=backbone.log,
+            templates=resources.Templates(app_id, namespace, None),
+        ),
+        denied=denied,
+    )
+    components.use_shared([manifest for manifest in manifests if manifest.type.startswith("pubsub.")])
+    return components.of("pubsub"), clock
 
 
 def _components(

@@ -53,6 +53,14 @@ COMMANDS = {
             "meshwire invoke -a orders -m orders/7/pay -d '{\"price\": 40}'",
         ),
     ),
+    "explain": Command(
+        "show when and how often each subscription tries an event, and what becomes of it in the end",
+        (
+            "meshwire explain --app-id orders --resources-path components",
+            "meshwire explain --topic A",
+            "meshwire explain -a orders -o json",
+        ),
+    ),
     "doctor": Command(
         "look for what is wrong, from the broker to the app's routes",
         ("meshwire doctor", "meshwire doctor --app-id orders -o json", "meshwire doctor --broker nats://host:4222"),
