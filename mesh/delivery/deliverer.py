@@ -18,11 +18,11 @@ from mesh.control.gate import Gate
 from mesh.delivery.letters import DeadLetters, Letter, Reason, dead_letter, marked
 from mesh.delivery.plan import Plan
 from mesh.delivery.suspension import Suspension
-from mesh.delivery.target import Judgement, Prepared, Target, Verdict
+from mesh.delivery.target import HeaderEncoder, Judgement, Prepared, Target, Verdict
 from mesh.delivery.watch import DeliveryWatch, Outcome
 from mesh.envelope import hop_headers
 from mesh.errors import AppError, AppUnreachable, BrokerError, MeshError
-from mesh.ports import AppChannel, AppResponse, Clock, Delivery, EventLog, Group, HeaderLines, Topic
+from mesh.ports import AppResponse, Clock, Delivery, EventLog, Group, HeaderLines, Topic
 from mesh.resiliency.breaker import BreakerOpen
 from mesh.routing import Skipped
 from mesh.telemetry import NO_TRACER, SILENCE, UNTRACED, Span, Telemetry
@@ -82,7 +82,7 @@ class Deliverer:
         target: Target,
         plan: Plan,
         log: EventLog,
-        channel: AppChannel,
+        channel: HeaderEncoder,
         clock: Clock,
         dead_letters: DeadLetters | None = None,
         watch: DeliveryWatch | None = None,
@@ -206,7 +206,7 @@ class Deliverer:
         error = call.exception()
         if error is None:
             response = call.result()
-            judged = self._target.judge(response, made.started)
+            judged = self._target.judge(response, self._clock.now())
             if self._observed:
                 self._deliveries.end(made.begun, judged.verdict.value, _said(response, judged.verdict))
                 if span.recording:

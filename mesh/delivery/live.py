@@ -9,10 +9,10 @@ from mesh.control.gate import Gate
 from mesh.delivery.deliverer import Deliverer
 from mesh.delivery.letters import DeadLetters
 from mesh.delivery.plan import Plan
-from mesh.delivery.target import Target
+from mesh.delivery.target import HeaderEncoder, Target
 from mesh.delivery.watch import DeliveryWatch
 from mesh.errors import BrokerError
-from mesh.ports import NOW, AppChannel, Clock, EventLog, Group, Start, Subscription
+from mesh.ports import NOW, Clock, EventLog, Group, Start, Subscription
 from mesh.telemetry import SILENCE, Telemetry
 
 logger = logging.getLogger("meshwire.pubsub")
@@ -33,7 +33,7 @@ class Live:
         target: Target,
         plan: Plan,
         log: EventLog,
-        channel: AppChannel,
+        channel: HeaderEncoder,
         clock: Clock,
         dead_letters: DeadLetters | None = None,
         watch: DeliveryWatch | None = None,

@@ -5,7 +5,7 @@ Events of subscriptions, items of input bindings and replays differ in this, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -52,6 +52,12 @@ class Judgement(NamedTuple):
     """How many seconds the app asks to be left alone."""
     final: bool = False
     """Of a failure: trying again is of no use."""
+
+
+class HeaderEncoder(Protocol):
+    """The part of an `AppChannel` that a `Deliverer` needs itself."""
+
+    def header_lines(self, headers: Sequence[tuple[str, str]]) -> HeaderLines: ...
 
 
 class Target(Protocol):
