@@ -76,6 +76,15 @@ def check_pattern(name: str) -> None:
     check_topic(".".join("-" if part in ("*", ">") else part for part in (*parts, last)))
 
 
+def covers(pattern: str, name: str) -> bool:
+    """Whether a topic name is among those that `pattern` names."""
+    wanted, parts = pattern.split("."), name.split(".")
+    if wanted[-1] == ">":
+        wanted.pop()
+        parts = parts[: len(wanted)] if len(parts) > len(wanted) else []
+    return len(wanted) == len(parts) and all(one in ("*", part) for one, part in zip(wanted, parts, strict=True))
+
+
 def token(text: str) -> str:
     """`text` as one subject token. Injective; an empty text is `%`."""
     if _is_plain(text):

@@ -44,7 +44,7 @@ class Implementation(Protocol):
 
 class Memory:
     name = "memory"
-    features = frozenset({Feature.DEDUPE, Feature.TTL})
+    features = frozenset(Feature) - {Feature.DURABLE}
 
     def start(self, folder: Path) -> None:
         self.clock = VirtualClock()
