@@ -66,13 +66,15 @@ _UNAVAILABLE = frozenset(
 class Client:
     """A client of one service. No I/O before `start`."""
 
-    def __init__(self, settings: Settings, service: str) -> None:
-        """`service` as the library calls it, as `dynamodb`. Raises `ConfigurationError`, `ImportError`."""
+    def __init__(self, settings: Settings, service: str, **options: Any) -> None:
+        """`service` as the library calls it, as `dynamodb`; `options` are those of the library's `AioConfig`, and
+        `verify`, `use_ssl` of its `create_client`. Raises `ConfigurationError`, `ImportError`."""
         import aiobotocore.session  # noqa: F401
 
         _check(settings)
         self._settings = settings
         self._service = service
+        self._options = options
         self._open = AsyncExitStack()
         self._client: Any = None
 
@@ -114,7 +116,10 @@ class Client:
     def _where(self) -> dict[str, Any]:
         from aiobotocore.config import AioConfig
 
+        config = dict(self._options)
+        connection: dict[str, Any] = {name: config.pop(name) for name in ("verify", "use_ssl") if name in config}
         return {
+            **connection,
             "region_name": self._settings["region"],
             "endpoint_url": self._settings["endpoint"],
             "config": AioConfig(
@@ -123,6 +128,7 @@ class Client:
                 max_pool_connections=CONNECTIONS,
                 retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
                 user_agent_extra="meshwire",
+                **config,
             ),
         }
 
@@ -211,11 +217,18 @@ def code(error: Any) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
+def message(error: Any) -> str:
+    """What a `botocore.exceptions.ClientError` says, in one line; nothing where it could repeat credentials.
+
+    The services repeat the request, with its session token, to one who signed it wrongly.
+    """
+    said = "" if "Signature" in code(error) else str(error.response.get("Error", {}).get("Message") or "")
+    return _line(said) if said else ""
+
+
 def _told(service: str, error: Any) -> StoreError:
-    """The services repeat the request, with its session token, to one who signed it wrongly: that is left out."""
-    name = code(error)
-    message = "" if "Signature" in name else str(error.response.get("Error", {}).get("Message") or "")
-    text = f"{service}: {clip(name)}" + (f": {_line(message)}" if message else "")
+    name, said = code(error), message(error)
+    text = f"{service}: {clip(name)}" + (f": {said}" if said else "")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     return StoreUnavailable(text) if name in _UNAVAILABLE or status >= 500 else StoreError(text)
 

@@ -18,7 +18,17 @@ from mesh.errors import ConfigurationError, clip
 GROUP = "meshwire.components"
 
 BUILT_IN: Mapping[str, str] = {
+    "bindings.aws.dynamodb": "bindings.bindings.aws_dynamodb",
+    "bindings.aws.s3": "bindings.bindings.aws_s3",
+    "bindings.aws.sqs": "bindings.bindings.aws_sqs",
+    "bindings.files": "bindings.bindings.files",
+    "bindings.http": "bindings.bindings.http",
+    "bindings.localstorage": "bindings.bindings.localstorage",
+    "bindings.mqtt3": "bindings.bindings.mqtt3",
+    "bindings.nats": "bindings.bindings.nats",
     "bindings.postgresql": "bindings.bindings.postgresql",
+    "bindings.smtp": "bindings.bindings.smtp",
+    "bindings.sqlite": "bindings.bindings.sqlite",
     "configuration.meshwire": "mesh.appconfig.backbone",
     "configuration.postgresql": "bindings.configuration.postgresql",
     "configuration.redis": "bindings.configuration.redis",
@@ -40,6 +50,7 @@ BUILT_IN: Mapping[str, str] = {
 """Module of each type. It has a `SPEC`, or `SPECS` when the versions of a type differ."""
 
 ALIASES: Mapping[str, str] = {
+    "bindings.mqtt": "bindings.mqtt3",
     "bindings.postgres": "bindings.postgresql",
     "configuration.postgres": "configuration.postgresql",
     "state.postgres": "state.postgresql",

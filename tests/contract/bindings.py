@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 from mesh.ports.bindings import InputBinding, Invocation, OutputBinding, Result
+from tests.contract.aws_bindings import S3, DynamoDb, Sqs, SqsOutput
+from tests.contract.file_bindings import Files, FilesDeleted, FilesMoved, LocalStorage, Sqlite
 from tests.contract.postgresql_bindings import PostgresRows, PostgresStatements
+from tests.contract.web_bindings import Http, Smtp
 
 Invoke = Callable[..., Awaitable[Result]]
 """`invoke(operation, data=b"", **metadata)`."""
@@ -78,5 +81,7 @@ class OutputBacking(Protocol):
         ...
 
 
-INPUTS: list[Callable[[], InputBacking]] = [PostgresRows]
-OUTPUTS: list[Callable[[], OutputBacking]] = [PostgresStatements]
+INPUTS: list[Callable[[], InputBacking]] = [Files, FilesDeleted, FilesMoved, PostgresRows, Sqs]
+OUTPUTS: list[Callable[[], OutputBacking]] = [
+    *(DynamoDb, Http, LocalStorage, PostgresStatements, S3, Smtp, Sqlite, SqsOutput),
+]

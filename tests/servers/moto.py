@@ -27,14 +27,18 @@ _PROGRAM = """
 import sys
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import run_simple
-# One request at a time: moto takes no care of two that change an item at once.
-run_simple("127.0.0.1", int(sys.argv[1]), DomainDispatcherApplication(create_backend_app), threaded=False)
+run_simple(
+    "127.0.0.1", int(sys.argv[1]), DomainDispatcherApplication(create_backend_app), threaded=sys.argv[2] == "threaded"
+)
 """
 
 
 class MotoServer:
-    def __init__(self) -> None:
+    def __init__(self, *, threaded: bool = False) -> None:
+        """One request at a time, unless `threaded`, as those need it that wait in the server: moto takes no care of two
+        that change an item at once."""
         self.port = free_port()
+        self._threads = "threaded" if threaded else "one"
         self.log = Path(tempfile.mkdtemp(prefix="meshwire-moto-")) / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -46,7 +50,7 @@ class MotoServer:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _PROGRAM, str(self.port)],
+                [sys.executable, "-P", "-c", _PROGRAM, str(self.port), self._threads],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
