@@ -4,137 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
-from brokers.memory import MemoryEventLog
-from mesh.delivery import BackOff, Deliverer, EventTarget, Plan, Verdict
+from mesh.delivery import Deliverer, EventTarget, Plan, Verdict
 from mesh.delivery.deliverer import HOLD_LIMIT
 from mesh.delivery.letters import strip
 from mesh.errors import AppError, AppUnreachable, BrokerError
 from mesh.filters.cel import Rule
 from mesh.filters.dialects import parse_filters
-from mesh.ports import AppResponse, AppRoute, Group, HeaderLines, Message, Mode, Subscription, Topic
+from mesh.ports import AppResponse, Group, Message, Mode, Order, Topic
 from mesh.routing import Routing
-from mesh.telemetry import Deliveries, NoMeter, Telemetry
+from tests.unit.mesh.delivery.bench import DEAD, EVENT, TOPIC, Answer, App, Bench, answer
 from tests.virtual_clock import VirtualClock
-
-TOPIC = Topic("pubsub", "A")
-DEAD = Topic("pubsub", "dead")
-Answer = AppResponse | Exception | None
-
-EVENT = b'{"specversion":"1.0","id":"1","source":"/a","type":"t","data":1}'
-
-
-def answer(status: int, body: bytes = b"") -> AppResponse:
-    return AppResponse(status, [], body)
-
-
-class App:
-    """An app whose answers the test queues; `None` never answers. Out of answers it answers 200."""
-
-    def __init__(self, clock: VirtualClock) -> None:
-        self.calls: list[tuple[float, bytes, bytes]] = []
-        self.answers: list[Answer] = []
-        self.open: list[asyncio.Future[AppResponse]] = []
-        self.path = ""
-        self._clock = clock
-
-    def prepare(self, _method: str, path: str, _fixed_headers: Sequence[tuple[str, str]] = ()) -> AppRoute:
-        self.path = path
-        return self
-
-    def header_lines(self, headers: Sequence[tuple[str, str]]) -> HeaderLines:
-        return HeaderLines("".join(f"{name}: {value}\r\n" for name, value in headers).encode())
-
-    def send(
-        self, body: bytes = b"", extra_headers: HeaderLines | None = None, *, timeout: float
-    ) -> asyncio.Future[AppResponse]:
-        self.calls.append((self._clock.now(), body, extra_headers or b""))
-        call: asyncio.Future[AppResponse] = asyncio.get_running_loop().create_future()
-        planned = self.answers.pop(0) if self.answers else answer(200)
-        if planned is None:
-            self.open.append(call)
-        elif isinstance(planned, Exception):
-            call.set_exception(planned)
-        else:
-            call.set_result(planned)
-        return call
-
-    @property
-    def times(self) -> list[float]:
-        return [round(moment - self.calls[0][0], 3) for moment, _, _ in self.calls]
-
-
-class SkipMeter(NoMeter):
-    """Notes what was skipped."""
-
-    def __init__(self, skipped: list[str]) -> None:
-        self._skipped = skipped
-
-    def deliveries(self, pubsub: str, topic: str) -> Deliveries:
-        counted = super().deliveries(pubsub, topic)
-        return cast(
-            Deliveries,
-            SimpleNamespace(**{name: getattr(counted, name) for name in COUNTED}, skipped=self._skipped.append),
-        )
-
-
-COUNTED = ("begin", "end", "retried", "dead_lettered", "expired")
-
-
-class Bench:
-    def __init__(self) -> None:
-        self.clock = VirtualClock()
-        self.log = MemoryEventLog(self.clock)
-        self.app = App(self.clock)
-        self.dead: list[Message] = []
-        self.deliverer: Deliverer
-        self.subscription: Subscription
-        self.skipped: list[str] = []
-
-    async def subscribe(self, plan: Plan, *, to: str | Routing = "/A", raw: bool = False) -> None:
-        await self.log.start()
-        group = Group("app", TOPIC)
-        self.deliverer = Deliverer(
-            group=group,
-            target=EventTarget(TOPIC, to, self.app, raw_payload=raw),  # type: ignore[arg-type]
-            plan=plan,
-            log=self.log,
-            channel=self.app,  # type: ignore[arg-type]
-            clock=self.clock,
-            telemetry=Telemetry(meter=SkipMeter(self.skipped)),
-        )
-        self.subscription = await self.log.subscribe(group, self.deliverer.handle, concurrency=8)
-        store = self.log.publish
-
-        async def publish(topic: Topic, message: Message) -> None:
-            if topic == DEAD:
-                self.dead.append(message)
-            await store(topic, message)
-
-        self.log.publish = publish  # type: ignore[method-assign]
-
-    async def publish(self, payload: bytes = EVENT, **more: object) -> None:
-        await self.log.publish(TOPIC, Message(mode=Mode.STRUCTURED, payload=payload, **more))  # type: ignore[arg-type]
-        await self.clock.settle()
-
-
-@pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
-    bench = Bench()
-    yield bench
-    for call in bench.app.open:
-        call.cancel()
-    await bench.log.close()
-
-
-@pytest.fixture(autouse=True)
-def no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("random.random", lambda: 0.5)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +67,8 @@ async def test_the_stored_bytes_arrive(bench: Bench) -> None:
     await bench.publish(odd, headers={"traceparent": "00-" + "1" * 32 + "-" + "2" * 16 + "-01", "baggage": "a=1"})
     ((_, body, headers),) = bench.app.calls
     assert body == odd
-    assert headers == b"meshwire-attempt: 1\r\ntraceparent: 00-" + b"1" * 32 + b"-" + b"2" * 16 + b"-01\r\nbaggage: a=1\r\n"
+    trace = b"traceparent: 00-" + b"1" * 32 + b"-" + b"2" * 16 + b"-01\r\n"
+    assert headers == b"meshwire-attempt: 1\r\n" + trace + b"baggage: a=1\r\n"
     await bench.clock.advance(3600)
     assert len(bench.app.calls) == 1
 
@@ -264,7 +147,7 @@ async def test_an_event_is_not_held_for_ever(bench: Bench) -> None:
         channel=other,  # type: ignore[arg-type]
         clock=bench.clock,
     )
-    await bench.log.subscribe(Group("app", TOPIC), deliverer.handle, concurrency=8)
+    await bench.log.subscribe(Group("app", TOPIC), deliverer.handle, concurrency=8, order=Order.NONE)
     await bench.clock.advance(2 * HOLD_LIMIT)
     assert len(other.calls) == 1
 
