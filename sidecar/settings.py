@@ -7,6 +7,7 @@
 | `MESHWIRE_REPLICAS` | copies of each stream that the broker keeps, 1 to 5 | `1` |
 | `MESHWIRE_ALLOWED_HOSTS` | comma list of further host names under which clients reach the API without a token | none |
 | `MESHWIRE_CALLERS_VERIFIED` | `true`: the broker's permissions let each app call under its own name only | `false` |
+| `MESHWIRE_DEAD_LETTERS_KEPT` | how long the store keeps a dead letter, 1 minute to 10 years | `720h` |
 | `NAMESPACE` | namespace of this app (Dapr) | `default` |
 | `DAPR_API_TOKEN` | what clients must send as `dapr-api-token` (Dapr) | no check |
 | `APP_API_TOKEN` | what the app is sent as `dapr-api-token` (Dapr) | not sent |
@@ -25,13 +26,14 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from mesh.errors import ConfigurationError, clip
-from mesh.quantities import comma_list
+from mesh.quantities import comma_list, duration
 from sidecar.flags import SidecarFlags
 
 BROKER, PREFIX, REPLICAS = "MESHWIRE_BROKER", "MESHWIRE_PREFIX", "MESHWIRE_REPLICAS"
 ALLOWED_HOSTS, REQUESTS = "MESHWIRE_ALLOWED_HOSTS", "MESHWIRE_REQUESTS"
 CALLERS_VERIFIED = "MESHWIRE_CALLERS_VERIFIED"
-_KNOWN = (BROKER, PREFIX, REPLICAS, ALLOWED_HOSTS, CALLERS_VERIFIED)
+DEAD_LETTERS_KEPT = "MESHWIRE_DEAD_LETTERS_KEPT"
+_KNOWN = (BROKER, PREFIX, REPLICAS, ALLOWED_HOSTS, CALLERS_VERIFIED, DEAD_LETTERS_KEPT)
 _OF_THE_COMMAND_LINE = ("MESHWIRE_HOME", "MESHWIRE_SYNC", "MESHWIRE_DEBUG", "MESHWIRE_LIFELINE_FD")
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -66,6 +68,8 @@ class Settings:
     """In lower case."""
     callers_verified: bool = False
     """Whether the broker vouches for who calls this app."""
+    dead_letters_kept: float = 30 * 24 * 3600.0
+    """Seconds."""
     environ: Mapping[str, str] = field(repr=False)
     """A copy of the environment, for what manifests refer to."""
     warnings: tuple[str, ...] = ()
@@ -86,6 +90,7 @@ class Settings:
             app_token=_api_token("APP_API_TOKEN", environ),
             allowed_hosts=frozenset(map(_host, comma_list(environ.get(ALLOWED_HOSTS, "")))),
             callers_verified=_truth(CALLERS_VERIFIED, environ),
+            dead_letters_kept=_dead_letters_kept(environ.get(DEAD_LETTERS_KEPT) or "720h"),
             environ=dict(environ),
             warnings=tuple(_unknown(environ)),
         )
@@ -156,6 +161,16 @@ def _replicas(text: str) -> int:
     if text not in ("1", "2", "3", "4", "5"):
         raise ConfigurationError(f"{REPLICAS}: must be a number from 1 to 5 (got '{clip(text)}')")
     return int(text)
+
+
+def _dead_letters_kept(text: str) -> float:
+    try:
+        seconds = duration(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{DEAD_LETTERS_KEPT}: {error}") from None
+    if not 60 <= seconds <= 10 * 365 * 24 * 3600:
+        raise ConfigurationError(f"{DEAD_LETTERS_KEPT}: must be from 1m to 87600h (got '{clip(text)}')")
+    return seconds
 
 
 def _api_token(variable: str, environ: Mapping[str, str]) -> str | None:

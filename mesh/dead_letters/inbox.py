@@ -119,6 +119,9 @@ class Inbox:
     async def get_many(self, keys: Sequence[Key]) -> Sequence[Kept | None]:
         return await self._store.get_many(keys)
 
+    def start(self) -> None:
+        """Nothing is to be done before the first look."""
+
     async def close(self) -> None:
         await self._index.close()
 
