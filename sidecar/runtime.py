@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -120,6 +120,10 @@ class Runtime:
         self._watching: asyncio.Task[None] | None = None
         self.ending: list[Callable[[], None]] = []
         """Called when the sidecar begins to stop, before it waits for requests."""
+        self.connected: list[Callable[[], None]] = []
+        """Called once there was a connection to the broker."""
+        self.closing: list[Callable[[], Awaitable[None]]] = []
+        """Awaited one after another when requests are answered, and tables are still open."""
         self._health = health
         self._servers = servers
         self._observers = observers
@@ -172,6 +176,8 @@ class Runtime:
         await self._observers.start()
         self.on_ready()
         await self._backbone.log.start()
+        for begin in self.connected:
+            begin()
         await self._components.load(self._manifests.components)
         await self._complete_endpoints()
         self._health.reached("runtime")
@@ -315,6 +321,8 @@ class Runtime:
                 await asyncio.gather(self._stop_subscriptions(grace), self._stop_service(grace))
                 for server in self._servers:
                     await server.stop(REQUEST_GRACE if grace is None else min(REQUEST_GRACE, REQUEST_SHARE * grace))
+                for close in self.closing:
+                    await close()
                 await self._components.close()
                 await self._backbone.alarms.close()
                 await self._backbone.tables.close()

@@ -6,6 +6,7 @@
 | `MESHWIRE_PREFIX` | first token of every subject, so that several meshes can share a broker | `mesh` |
 | `MESHWIRE_REPLICAS` | copies of each stream that the broker keeps, 1 to 5 | `1` |
 | `MESHWIRE_ALLOWED_HOSTS` | comma list of further host names under which clients reach the API without a token | none |
+| `MESHWIRE_JOURNAL` | what becomes of events is noted down: of `full` (all), `sampled` (one of a hundred), `off` | `off` |
 | `MESHWIRE_CALLERS_VERIFIED` | `true`: the broker's permissions let each app call under its own name only | `false` |
 | `MESHWIRE_DEAD_LETTERS_KEPT` | how long the store keeps a dead letter, 1 minute to 10 years | `720h` |
 | `NAMESPACE` | namespace of this app (Dapr) | `default` |
@@ -26,14 +27,15 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from mesh.errors import ConfigurationError, clip
+from mesh.journal.mode import JournalMode
 from mesh.quantities import comma_list, duration
 from sidecar.flags import SidecarFlags
 
 BROKER, PREFIX, REPLICAS = "MESHWIRE_BROKER", "MESHWIRE_PREFIX", "MESHWIRE_REPLICAS"
 ALLOWED_HOSTS, REQUESTS = "MESHWIRE_ALLOWED_HOSTS", "MESHWIRE_REQUESTS"
-CALLERS_VERIFIED = "MESHWIRE_CALLERS_VERIFIED"
+CALLERS_VERIFIED, JOURNAL = "MESHWIRE_CALLERS_VERIFIED", "MESHWIRE_JOURNAL"
 DEAD_LETTERS_KEPT = "MESHWIRE_DEAD_LETTERS_KEPT"
-_KNOWN = (BROKER, PREFIX, REPLICAS, ALLOWED_HOSTS, CALLERS_VERIFIED, DEAD_LETTERS_KEPT)
+_KNOWN = (BROKER, PREFIX, REPLICAS, ALLOWED_HOSTS, CALLERS_VERIFIED, DEAD_LETTERS_KEPT, JOURNAL)
 _OF_THE_COMMAND_LINE = ("MESHWIRE_HOME", "MESHWIRE_SYNC", "MESHWIRE_DEBUG", "MESHWIRE_LIFELINE_FD")
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -70,6 +72,7 @@ class Settings:
     """Whether the broker vouches for who calls this app."""
     dead_letters_kept: float = 30 * 24 * 3600.0
     """Seconds."""
+    journal: JournalMode = JournalMode.OFF
     environ: Mapping[str, str] = field(repr=False)
     """A copy of the environment, for what manifests refer to."""
     warnings: tuple[str, ...] = ()
@@ -90,6 +93,7 @@ class Settings:
             app_token=_api_token("APP_API_TOKEN", environ),
             allowed_hosts=frozenset(map(_host, comma_list(environ.get(ALLOWED_HOSTS, "")))),
             callers_verified=_truth(CALLERS_VERIFIED, environ),
+            journal=_journal(environ.get(JOURNAL) or "off"),
             dead_letters_kept=_dead_letters_kept(environ.get(DEAD_LETTERS_KEPT) or "720h"),
             environ=dict(environ),
             warnings=tuple(_unknown(environ)),
@@ -155,6 +159,13 @@ def _truth(variable: str, environ: Mapping[str, str]) -> bool:
     if value.lower() not in ("true", "false"):
         raise ConfigurationError(f"{variable}: must be true or false (got '{clip(value)}')")
     return value.lower() == "true"
+
+
+def _journal(text: str) -> JournalMode:
+    try:
+        return JournalMode(text.lower())
+    except ValueError:
+        raise ConfigurationError(f"{JOURNAL}: must be off, sampled or full (got '{clip(text)}')") from None
 
 
 def _replicas(text: str) -> int:

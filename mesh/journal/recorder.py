@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from enum import Enum
 
 from mesh import addressing
 from mesh.delivery.target import Judgement, Verdict
@@ -17,14 +16,6 @@ from mesh.routing import Skipped
 
 SAMPLE = 100
 """Of so many events a sampled journal notes down one: the same one in every sidecar."""
-
-
-class JournalMode(Enum):
-    """How much is noted down."""
-
-    OFF = "off"
-    SAMPLED = "sampled"
-    FULL = "full"
 
 
 class Recorder:
@@ -83,6 +74,11 @@ _OUTCOMES = {
     Outcome.DEAD: What.DEAD_LETTERED,
     Outcome.RELEASED: What.RELEASED,
 }
+_WHY = {
+    Skipped.FILTER: "its filters do not let it through",
+    Skipped.RULES: "no routing rule takes it, and there is no default route",
+    Skipped.OTHER: "it is sent again for another app alone",
+}
 _RESENT = ((addressing.REDRIVEN, What.REDRIVEN), (addressing.REPLAYED, What.REPLAYED))
 
 
@@ -97,10 +93,12 @@ class _Subscription:
         self._group = group.name
         self._pubsub = group.topic.pubsub
         self._last: tuple[Record | None, str | None] = (None, None)
+        self._skipped: Record | None = None
 
     def skipped(self, record: Record, why: Skipped) -> None:
-        reason = "its filters do not let it through" if why is Skipped.FILTER else "no routing rule takes it"
-        self._note(record, What.SKIPPED, reason=reason)
+        if why is not Skipped.EXPIRED:
+            self._note(record, What.SKIPPED, reason=_WHY[why])
+            self._skipped = record
 
     def attempted(
         self, record: Record, attempt: int, found: Judgement | MeshError, seconds: float, next_in: float | None
@@ -136,8 +134,10 @@ class _Subscription:
         )
 
     def settled(self, record: Record, outcome: Outcome) -> None:
-        self._note(record, _OUTCOMES[outcome])
+        if record is not self._skipped or outcome is not Outcome.ACKED:
+            self._note(record, _OUTCOMES[outcome])
         self._last = None, None
+        self._skipped = None
 
     def _note(self, record: Record, what: What, *, time: float | None = None, reason: str = "", to: str = "") -> None:
         name = self._name(record)

@@ -138,11 +138,16 @@ def open_broker(mesh: str | None) -> Broker:
     if os.environ.get("MESHWIRE_BROKER"):
         if mesh:
             print("--mesh has no effect: MESHWIRE_BROKER names the broker", file=sys.stderr)
-        return Broker(os.environ)
+        return Broker(_environment())
     folder = embedded.mesh_folder(mesh or "default")
     hold = embedded.hold(folder)
     embedded.ensure_keeper(folder)
-    return Broker({**os.environ, "MESHWIRE_BROKER": f"embedded:{folder}"}, lambda: _tend(folder), hold)
+    return Broker(_environment() | {"MESHWIRE_BROKER": f"embedded:{folder}"}, lambda: _tend(folder), hold)
+
+
+def _environment() -> dict[str, str]:
+    """Who develops wants to know what becomes of events; elsewhere a journal is asked for."""
+    return {**os.environ, "MESHWIRE_JOURNAL": os.environ.get("MESHWIRE_JOURNAL") or "full"}
 
 
 def check_program(name: str, folder: Path | None = None) -> None:
