@@ -142,10 +142,29 @@ async def test_other_ends(clock, outcome, state):
 
 async def test_skipped_says_why(clock):
     recorder = Recorder("billing", clock)
-    recorder.watch(BILLING).skipped(Stored(structured()), Skipped.FILTER)
+    watch, record = recorder.watch(BILLING), Stored(structured())
+    watch.skipped(record, Skipped.FILTER)
+    watch.settled(record, Outcome.ACKED)
     assert lines(told(recorder).content) == [
         {"what": "skipped", "app": "billing", "position": "12", "reason": "its filters do not let it through"}
     ]
+
+
+@pytest.mark.parametrize(("outcome", "what"), [(Outcome.EXPIRED, ["expired"]), (Outcome.DEAD, ["dead-lettered"])])
+async def test_expired_before_an_attempt(clock, outcome, what):
+    recorder = Recorder("billing", clock)
+    watch, record = recorder.watch(BILLING), Stored(structured())
+    watch.skipped(record, Skipped.EXPIRED)
+    watch.settled(record, outcome)
+    assert [line["what"] for line in told(recorder).content["steps"]] == what
+
+
+async def test_an_event_without_a_route_becomes_a_dead_letter(clock):
+    recorder = Recorder("billing", clock)
+    watch, record = recorder.watch(BILLING), Stored(structured())
+    watch.skipped(record, Skipped.RULES)
+    watch.settled(record, Outcome.DEAD)
+    assert [line["what"] for line in told(recorder).content["steps"]] == ["skipped", "dead-lettered"]
 
 
 @pytest.mark.parametrize(("header", "what"), [(addressing.REDRIVEN, "redriven"), (addressing.REPLAYED, "replayed")])
