@@ -133,15 +133,16 @@ def test_targets_of_components_without_effect(builds: Builds) -> None:
             """\
             components:
               store: {outbound: {timeout: fast}}
-              bus: {outbound: {timeout: fast}}
+              bus: {inbound: {retry: thrice}, outbound: {timeout: fast}}
+              mask: {outbound: {timeout: fast}}
               lock: {inbound: {retry: thrice}, outbound: {timeout: fast}}
               stoer: {outbound: {timeout: fast}}
             """
         )
     )
-    lines = resiliency.without_effect({"store": "state", "bus": "pubsub", "lock": "lock"})
+    lines = resiliency.without_effect({"store": "state", "bus": "pubsub", "mask": "crypto", "lock": "lock"})
     assert [line.partition(": spec.targets.components.")[2] for line in lines] == [
-        "bus: has no effect yet: components of pubsub are not called under policies",
+        "mask: has no effect yet: components of crypto are not called under policies",
         "lock.inbound: has no effect: components of lock do not call the app",
         "stoer: has no effect: there is no such component; did you mean 'store'?",
     ]
@@ -180,7 +181,29 @@ def test_default_policies_from_the_most_specific_name(builds: Builds, level: int
     others = "DefaultAppTimeoutPolicy: 90s, DefaultPubsubComponentOutboundTimeoutPolicy: 91s"
     resiliency = builds(f"policies: {{timeouts: {{{others}, {named}}}}}")
     assert parts(resiliency.for_component("x", IN, "pubsub")) == (1.0, None, False)
-    assert all("has no effect yet" in warning for warning in resiliency.warnings)
+    applied = resiliency.inbound("x", "pubsub").timeout
+    assert applied is not None
+    assert (applied.value, applied.explicit) == (1.0, False)
+    assert applied.origin.endswith(f": spec.policies.timeouts.Default{LEVELS[level]}TimeoutPolicy")
+
+
+def test_what_is_said_of_deliveries_from_a_component(builds: Builds) -> None:
+    resiliency = builds(
+        with_targets(
+            """\
+            components:
+              a: {inbound: {retry: thrice, timeout: fast}}
+              b: {outbound: {retry: thrice}}
+            """
+        )
+    )
+    timeout, retry, breaker = resiliency.inbound("a", "pubsub")
+    assert timeout is not None
+    assert retry is not None
+    assert (timeout.value, retry.value, breaker) == (2.0, THRICE, None)
+    assert timeout.explicit
+    assert retry.origin.endswith(": spec.policies.retries.thrice")
+    assert resiliency.inbound("b", "pubsub") == resiliency.inbound("c", "pubsub") == (None, None, None)
 
 
 def test_each_kind_of_default_policy_is_found_on_its_own(builds: Builds) -> None:
