@@ -69,7 +69,7 @@ class Field:
             case Kind.INTEGER:
                 return self._within(quantities.integer(text))
             case Kind.NUMBER:
-                return self._within(float(text))
+                return self._within(quantities.number(text))
             case Kind.DURATION:
                 return self._within(quantities.duration(text, bare_unit=self.bare_unit))
             case Kind.SIZE:

@@ -5,6 +5,7 @@ Every parser raises `ValueError` whose text is the rule that was broken; the cal
 
 from __future__ import annotations
 
+import math
 import re
 from decimal import Decimal
 
@@ -66,6 +67,17 @@ def quantity(text: str) -> int:
     if not -_INT64 <= whole < _INT64:
         raise ValueError(f"must fit in 64 bits (got '{clip(text)}')")
     return whole
+
+
+def number(text: str) -> float:
+    """A decimal number such as `0.5` or `2e3`; neither infinite nor NaN."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"must be a number such as 0.5 (got '{clip(text)}')")
+    return value
 
 
 def boolean(text: str) -> bool:
