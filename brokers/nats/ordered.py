@@ -1,0 +1,222 @@
+"""Groups in order (docs/adr/0010-order.md): ordered lanes, each worked by one member at a time under a lease.
+
+For order per key the 16 partitions of a topic are spread over `KEYED_LANES` lanes, so that so many members can share
+the work at most; for strict order there is one lane with everything. A lane is a durable consumer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from brokers.nats import jetstream, ordered_progress
+from brokers.nats.connection import Connection
+from brokers.nats.consumer import TICK
+from brokers.nats.ordered_lane import Lane, OrderedDelivery, Surroundings
+from mesh import addressing
+from mesh.fencing import FenceToken
+from mesh.ownership import Partitions
+from mesh.ports import Clock, Group
+from mesh.ports.tables import Delete, Tables
+
+logger = logging.getLogger("meshwire.nats")
+
+KEYED_LANES = 8
+"""Lanes of a group with order per key. Part of the stored names: it never changes."""
+ACK_WAIT = 24 * 3600.0
+"""Seconds. Which member works a lane is decided by its lease and not by the server's timers; what comes again because
+of them is known to be in hand."""
+MAX_ACK_PENDING = 100_000
+"""Messages of a lane that may be unsettled, waiting for a retry, or behind one of their key. Then the lane waits."""
+LEASE_TTL = 10.0
+"""Seconds after which the lanes of a member that is gone without a word are given to others."""
+REVOKE_LIMIT = 30.0
+"""Seconds that the app has for what it has in hand when a lane is to go to another member."""
+
+
+def keyed_lanes(root: str) -> dict[str, list[str]]:
+    """The lanes of a group with order per key and their subjects, for a topic with this root."""
+    subjects = addressing.keyed_filter(root)
+    return {f"k{lane}": subjects[lane::KEYED_LANES] for lane in range(KEYED_LANES)}
+
+
+ORDERED_LANES = [*(f"k{lane}" for lane in range(KEYED_LANES)), "s"]
+"""All that a group can have."""
+
+
+class OrderedLanes:
+    """The ordered lanes of one member of a group.
+
+    `offer` is given a message that may be handled, `settled` is told of one that was handed over and is not in hand any
+    more; `withdraw` is to forget what was offered and is stale.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        stream: str,
+        tables: Tables,
+        group: Group,
+        configs: list[dict[str, Any]],
+        *,
+        by_key: bool,
+        node: str,
+        clock: Clock,
+        restore_stream: Callable[[], Awaitable[str]],
+        offer: Callable[[OrderedDelivery], None],
+        settled: Callable[[OrderedDelivery], None],
+        withdraw: Callable[[], None],
+        concurrency: int,
+    ) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._table = tables.table(group.app_id)
+        self._configs = configs
+        self._loop = asyncio.get_running_loop()
+        self._around = Surroundings(
+            connection,
+            stream,
+            self._table,
+            clock,
+            restore_stream=restore_stream,
+            offer=offer,
+            settled=settled,
+            withdraw=withdraw,
+            concurrency=concurrency,
+            by_key=by_key,
+        )
+        self._partitions = Partitions(
+            tables,
+            group.app_id,
+            lease_group(group, by_key),
+            len(configs),
+            self,
+            node=node,
+            clock=clock,
+            ttl=LEASE_TTL,
+            revoke_limit=REVOKE_LIMIT,
+        )
+        self._lanes: dict[int, Lane] = {}
+        self._ending: set[Lane] = set()
+        """Lanes that are not worked any more, while something of theirs may be in hand."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._ticked = 0.0
+        self._forget_connection: Callable[[], None] = lambda: None
+        self._leaving: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Make the consumers that are not there, and join. Raises `BrokerError`."""
+        await self._around.restore_stream()
+        keys = [ordered_progress.progress_key(config["durable_name"]) for config in self._configs]
+        known = await self._table.get_many(keys)
+        # One that was worked before has its place on record: if it is gone, only its owner may make it again.
+        await asyncio.gather(
+            *(
+                jetstream.ensure_consumer(self._connection, self._stream, config)
+                for config, record in zip(self._configs, known, strict=True)
+                if record is None
+            )
+        )
+        self._forget_connection = self._connection.on_reconnected(self._reconnected)
+        self._ticked = self._loop.time()
+        self._timer = self._loop.call_later(TICK, self._tick)
+        self._partitions.start()
+
+    def set_concurrency(self, concurrency: int) -> None:
+        """For the whole group of lanes. With 0 the lanes stay this member's, and take no more messages."""
+        self._around.concurrency = concurrency
+        for lane in self._lanes.values():
+            lane.pull()
+
+    async def stop(self) -> None:
+        """Leave: others have the lanes once what is in hand is settled, or after a limit. Returns when all of it is."""
+        try:
+            await self._partitions.close()
+            for lane in list(self._ending):
+                await lane.settled()
+        finally:
+            self._end_all()
+
+    def cut(self) -> None:
+        """Let go at once. `left` returns when others know of it."""
+        if self._end_all():
+            self._leaving = self._loop.create_task(self._partitions.close(), name="leave ordered lanes")
+
+    def _end_all(self) -> bool:
+        """False when that was done before."""
+        if self._timer is None:
+            return False
+        self._timer.cancel()
+        self._timer = None
+        self._forget_connection()
+        for number in list(self._lanes):
+            self.lost(number)
+        return True
+
+    async def left(self) -> None:
+        """Returns when all has ended, after `cut`. Never raises."""
+        if self._leaving is not None:
+            await asyncio.gather(self._leaving, return_exceptions=True)
+
+    # What `Partitions` calls
+
+    def gained(self, partition: int, token: FenceToken) -> None:
+        def held() -> bool:
+            return self._partitions.token(partition) is token
+
+        def lost_stream(lane: Lane) -> None:
+            if self._lanes.get(partition) is lane:
+                self._end(partition, lane.void)
+                self.gained(partition, token)
+
+        lane = self._lanes[partition] = Lane(
+            self._around, self._configs[partition], token, held=held, lost_stream=lost_stream
+        )
+        lane.start()
+
+    async def revoke(self, partition: int) -> None:
+        lane = self._lanes.get(partition)
+        if lane is not None:
+            await lane.revoke()
+            self._lanes.pop(partition, None)
+
+    def lost(self, partition: int) -> None:
+        lane = self._lanes.get(partition)
+        if lane is not None:
+            self._end(partition, lane.lost)
+
+    def _end(self, partition: int, end: Callable[[], None]) -> None:
+        lane = self._lanes.pop(partition)
+        end()
+        self._ending.add(lane)
+
+    def _reconnected(self) -> None:
+        """What the server sent on the old connection, and what was acknowledged there, may be lost."""
+        for lane in self._lanes.values():
+            lane.reopen("")
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        self._timer = self._loop.call_later(TICK, self._tick)
+        stood_still = now - self._ticked > 2 * TICK
+        self._ticked = now
+        for lane in self._lanes.values():
+            lane.tick(now, stood_still)
+        self._ending = {lane for lane in self._ending if lane.in_hand}
+
+
+def lease_group(group: Group, by_key: bool) -> str:
+    """The name under which the members of a group share its lanes."""
+    return f"order/{addressing.durable(group, 'k' if by_key else 's')}"
+
+
+async def forget(tables: Tables, group: Group) -> None:
+    """Remove the records of a group that is no more. Those of its members expire. Raises `BrokerError`."""
+    table = tables.table(group.app_id)
+    keys = [ordered_progress.progress_key(addressing.durable(group, lane)) for lane in ORDERED_LANES]
+    for by_key in (True, False):
+        page = await table.scan(("lease", lease_group(group, by_key), "owner"), limit=KEYED_LANES)
+        keys += [entry.key for entry in page.entries]
+    await table.commit([Delete(key=key) for key in keys])
