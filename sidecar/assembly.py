@@ -8,18 +8,26 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
 
-from mesh import __version__, resources, subscriptions
+from mesh import __version__, addressing, ids, resources, subscriptions
 from mesh.access import AccessPolicy
 from mesh.appconfig.block import AppConfiguration
 from mesh.bindings.output import Outputs
 from mesh.clock import SystemClock
 from mesh.configuration import Configuration, load_configuration
+from mesh.control.control import Control
+from mesh.control.setting import Name
 from mesh.delivery.compile import check_plan
+from mesh.delivery.live import Live
+from mesh.inquiry import Inquirer, Witness
 from mesh.invocation import Callee, Caller
 from mesh.invocation.callee import Permits
+from mesh.journal import testimony
+from mesh.journal.mode import JournalMode
+from mesh.journal.recorder import Recorder
 from mesh.locks.block import Locks
 from mesh.ports import Clock, EventLog, Peer
 from mesh.pubsub import Component, PubSub
+from mesh.pull.block import Pulls
 from mesh.resiliency.targets import INITIALIZATION_RETRIES, Resiliency
 from mesh.secret_access import SecretAccess
 from mesh.state.block import State
@@ -32,15 +40,18 @@ from sidecar.api.configuration import ConfigurationApi
 from sidecar.api.events import EventsApi
 from sidecar.api.explain import ExplainApi
 from sidecar.api.invoke import InvokeApi
+from sidecar.api.journal import JournalApi
 from sidecar.api.lock import LockApi
 from sidecar.api.operations import HealthApi, MetadataApi, ShutdownApi
 from sidecar.api.plans import PlansApi
 from sidecar.api.publish import PublishApi
 from sidecar.api.publish_bulk import BulkPublishApi
+from sidecar.api.pull import PullApi
 from sidecar.api.secrets import SecretsApi
 from sidecar.api.starting import WhileStarting
 from sidecar.api.state import StateApi
 from sidecar.api.state_extras import StateExtrasApi
+from sidecar.api.subscriptions import SubscriptionsApi
 from sidecar.app_health import AppHealth
 from sidecar.channel import OutsideWorld, open_app_channel
 from sidecar.components import Components, Surroundings, Upkeep
@@ -174,13 +185,37 @@ def assemble(
         logger.warning("%s", warning)
     for component in pubsubs.values():
         check_plan(component, resiliency)
+    sidecar = f"{flags.app_id}-{ids.random_id()[:8]}"  # tells the replicas of the app apart
+    recorder = (
+        None
+        if settings.journal is JournalMode.OFF
+        else Recorder(flags.app_id, clock, sampled=settings.journal is JournalMode.SAMPLED)
+    )
     subscriber = (
         None
         if app is None
         else Subscriber(
-            flags.app_id, pubsubs, app.channel, clock, resiliency=resiliency, telemetry=observers.telemetry
+            flags.app_id,
+            pubsubs,
+            app.channel,
+            clock,
+            resiliency=resiliency,
+            watch=None if recorder is None else recorder.watch,
+            telemetry=observers.telemetry,
         )
     )
+    control = Control(sidecar, backbone.tables.table(flags.app_id), clock)
+    pulls = Pulls(
+        flags.app_id,
+        sidecar,
+        pubsubs,
+        clock,
+        resiliency=resiliency,
+        is_pushed=lambda name: subscriber is not None and not name.group and name[:2] in subscriber.running(),
+        watch=None if recorder is None else recorder.watch,
+        telemetry=observers.telemetry,
+    )
+    steer(control, subscriber, pulls)
     callee = Callee(
         me,
         None if app is None else app.channel,
@@ -206,7 +241,9 @@ def assemble(
     starting = WhileStarting(components, lambda: backbone.log.problem)
     router = Router(invoke_api if serves_invoke else None, permits=configuration.serves, around=starting.around)
     body_limit = flags.max_body_size or 0
-    pubsub = PubSub(flags.app_id, pubsubs, clock, resiliency=resiliency, telemetry=observers.telemetry)
+    pubsub = PubSub(
+        flags.app_id, pubsubs, clock, resiliency=resiliency, telemetry=observers.telemetry, watch=recorder
+    )
     state = State(
         flags.app_id,
         components.of("state"),
@@ -225,6 +262,7 @@ def assemble(
         clock=clock,
     )
     components.upkeep["configuration"] = Upkeep(items.attach, items.detach)
+    journal = backbone.tables.table(addressing.JOURNAL_SCOPE)
     health_api = HealthApi(flags.app_id, health)
     metadata_api = MetadataApi(
         lambda: describe(flags, manifests, components.loaded, runtime.subscriptions), __version__, extended
@@ -235,6 +273,9 @@ def assemble(
         EventsApi(pubsub, body_limit),
         ExplainApi(lambda: runtime.subscriptions, body_limit),
         PlansApi(subscriber),
+        SubscriptionsApi(flags.app_id, control, pubsubs, lambda: running(subscriber, pulls)),
+        PullApi(pulls),
+        JournalApi(Inquirer(testimony.SUBJECT, journal, clock)),
         StateApi(state, body_limit),
         state_extras,
         LockApi(Locks(components.of("lock"), resiliency=resiliency), body_limit),
@@ -282,9 +323,30 @@ def assemble(
         grace=flags.graceful_shutdown,
         block_shutdown=flags.block_shutdown,
     )
+    if recorder is not None:
+        witness = Witness(testimony.SUBJECT, sidecar, journal, clock, testimony.answers(recorder.testify))
+        runtime.connected.append(witness.start)
+        runtime.closing.append(witness.stop)
+    runtime.ending.append(pulls.turn_away)
+    runtime.closing += [pulls.close, control.stop]
     runtime.ending.append(state_extras.close)
     runtime.ending.append(components.give_up)
     return runtime
+
+
+def steer(control: Control, subscriber: Subscriber | None, pulls: Pulls) -> None:
+    """Let `control` say how much each subscription takes, whether its events are pushed or pulled."""
+    pulls.began.append(lambda name, live: control.steer(name, live.gate))
+    pulls.ended.append(lambda name, live: control.let_go(name, live.gate))
+    if subscriber is not None:
+        subscriber.began.append(lambda one: control.steer(Name(one.spec.pubsub, one.spec.topic), one.live.gate))
+        subscriber.ended.append(lambda one: control.let_go(Name(one.spec.pubsub, one.spec.topic), one.live.gate))
+
+
+def running(subscriber: Subscriber | None, pulls: Pulls) -> dict[Name, Live]:
+    """The subscriptions of this sidecar, pushed or pulled."""
+    pushed = {} if subscriber is None else subscriber.running()
+    return {Name(*name): one.live for name, one in pushed.items()} | pulls.running()
 
 
 def pubsubs_of(

@@ -6,7 +6,7 @@
 | `MESHWIRE_PREFIX` | first token of every subject, so that several meshes can share a broker | `mesh` |
 | `MESHWIRE_REPLICAS` | copies of each stream that the broker keeps, 1 to 5 | `1` |
 | `MESHWIRE_ALLOWED_HOSTS` | comma list of further host names under which clients reach the API without a token | none |
-| `MESHWIRE_JOURNAL` | what becomes of events is noted down: of `full` (all), `sampled` (one of a hundred), `off` | `off` |
+| `MESHWIRE_JOURNAL` | which events' fates are noted down: `full` (all), `sampled` (one of a hundred), `off` | `off` |
 | `MESHWIRE_CALLERS_VERIFIED` | `true`: the broker's permissions let each app call under its own name only | `false` |
 | `MESHWIRE_DEAD_LETTERS_KEPT` | how long the store keeps a dead letter, 1 minute to 10 years | `720h` |
 | `NAMESPACE` | namespace of this app (Dapr) | `default` |

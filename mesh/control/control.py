@@ -82,7 +82,10 @@ class Control:
         self._watching: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """In the background. May be called when the broker is not there yet."""
+        """In the background, also while the broker is not there yet; a second call does nothing. `steer` calls it: an
+        app without subscriptions needs no watch."""
+        if self._watching:
+            return
         create_task = asyncio.get_running_loop().create_task
         self._watching = [
             create_task(self._watch(), name="control: settings"),
@@ -104,6 +107,7 @@ class Control:
         """From now on `gate` obeys what is set for `name`. To be called before the subscription begins."""
         self._gates[name] = gate
         self._apply(name)
+        self.start()
 
     def let_go(self, name: Name, gate: Gate) -> None:
         """The subscription with this gate has ended; a later one of the same name is not meant."""
@@ -169,6 +173,13 @@ class Control:
             self._apply(name)
 
     # Across replicas
+
+    async def current(self) -> None:
+        """Returns when what is set is known here, or cannot be learnt in time."""
+        self.start()
+        begun = self._clock.now()
+        while not self._known and self._clock.now() - begun < APPLIED_LIMIT:
+            await self._clock.sleep(LOOKS / 10)
 
     async def act(self, name: Name, action: Action) -> Replicas:
         """Set it for all replicas. Returns how they stand once all obey, and in a drain have nothing in hand, or after

@@ -36,7 +36,6 @@ class Replica:
         self.control = Control(sidecar, table, clock)
         for name, gate in self.gates.items():
             self.control.steer(name, gate)
-        self.control.start()
 
     @property
     def allowed(self):
@@ -89,7 +88,6 @@ async def test_it_holds_for_replicas_that_come_later_before_they_take_anything(s
     later = Control("later", table, clock)
     later.steer(ORDERS, gate)
     assert gate.allowed == 0
-    later.start()
     await clock.settle()
     assert gate.allowed == 0
     await finished(clock, one.control.act(ORDERS, action('{"action": "resume"}')))
@@ -171,7 +169,6 @@ async def test_without_the_table_subscriptions_begin_as_planned_after_a_while(cl
     control = Control("one", Away(), clock)
     gate = Gate(64, clock, int)
     control.steer(ORDERS, gate)
-    control.start()
     await clock.advance(module.KNOWN_LIMIT - 0.1)
     assert gate.allowed == 0
     await clock.advance(0.2)
