@@ -241,9 +241,7 @@ def assemble(
     starting = WhileStarting(components, lambda: backbone.log.problem)
     router = Router(invoke_api if serves_invoke else None, permits=configuration.serves, around=starting.around)
     body_limit = flags.max_body_size or 0
-    pubsub = PubSub(
-        flags.app_id, pubsubs, clock, resiliency=resiliency, telemetry=observers.telemetry, watch=recorder
-    )
+    pubsub = PubSub(flags.app_id, pubsubs, clock, resiliency=resiliency, telemetry=observers.telemetry, watch=recorder)
     state = State(
         flags.app_id,
         components.of("state"),
