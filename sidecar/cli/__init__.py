@@ -77,6 +77,16 @@ COMMANDS = {
         "stop running apps and their sidecars",
         ("meshwire stop --app-id orders", "meshwire stop -a orders -a billing", "meshwire stop -f dapr.yaml"),
     ),
+    "dead": Command(
+        "look through the dead letters of an app, send them again, or remove them",
+        (
+            "meshwire dead list --topic orders --since 1h",
+            "meshwire dead show pubsub/orders/42",
+            "meshwire dead redrive pubsub/orders/42",
+            "meshwire dead redrive --topic orders --reason attempts --rate 500 --dry-run",
+            "meshwire dead purge --all --app-id orders",
+        ),
+    ),
     "unsubscribe": Command(
         "forget a durable subscription, and with it every event that still waits in it",
         (

@@ -53,14 +53,14 @@ def address_of(entry: Entry) -> Address:
     return Address(None if entry.socket else entry.http_port, entry.socket)
 
 
-def choose(running: list[Entry], app_id: str | None, mesh: str) -> Entry:
-    """The newest sidecar of `app_id`, or of the only app that runs when that is `None`.
+def choose(running: list[Entry], app_id: str | None, mesh: str, flag: str = "--publish-app-id") -> Entry:
+    """The newest sidecar of `app_id`, or of the only app that runs when that is `None`. `flag` is how a user names it.
 
     Raises `MeshError` when there is no such sidecar, or no telling which one is meant.
     """
     ids = sorted({entry.app_id for entry in running})
     if app_id is None and len(ids) > 1:
-        raise MeshError(f"several apps run here ({', '.join(ids)}); name one with --publish-app-id")
+        raise MeshError(f"several apps run here ({', '.join(ids)}); name one with {flag}")
     for entry in reversed(running):
         if app_id in (None, entry.app_id):
             return entry
