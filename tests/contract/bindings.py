@@ -10,7 +10,11 @@ from typing import Protocol
 from mesh.ports.bindings import InputBinding, Invocation, OutputBinding, Result
 from tests.contract.aws_bindings import S3, DynamoDb, Sqs, SqsOutput
 from tests.contract.file_bindings import Files, FilesDeleted, FilesMoved, LocalStorage, Sqlite
+from tests.contract.kafka_bindings import KafkaRecords
+from tests.contract.mqtt_bindings import MqttMessages
+from tests.contract.nats_bindings import NatsStream
 from tests.contract.postgresql_bindings import PostgresRows, PostgresStatements
+from tests.contract.redis_bindings import RedisKeys
 from tests.contract.web_bindings import Http, Smtp
 
 Invoke = Callable[..., Awaitable[Result]]
@@ -81,7 +85,10 @@ class OutputBacking(Protocol):
         ...
 
 
-INPUTS: list[Callable[[], InputBacking]] = [Files, FilesDeleted, FilesMoved, PostgresRows, Sqs]
+INPUTS: list[Callable[[], InputBacking]] = [
+    *(Files, FilesDeleted, FilesMoved, KafkaRecords, MqttMessages, NatsStream, PostgresRows, Sqs),
+]
 OUTPUTS: list[Callable[[], OutputBacking]] = [
-    *(DynamoDb, Http, LocalStorage, PostgresStatements, S3, Smtp, Sqlite, SqsOutput),
+    *(DynamoDb, Http, KafkaRecords, LocalStorage, MqttMessages, NatsStream, PostgresStatements, RedisKeys),
+    *(S3, Smtp, Sqlite, SqsOutput),
 ]
