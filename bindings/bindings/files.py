@@ -213,8 +213,7 @@ class FileWatch:
                     await sign
                 finally:
                     sign.cancel()
-                    with contextlib.suppress(BaseException):
-                        await sign
+                    await asyncio.wait((sign,))
         finally:
             await changes.aclose()
 

@@ -104,10 +104,10 @@ class SmtpBinding:
             raise _judged(error.code, "the server refused user and password") from None
         except library.SMTPResponseException as error:
             raise _judged(error.code, f"the server refused: {_line(error.message)}") from None
-        except (library.SMTPNotSupported, library.SMTPHeloError) as error:
-            raise BindingError(f"the mail server cannot do what is needed: {_line(error)}") from None
-        except (library.SMTPException, OSError, ssl.SSLError) as error:
+        except (library.SMTPConnectError, library.SMTPServerDisconnected, library.SMTPTimeoutError, OSError) as error:
             raise StoreUnavailable(f"the mail server cannot be reached: {_line(error)}") from None
+        except library.SMTPException as error:
+            raise BindingError(f"the mail server cannot do what is needed: {_line(error)}") from None
         if refused:
             names = ", ".join(map(clip, refused))
             raise BindingError(f"the mail was sent, but not to these recipients, who were refused: {names}")

@@ -72,7 +72,7 @@ class Http:
 
 
 class EchoServer:
-    """An HTTP server that shows what it was asked."""
+    """An HTTP server that shows what it was asked. `/to/<status>[/<location>]` answers with it, `/loop` for ever."""
 
     def __init__(self) -> None:
         class Handler(BaseHTTPRequestHandler):
@@ -94,7 +94,8 @@ class EchoServer:
                         "body": body.decode(),
                     }
                 )
-                status, _, location = self.path.partition("/to/")[2].partition("/")
+                path = "/to/302/%2Floop" if self.path == "/loop" else self.path
+                status, _, location = path.partition("/to/")[2].partition("/")
                 self.send_response(int(status or 200))
                 if location:
                     self.send_header("Location", unquote(location))
