@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from brokers.nats import codec, jetstream
 from brokers.nats.connection import Connection
@@ -28,6 +28,8 @@ PULL_EXPIRES = 30.0
 MAX_BYTES_PER_PULL = 16 * 1024 * 1024
 MAX_ACK_PENDING = 10_000
 """Messages of a group that may be unsettled or waiting for a retry; then the group waits for some to settle."""
+MAX_RELEASED = 10_000
+"""Messages of which is remembered how often they were given back."""
 TICK = 1.0
 """Seconds between looks at heartbeats and at messages held for long."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
@@ -40,32 +42,32 @@ _NANOSECONDS = 1_000_000_000
 _numbers = itertools.count(1)
 
 
-class NatsDelivery:
-    """One message of a durable consumer; see the `Delivery` port."""
+class Holder(Protocol):
+    """Who holds deliveries until they are settled."""
 
-    __slots__ = (
-        "_attributes",
-        "_block",
-        "_headers",
-        "_lane",
-        "_mode",
-        "_reply",
-        "_tokens",
-        "handed_over",
-        "held_since",
-        "payload",
-    )
+    @property
+    def topic_of(self) -> Callable[[bytes], str]:
+        """Tells the topic of a subject."""
+        ...
 
-    def __init__(self, lane: Consumer, reply: bytes, block: bytes, payload: bytes, now: float) -> None:
-        self._lane: Consumer | None = lane
-        self._reply = reply
+    def settled(self, delivery: Any, reply: bytes, verdict: bytes) -> None: ...
+
+    def note_release(self, position: str) -> None: ...
+
+    def releases(self, position: str) -> int:
+        """How often that was noted."""
+        ...
+
+
+class NatsMessage:
+    """One message of the stream of events: what the ports `Record` and `Delivery` have in common."""
+
+    __slots__ = ("_block", "_headers", "_mode", "payload")
+
+    def __init__(self, block: bytes, payload: bytes) -> None:
         self._block = block
         self._headers: dict[str, str] | None = None
         self._mode: Mode | None = None
-        self._tokens: list[bytes] | None = None
-        self.held_since = now
-        self.handed_over = False
-        """Whether the handler has it; until then it waits for a free place."""
         self.payload: bytes | None = payload
         if not payload and b"Meshwire-No-Data:" in block:
             self.payload = None
@@ -93,6 +95,25 @@ class NatsDelivery:
     def headers(self) -> Mapping[str, str]:
         return codec.transport_headers(self.all_headers())
 
+
+class NatsDelivery(NatsMessage):
+    """One message of a durable consumer; see the `Delivery` port."""
+
+    __slots__ = ("_lane", "_reply", "_settled", "_subject", "_tokens", "handed_over", "held_since")
+
+    def __init__(
+        self, lane: Holder, reply: bytes, block: bytes, payload: bytes, now: float, subject: bytes = b""
+    ) -> None:
+        super().__init__(block, payload)
+        self._lane = lane
+        self._subject = subject
+        self._reply = reply
+        self._settled = False
+        self._tokens: list[bytes] | None = None
+        self.held_since = now
+        self.handed_over = False
+        """Whether the handler has it; until then it waits for a free place."""
+
     def _token(self, number: int) -> bytes:
         """A token of `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.…`, counted from `<stream>`.
 
@@ -108,8 +129,16 @@ class NatsDelivery:
         return self._token(3).decode()
 
     @property
+    def topic(self) -> str:
+        return self._lane.topic_of(self._subject)
+
+    @property
+    def time(self) -> float:
+        return int(self._token(5)) / _NANOSECONDS
+
+    @property
     def attempt(self) -> int:
-        return int(self._token(2))
+        return int(self._token(2)) - self._lane.releases(self.position)
 
     def ack(self) -> None:
         self._settle(ACK)
@@ -117,10 +146,15 @@ class NatsDelivery:
     def retry(self, delay: float) -> None:
         self._settle(b'-NAK {"delay": %d}' % max(0, int(delay * _NANOSECONDS)))
 
+    def release(self) -> None:
+        if not self._settled:
+            self._lane.note_release(self.position)
+            self._settle(NAK)
+
     def _settle(self, verdict: bytes) -> None:
-        lane, self._lane = self._lane, None
-        if lane is not None:
-            lane.settled(self, self._reply, verdict)
+        if not self._settled:
+            self._settled = True
+            self._lane.settled(self, self._reply, verdict)
 
 
 class Consumer:
@@ -139,6 +173,7 @@ class Consumer:
         on_settled: Callable[[NatsDelivery], None],
         restore_stream: Callable[[], Awaitable[str]],
         limit: int,
+        topic_of: Callable[[bytes], str],
     ) -> None:
         self._connection = connection
         self._stream = stream
@@ -148,11 +183,14 @@ class Consumer:
         self._on_settled = on_settled
         self._restore_stream = restore_stream
         self._limit = limit
+        self.topic_of = topic_of
         self._loop = asyncio.get_running_loop()
         self._pull_subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{self.name}".encode()
         # Two members of a group may share the connection; each has an inbox of its own.
         self._inbox = f"{connection.inbox}.p.{next(_numbers)}"
         self._requested = 0
+        self._released: dict[str, int] = {}
+        """How often this member gave back the messages at these positions, without an attempt."""
         self._held: dict[NatsDelivery, None] = {}
         self._stream_made: str | None = None
         self._seen: int | None = None
@@ -164,6 +202,7 @@ class Consumer:
         self._pause = 0.0
         self._mended = 0.0
         self._stops: list[Callable[[], None]] = []
+        self._stop_listening: Callable[[], None] | None = None
         self._idle: asyncio.Future[None] | None = None
         self._open = False
 
@@ -171,13 +210,43 @@ class Consumer:
         """Make the consumer if it is not there, and begin to pull. Raises `BrokerError`."""
         await self._create()
         self._open = True
-        self._stops = [
-            self._connection.listen(self._inbox, self._on_message),
-            self._connection.on_reconnected(self._restart),
-        ]
-        self._restart()
+        self._stops = [self._connection.on_reconnected(self._restart)]
+        if self._limit:
+            self._listen()
         self._ticked = self._loop.time()
         self._timer = self._loop.call_later(TICK, self._tick)
+
+    def _listen(self) -> None:
+        self._stop_listening = self._connection.listen(self._inbox, self._on_message)
+        self._restart()
+
+    def _unlisten(self) -> None:
+        """The server gives to others what open pulls asked for; what is under way is given back."""
+        if self._stop_listening is not None:
+            self._stop_listening()
+            self._stop_listening = None
+            self._requested = 0
+
+    def set_limit(self, limit: int) -> None:
+        """With 0 nothing more is taken."""
+        self._limit = limit
+        if not self._open:
+            return
+        if not limit:
+            self._unlisten()
+        elif self._stop_listening is None:
+            self._listen()
+        else:
+            self._pull()
+
+    def note_release(self, position: str) -> None:
+        """A delivery of this message is not to be counted."""
+        self._released[position] = self._released.pop(position, 0) + 1
+        if len(self._released) > MAX_RELEASED:
+            del self._released[next(iter(self._released))]
+
+    def releases(self, position: str) -> int:
+        return self._released.get(position, 0) if self._released else 0
 
     async def stop(self) -> None:
         """Stop pulling; return when all that is held has been settled."""
@@ -193,12 +262,13 @@ class Consumer:
         """Let go at once; what is held goes to other members."""
         self._stop_pulling()
         for delivery in list(self._held):
-            delivery.retry(0)
+            delivery.release()
         if self._timer is not None:
             self._timer.cancel()
 
     def _stop_pulling(self) -> None:
         self._open = False
+        self._unlisten()
         for stop in self._stops:
             stop()
         self._stops = []
@@ -210,6 +280,8 @@ class Consumer:
         if reply:
             if verdict is ACK:
                 self._unacked.pop(int(delivery.position), None)
+                if self._released:
+                    self._released.pop(delivery.position, None)
             elif len(self._unacked) > MAX_ACK_PENDING:
                 # What other members acknowledge is never struck off here.
                 self._unacked.pop(next(iter(self._unacked)))
@@ -243,18 +315,20 @@ class Consumer:
         """Open pulls ended with their connection, and nothing says so."""
         self._requested = 0
         self._heard = self._loop.time()
-        self._pull()
+        if self._stop_listening is not None:
+            self._pull()
 
-    def _on_message(self, _subject: bytes, reply: bytes, block: bytes, payload: bytes) -> None:
+    def _on_message(self, subject: bytes, reply: bytes, block: bytes, payload: bytes) -> None:
         self._heard = self._loop.time()
         if not reply.startswith(b"$JS.ACK."):
             self._on_status(block)
             return
-        if not self._open:
+        delivery = NatsDelivery(self, reply, block, payload, self._heard, subject)
+        if not self._open or self._stop_listening is None:
+            self.note_release(delivery.position)
             self._connection.send(reply, NAK)
             return
         self._requested -= 1
-        delivery = NatsDelivery(self, reply, block, payload, self._heard)
         self._held[delivery] = None
         sequence = int(delivery.position)
         self._seen = max(self._seen or 0, sequence)
@@ -335,4 +409,5 @@ class Consumer:
         for delivery in self._held:
             delivery._reply = b""
         self._unacked.clear()
+        self._released.clear()
         self._seen = 0

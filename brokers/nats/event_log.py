@@ -6,15 +6,18 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from brokers.nats import codec, jetstream
 from brokers.nats.connection import Connection, Reply
 from brokers.nats.consumer import ACK_WAIT, MAX_ACK_PENDING, Consumer, NatsDelivery
+from brokers.nats.reading import read_page
 from mesh import addressing
 from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError
 from mesh.ids import random_id
-from mesh.ports import Feature, Group, Handler, Message, Topic
+from mesh.ports import NOW, Backlog, Feature, Group, Handler, Message, Order, Page, Start, Topic
+from mesh.ports.tables import Tables
 
 logger = logging.getLogger("meshwire.nats")
 
@@ -36,15 +39,18 @@ MAX_AGE = 7 * 24 * 3600.0
 MAX_CONSUMERS = 100_000
 """Set, since the server's default is a silent 1,000."""
 
-UNKEYED_LANE, KEYED_LANE = "u", "k"
+UNKEYED_LANE, KEYED_LANE, WIDE_LANE = "u", "k", "w"
+"""Events without and with a key; and all of them, where a pattern ends in `>`."""
+INACTIVE = 30.0
+"""Seconds after which the server forgets a group that does not last and has no member."""
+
+_ORDERED = frozenset({Feature.KEY_ORDER, Feature.STRICT_ORDER})
 
 _NANOSECONDS = 1_000_000_000
 
 
 class NatsEventLog:
     """Events in one stream per namespace; a durable consumer for each lane of a group."""
-
-    features = frozenset({Feature.DEDUPE, Feature.DURABLE, Feature.TTL})
 
     def __init__(
         self,
@@ -53,7 +59,11 @@ class NatsEventLog:
         namespace: str = addressing.DEFAULT_NAMESPACE,
         prefix: str = addressing.DEFAULT_PREFIX,
         replicas: int = 1,
+        tables: Tables | None = None,
     ) -> None:
+        """`tables` are those of the same namespace. Order needs them: who works which part of a topic is on record."""
+        self.features = frozenset(Feature) - (frozenset() if tables is not None else _ORDERED)
+        self._tables = tables
         self._connection = connection
         self._namespace = namespace
         self._prefix = prefix
@@ -100,7 +110,7 @@ class NatsEventLog:
             await self._connection.round_trip()
         await self._connection.close()
 
-    async def publish(self, topic: Topic, message: Message) -> None:
+    async def publish(self, topic: Topic, message: Message) -> str:
         root = addressing.topic_root(self._prefix, self._namespace, topic)
         subject = root + addressing.partition_token(message.key)
         # Without a caller's id, our own repeats still share one, so that they are stored once.
@@ -108,21 +118,25 @@ class NatsEventLog:
         headers = codec.encode(message, stored_as)
         payload = message.payload or b""
         try:
-            self._check(await self._connection.call(subject, headers, payload, ATTEMPT_TIMEOUT))
+            return self._position(await self._connection.call(subject, headers, payload, ATTEMPT_TIMEOUT))
         except BrokerUnavailable as error:
-            await self._publish_again(subject, headers, payload, error)
+            return await self._publish_again(subject, headers, payload, error)
 
-    def _check(self, reply: Reply) -> None:
-        """Raise unless `reply` says that the message is stored. Anybody who hears it may answer it."""
-        if reply.payload.startswith(self._stored):
-            return
+    def _position(self, reply: Reply) -> str:
+        """Where the message is stored. Raises unless `reply` says that it is. Anybody who hears it may answer it."""
+        answer = reply.payload
+        if answer.startswith(self._stored):
+            if b'"duplicate"' in answer:
+                return ""
+            first = answer.find(b'"seq":') + 6
+            return answer[first : first + _digits(answer, first)].decode()
         if reply.no_responders:
             raise _NoStream("no JetStream stream took the event: it was removed, or it has no leader right now")
         if b'"error"' in reply.payload:
             jetstream.decode_answer(reply.payload)
         raise _NoStream(f"something else than the stream {self._stream} answered; who else serves its subjects?")
 
-    async def _publish_again(self, subject: str, headers: bytes, payload: bytes, error: BrokerUnavailable) -> None:
+    async def _publish_again(self, subject: str, headers: bytes, payload: bytes, error: BrokerUnavailable) -> str:
         """Repeat a publish whose outcome is unknown until it is known, or until `PUBLISH_TIMEOUT`."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + PUBLISH_TIMEOUT
@@ -140,15 +154,22 @@ class NatsEventLog:
                 if isinstance(error, _NoStream):
                     await self._restore_stream()
                 timeout = min(ATTEMPT_TIMEOUT, deadline - loop.time())
-                self._check(await self._connection.call(subject, headers, payload, timeout))
+                return self._position(await self._connection.call(subject, headers, payload, timeout))
             except BrokerUnavailable as again:
                 if type(again) is not BrokerUnavailable or timeout == ATTEMPT_TIMEOUT:
                     error = again  # else the last attempt, cut short: its silence says less than what was answered
-            else:
-                return
 
-    async def subscribe(self, group: Group, handler: Handler, *, concurrency: int) -> NatsSubscription:
-        subscription = NatsSubscription(handler, concurrency, self._subscriptions.discard)
+    async def subscribe(
+        self,
+        group: Group,
+        handler: Handler,
+        *,
+        concurrency: int,
+        order: Order = Order.KEY,
+        start: Start = NOW,
+        lasting: bool = True,
+    ) -> NatsSubscription:
+        subscription = NatsSubscription(group, handler, concurrency, self._subscriptions.discard)
         await subscription.start(
             [
                 Consumer(
@@ -159,44 +180,75 @@ class NatsEventLog:
                     on_settled=subscription.settled,
                     restore_stream=self._restore_stream,
                     limit=concurrency,
+                    topic_of=self._topic_of(group.topic),
                 )
-                for config in self._lanes(group)
+                for config in self._lanes(group, start, lasting)
             ]
         )
         self._subscriptions.add(subscription)
         return subscription
 
-    def _lanes(self, group: Group) -> list[dict[str, Any]]:
-        """The consumers of a group: one for events without a key, one for the keyed partitions.
+    def _lanes(self, group: Group, start: Start, lasting: bool) -> list[dict[str, Any]]:
+        """The consumers of a group: one for events without a key, one for those with one.
 
-        They are apart from the first day, so that the keyed ones can later be worked in order by one member.
+        They are apart from the first day, so that the keyed ones can be worked in order by one member.
         """
-        root = addressing.topic_root(self._prefix, self._namespace, group.topic)
+        root = addressing.pattern_root(self._prefix, self._namespace, group.topic)
+        if group.topic.name.endswith(">"):  # at any depth, so that no filter can tell keys from parts of the topic
+            return [self._lane(group, WIDE_LANE, [f"{root}>"], start, lasting)]
         return [
-            {
-                "durable_name": addressing.durable(group, lane),
-                "filter_subjects": subjects,
-                "deliver_policy": "new",
-                "ack_policy": "explicit",
-                "ack_wait": int(ACK_WAIT * _NANOSECONDS),
-                "max_deliver": -1,
-                "max_ack_pending": MAX_ACK_PENDING,
-                "metadata": {
-                    "io.meshwire.app": group.app_id,
-                    "io.meshwire.pubsub": group.topic.pubsub,
-                    "io.meshwire.topic": group.topic.name,
-                },
-            }
-            for lane, subjects in (
-                (UNKEYED_LANE, addressing.unkeyed_filter(root)),
-                (KEYED_LANE, addressing.keyed_filter(root)),
-            )
+            self._lane(group, UNKEYED_LANE, addressing.unkeyed_filter(root), start, lasting),
+            self._lane(group, KEYED_LANE, addressing.keyed_filter(root), start, lasting),
         ]
 
+    def _lane(self, group: Group, lane: str, subjects: list[str], start: Start, lasting: bool) -> dict[str, Any]:
+        return {
+            "durable_name": addressing.durable(group, lane),
+            "filter_subjects": subjects,
+            **_beginning(start),
+            "ack_policy": "explicit",
+            "ack_wait": int(ACK_WAIT * _NANOSECONDS),
+            "max_deliver": -1,
+            "max_ack_pending": MAX_ACK_PENDING,
+            **({} if lasting else {"inactive_threshold": int(INACTIVE * _NANOSECONDS)}),
+            "metadata": {
+                "io.meshwire.app": group.app_id,
+                "io.meshwire.pubsub": group.topic.pubsub,
+                "io.meshwire.topic": group.topic.name,
+                **({"io.meshwire.group": group.name} if group.name else {}),
+            },
+        }
+
+    def _topic_of(self, topic: Topic) -> Callable[[bytes], str]:
+        if addressing.is_pattern(topic.name):
+            return lambda subject: addressing.topic_name(self._prefix, self._namespace, subject.decode())
+        return lambda _subject: topic.name
+
     async def unsubscribe(self, group: Group) -> bool:
-        names = [addressing.durable(group, lane) for lane in (UNKEYED_LANE, KEYED_LANE)]
-        removed = [await jetstream.delete_consumer(self._connection, self._stream, name) for name in names]
+        removed = [
+            await jetstream.delete_consumer(self._connection, self._stream, addressing.durable(group, lane))
+            for lane in _SHARED_LANES
+        ]
         return any(removed)
+
+    async def backlog(self, group: Group) -> Backlog | None:
+        infos = await asyncio.gather(
+            *(
+                jetstream.find_consumer(self._connection, self._stream, addressing.durable(group, lane))
+                for lane in _SHARED_LANES
+            )
+        )
+        found = [info for info in infos if info is not None]
+        if not found:
+            return None
+        return Backlog(sum(info["num_pending"] for info in found), sum(info["num_ack_pending"] for info in found))
+
+    async def read(self, topic: Topic, start: Start, *, limit: int) -> Page:
+        if start == NOW:
+            return Page([], None)
+        root = addressing.pattern_root(self._prefix, self._namespace, topic)
+        subjects = f"{root}>" if topic.name.endswith(">") else f"{root}*"
+        return await read_page(self._connection, self._stream, subjects, start, limit, self._topic_of(topic))
 
     async def _restore_stream(self) -> str:
         """As `_ensure_stream`, once the log has started: raises `BrokerError` only."""
@@ -218,6 +270,29 @@ class NatsEventLog:
             self._stream_check = None
 
 
+_SHARED_LANES = (UNKEYED_LANE, KEYED_LANE, WIDE_LANE)
+
+
+def _beginning(start: Start) -> dict[str, Any]:
+    """Where a consumer begins that is made now."""
+    if start.position is not None:
+        return {"deliver_policy": "by_start_sequence", "opt_start_seq": int(start.position)}
+    if start.time is None:
+        return {"deliver_policy": "new"}
+    if start.time <= 0:
+        return {"deliver_policy": "all"}
+    moment = datetime.fromtimestamp(start.time, UTC).isoformat(timespec="microseconds")
+    return {"deliver_policy": "by_start_time", "opt_start_time": moment}
+
+
+def _digits(text: bytes, first: int) -> int:
+    """How many digits stand there."""
+    end = first
+    while text[end : end + 1].isdigit():
+        end += 1
+    return end - first
+
+
 class _NoStream(BrokerUnavailable):
     """The stream did not answer: it is gone, it has no leader right now, or somebody else was faster."""
 
@@ -225,8 +300,13 @@ class _NoStream(BrokerUnavailable):
 class NatsSubscription:
     """One member of a group: its lanes share `concurrency`. See the `Subscription` port."""
 
-    def __init__(self, handler: Handler, concurrency: int, on_closed: Callable[[NatsSubscription], None]) -> None:
+    def __init__(
+        self, group: Group, handler: Handler, concurrency: int, on_closed: Callable[[NatsSubscription], None]
+    ) -> None:
+        # `a.>` is not `a`, whose partitions look like further parts.
+        self._pattern = group.topic.name if group.topic.name.endswith(".>") else None
         self._handler = handler
+        self._concurrency = concurrency
         self._free = concurrency
         self._on_closed = on_closed
         self._waiting: deque[NatsDelivery] = deque()
@@ -242,8 +322,20 @@ class NatsSubscription:
             self.cut()
             raise
 
+    def set_concurrency(self, concurrency: int) -> None:
+        self._free += concurrency - self._concurrency
+        self._concurrency = concurrency
+        if not concurrency:
+            self._give_back_waiting()
+        for lane in self._lanes:
+            lane.set_limit(concurrency)
+        if not self._handing_over:
+            self._hand_over_waiting()
+
     def offer(self, delivery: NatsDelivery) -> None:
-        if self._free > 0:
+        if self._pattern is not None and not addressing.covers(self._pattern, delivery.topic):
+            delivery.ack()
+        elif self._free > 0:
             self._hand_over(delivery)
         else:
             self._waiting.append(delivery)
@@ -268,10 +360,13 @@ class NatsSubscription:
         finally:
             self._handing_over = False
 
-    async def close(self) -> None:
+    def _give_back_waiting(self) -> None:
         waiting, self._waiting = self._waiting, deque()
         for delivery in waiting:
-            delivery.retry(0)
+            delivery.release()
+
+    async def close(self) -> None:
+        self._give_back_waiting()
         try:
             await asyncio.gather(*(lane.stop() for lane in self._lanes))
         finally:

@@ -103,17 +103,24 @@ async def ensure_stream(connection: Connection, config: dict[str, Any]) -> str:
     return str(info["created"])
 
 
+async def find_consumer(connection: Connection, stream: str, name: str) -> dict[str, Any] | None:
+    """The info of a consumer; `None` when there is none."""
+    try:
+        return await call(connection, f"CONSUMER.INFO.{stream}.{name}")
+    except Refused as refusal:
+        if refusal.code in (CONSUMER_NOT_FOUND, STREAM_NOT_FOUND):
+            return None
+        raise
+
+
 async def ensure_consumer(connection: Connection, stream: str, config: dict[str, Any]) -> dict[str, Any]:
     """Make the durable consumer unless it exists; bring an older one's settings up to date. Returns its info."""
     name = config["durable_name"]
-    try:
-        info = await call(connection, f"CONSUMER.INFO.{stream}.{name}")
-    except Refused as refusal:
-        if refusal.code != CONSUMER_NOT_FOUND:
-            raise
+    info = await find_consumer(connection, stream, name)
+    if info is None:
         # Two members may come here at once: the same request twice is no error.
         return await _create_consumer(connection, stream, name, config, "")
-    start = {"deliver_policy", "opt_start_seq"}
+    start = {"deliver_policy", "opt_start_seq", "opt_start_time"}
     found = info["config"]
     wanted = found | {key: value for key, value in config.items() if key not in start}
     wanted["metadata"] = found.get("metadata", {}) | config["metadata"]  # the server adds some of its own

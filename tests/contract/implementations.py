@@ -67,7 +67,7 @@ class Memory:
 
 class Nats:
     name = "nats"
-    features = frozenset({Feature.DEDUPE, Feature.DURABLE, Feature.TTL})
+    features = frozenset(Feature) - {Feature.KEY_ORDER, Feature.STRICT_ORDER}
 
     def start(self, folder: Path) -> None:
         self._server = NatsServer(folder)

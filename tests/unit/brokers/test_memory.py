@@ -8,7 +8,7 @@ import pytest
 
 from brokers.memory import DEDUPE_WINDOW, MemoryEventLog
 from mesh.errors import BrokerUnavailable, MessageTooLarge
-from mesh.ports import Delivery, Group, Message, Mode, Topic
+from mesh.ports import OLDEST, Delivery, Group, Message, Mode, Topic
 from tests.virtual_clock import VirtualClock
 
 ORDERS = Topic("pubsub", "orders")
@@ -90,12 +90,12 @@ async def test_ids_are_bounded_too() -> None:
     assert len(log._seen) == 100
 
 
-async def test_a_topic_without_groups_keeps_nothing() -> None:
-    log, _ = await started()
-    await (await log.subscribe(SHIPPING, keep, concurrency=1)).close()
-    await log.unsubscribe(SHIPPING)
-    await log.publish(ORDERS, raw(b"1"))
-    assert not log._groups
+async def test_what_is_kept_for_reading_is_bounded() -> None:
+    log, _ = await started(max_messages=3)
+    for number in range(5):
+        await log.publish(ORDERS, raw(f"{number}".encode()))
+    page = await log.read(ORDERS, OLDEST, limit=10)
+    assert [record.payload for record in page.records] == [b"2", b"3", b"4"]
 
 
 async def test_expiry_is_checked_at_every_attempt() -> None:
@@ -179,7 +179,7 @@ async def test_close_leaves_nothing_behind() -> None:
     await log.close()
     await clock.advance(2.0)
     assert len(arrivals) == 1
-    assert not log._groups
+    assert not log._queues
     assert not log._seen
 
 

@@ -1,0 +1,289 @@
+"""What an `EventLog` may do besides, where it declares so. Each test is a promise of `mesh/ports/events.py`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from mesh.errors import BrokerError
+from mesh.ports import OLDEST, Backlog, Delivery, EventLog, Feature, Group, Order, Start, Topic
+from tests.contract.implementations import Implementation
+from tests.contract.inbox import Inbox
+from tests.contract.test_event_log import ORDERS, SHIPPING, ack, keep, raw
+
+MakeInbox = Callable[..., Inbox]
+Needs = Callable[[Feature], None]
+LOOSE = Order.NONE
+
+
+async def numbers(log: EventLog, first: int, last: int, topic: Topic = ORDERS) -> list[str]:
+    """Publishes these; where they are stored."""
+    return [await log.publish(topic, raw(f"{number}")) for number in range(first, last + 1)]
+
+
+def payloads(inbox: Inbox) -> list[int]:
+    return sorted(int(payload or b"") for payload in inbox.payloads)
+
+
+# Where and when
+
+
+async def test_a_position_is_that_of_the_delivery(log: EventLog, inbox: MakeInbox) -> None:
+    arrivals = inbox()
+    await log.subscribe(SHIPPING, arrivals, concurrency=8, order=LOOSE)
+    positions = await numbers(log, 1, 3)
+    assert {delivery.position for delivery in await arrivals.reaches(3)} == set(positions)
+    assert len(set(positions)) == 3
+
+
+async def test_a_repeat_has_no_position(log: EventLog, needs: Needs) -> None:
+    needs(Feature.DEDUPE)
+    assert await log.publish(ORDERS, raw("1", dedupe_id="a"))
+    assert await log.publish(ORDERS, raw("1", dedupe_id="a")) == ""
+
+
+async def test_a_delivery_tells_its_topic_and_time(
+    log: EventLog, inbox: MakeInbox, implementation: Implementation
+) -> None:
+    arrivals = inbox()
+    before = implementation.now()
+    await log.subscribe(SHIPPING, arrivals, concurrency=8, order=LOOSE)
+    await log.publish(ORDERS, raw("1"))
+    (delivery,) = await arrivals.reaches(1)
+    assert delivery.topic == "orders"
+    assert before - 0.01 <= delivery.time <= implementation.now() + 0.01
+
+
+# Giving back
+
+
+async def test_a_release_is_no_attempt(log: EventLog, inbox: MakeInbox) -> None:
+    attempts: list[int] = []
+
+    def settle(delivery: Delivery) -> None:
+        attempts.append(delivery.attempt)
+        if len(attempts) in (1, 3):
+            delivery.release()
+        elif len(attempts) == 2:
+            delivery.retry(0)
+        else:
+            delivery.ack()
+
+    arrivals = inbox(settle)
+    await log.subscribe(SHIPPING, arrivals, concurrency=8, order=LOOSE)
+    await log.publish(ORDERS, raw("1"))
+    await arrivals.reaches(4)
+    assert attempts == [1, 1, 2, 2]
+
+
+# As many at once as is said
+
+
+async def test_with_none_at_once_nothing_more_comes(
+    log: EventLog, inbox: MakeInbox, implementation: Implementation
+) -> None:
+    held = inbox(keep)
+    member = await log.subscribe(SHIPPING, held, concurrency=4, order=LOOSE)
+    await numbers(log, 1, 4)
+    await held.reaches(4)
+    member.set_concurrency(0)
+    await numbers(log, 5, 6)
+    for delivery in held.deliveries[:2]:
+        delivery.ack()
+    await implementation.quiet()
+    assert len(held.deliveries) == 4
+    member.set_concurrency(4)
+    await held.reaches(6)
+    assert payloads(held) == [1, 2, 3, 4, 5, 6]
+
+
+async def test_what_a_member_does_not_take_goes_to_others(log: EventLog, inbox: MakeInbox) -> None:
+    first, second = inbox(keep), inbox()
+    paused = await log.subscribe(SHIPPING, first, concurrency=2, order=LOOSE)
+    await numbers(log, 1, 10)
+    await first.reaches(2)
+    paused.set_concurrency(0)
+    await log.subscribe(SHIPPING, second, concurrency=8, order=LOOSE)
+    await second.reaches(8)
+    assert len(first.deliveries) == 2
+
+
+async def test_more_at_once_come_at_once(log: EventLog, inbox: MakeInbox) -> None:
+    held = inbox(keep)
+    member = await log.subscribe(SHIPPING, held, concurrency=1, order=LOOSE)
+    await numbers(log, 1, 5)
+    await held.reaches(1)
+    member.set_concurrency(5)
+    await held.reaches(5)
+
+
+# Where a group begins
+
+
+@pytest.mark.parametrize("by", ["position", "time", "oldest"])
+async def test_a_new_group_may_begin_earlier(
+    log: EventLog, inbox: MakeInbox, needs: Needs, implementation: Implementation, by: str
+) -> None:
+    needs(Feature.READ)
+    await numbers(log, 1, 2)
+    await implementation.elapse(0.02)
+    moment = implementation.now()
+    third, _ = await numbers(log, 3, 4)
+    start = {"position": Start(position=third), "time": Start(time=moment), "oldest": OLDEST}[by]
+    arrivals = inbox()
+    await log.subscribe(SHIPPING, arrivals, concurrency=8, order=LOOSE, start=start)
+    await numbers(log, 5, 5)
+    wanted = [1, 2, 3, 4, 5] if by == "oldest" else [3, 4, 5]
+    await arrivals.reaches(len(wanted))
+    await implementation.quiet()
+    assert payloads(arrivals) == wanted
+
+
+async def test_a_group_that_is_there_goes_on_where_it_was(log: EventLog, inbox: MakeInbox) -> None:
+    first, second = inbox(), inbox()
+    member = await log.subscribe(SHIPPING, first, concurrency=8, order=LOOSE)
+    await numbers(log, 1, 2)
+    await first.reaches(2)
+    await member.close()
+    await log.subscribe(SHIPPING, second, concurrency=8, order=LOOSE, start=OLDEST)
+    await numbers(log, 3, 3)
+    await second.reaches(1)
+    assert payloads(second) == [3]
+
+
+async def test_groups_of_other_names_are_other_groups(log: EventLog, inbox: MakeInbox) -> None:
+    inboxes = {name: inbox() for name in ("", "audit", "replay-1")}
+    members = [
+        await log.subscribe(SHIPPING._replace(name=name), arrivals, concurrency=8, order=LOOSE)
+        for name, arrivals in inboxes.items()
+    ]
+    await numbers(log, 1, 3)
+    for arrivals, member in zip(inboxes.values(), members, strict=True):
+        await arrivals.reaches(3)
+        await member.close()
+    assert await log.unsubscribe(SHIPPING._replace(name="audit"))
+    assert await log.backlog(SHIPPING) == Backlog(0, 0)
+    assert await log.backlog(SHIPPING._replace(name="audit")) is None
+
+
+async def test_every_replica_has_what_is_for_all(log: EventLog, inbox: MakeInbox, needs: Needs) -> None:
+    needs(Feature.BROADCAST)
+    replicas = [inbox(), inbox()]
+    members = [
+        await log.subscribe(
+            SHIPPING._replace(name=f"node-{number}"), arrivals, concurrency=8, order=LOOSE, lasting=False
+        )
+        for number, arrivals in enumerate(replicas)
+    ]
+    competing = inbox()
+    await log.subscribe(SHIPPING, competing, concurrency=8, order=LOOSE)
+    await numbers(log, 1, 5)
+    for arrivals in (*replicas, competing):
+        await arrivals.reaches(5)
+    for member in members:
+        await member.close()
+
+
+# Patterns
+
+
+@pytest.mark.parametrize(
+    ("pattern", "wanted"),
+    [
+        ("orders.*", {"orders.new", "orders.paid"}),
+        ("orders.>", {"orders.new", "orders.paid", "orders.paid.late"}),
+        ("*.paid", {"orders.paid", "bills.paid"}),
+        (">", {"orders", "orders.new", "orders.paid", "orders.paid.late", "bills.paid", "odd ones.a b", "1"}),
+    ],
+)
+async def test_a_pattern_is_many_topics(
+    log: EventLog, inbox: MakeInbox, needs: Needs, implementation: Implementation, pattern: str, wanted: set[str]
+) -> None:
+    needs(Feature.WILDCARDS)
+    arrivals = inbox()
+    await log.subscribe(Group("shipping", Topic("pubsub", pattern)), arrivals, concurrency=64, order=LOOSE)
+    topics = ["orders", "orders.new", "orders.paid", "orders.paid.late", "bills.paid", "odd ones.a b", "1"]
+    for topic in topics:
+        await log.publish(Topic("pubsub", topic), raw(topic))
+        await log.publish(Topic("pubsub", topic), raw(topic, key="a"))
+        await log.publish(Topic("elsewhere", topic), raw("other component"))
+    await arrivals.reaches(2 * len(wanted))
+    await implementation.quiet()
+    found = [(delivery.topic, (delivery.payload or b"").decode()) for delivery in arrivals.deliveries]
+    assert sorted(found) == sorted((topic, topic) for topic in wanted for _ in range(2))
+
+
+# Reading again
+
+
+async def test_pages_hold_everything_once_and_in_order(log: EventLog, needs: Needs) -> None:
+    needs(Feature.READ)
+    await asyncio.gather(*(log.publish(ORDERS, raw(f"{n}", key=f"{n % 5}" if n % 2 else None)) for n in range(250)))
+    await log.publish(Topic("pubsub", "others"), raw("other"))
+    start, found, pages = OLDEST, [], 0
+    while True:
+        page = await log.read(ORDERS, start, limit=100)
+        pages += 1
+        found += [(int(record.position), record.topic, record.payload) for record in page.records]
+        if page.next is None:
+            break
+        start = Start(position=page.next)
+    assert pages == 3
+    assert found == sorted(found, key=lambda one: one[0])
+    assert sorted(int(payload or b"") for _, _, payload in found) == list(range(250))
+    assert {topic for _, topic, _ in found} == {"orders"}
+
+
+async def test_reading_begins_where_it_is_told(log: EventLog, needs: Needs, implementation: Implementation) -> None:
+    needs(Feature.READ)
+    await numbers(log, 1, 2)
+    await implementation.elapse(0.02)
+    moment = implementation.now()
+    await numbers(log, 3, 3)
+    fourth = (await numbers(log, 4, 4))[0]
+    by_time = (await log.read(ORDERS, Start(time=moment), limit=10)).records
+    assert [record.payload for record in by_time] == [b"3", b"4"]
+    assert all(moment - 0.01 <= record.time <= implementation.now() + 0.01 for record in by_time)
+    by_position = await log.read(ORDERS, Start(position=fourth), limit=10)
+    assert ([record.payload for record in by_position.records], by_position.next) == ([b"4"], None)
+    assert await log.read(Topic("pubsub", "nobody"), OLDEST, limit=10) == ([], None)
+
+
+async def test_reading_takes_nothing_from_anybody(log: EventLog, inbox: MakeInbox, needs: Needs) -> None:
+    needs(Feature.READ)
+    arrivals = inbox()
+    await numbers(log, 1, 3)
+    assert len((await log.read(ORDERS, OLDEST, limit=10)).records) == 3
+    await log.subscribe(SHIPPING, arrivals, concurrency=8, order=LOOSE, start=OLDEST)
+    await arrivals.reaches(3)
+
+
+# What is left to do
+
+
+async def test_the_backlog_counts_what_waits_and_what_is_in_hand(
+    log: EventLog, inbox: MakeInbox, implementation: Implementation
+) -> None:
+    assert await log.backlog(SHIPPING) is None
+    held = inbox(keep)
+    member = await log.subscribe(SHIPPING, held, concurrency=2, order=LOOSE)
+    await numbers(log, 1, 5)
+    await held.reaches(2)
+    await implementation.quiet()
+    backlog = await log.backlog(SHIPPING)
+    assert backlog is not None
+    assert sum(backlog) == 5
+    assert backlog.unsettled >= 2
+    for delivery in held.deliveries:
+        ack(delivery)
+    member.set_concurrency(0)
+    await implementation.quiet()
+
+
+async def test_what_is_not_declared_is_refused(log: EventLog, implementation: Implementation) -> None:
+    for order, feature in ((Order.KEY, Feature.KEY_ORDER), (Order.STRICT, Feature.STRICT_ORDER)):
+        if feature not in implementation.features:
+            with pytest.raises(BrokerError):
+                await log.subscribe(SHIPPING, keep, concurrency=1, order=order)
