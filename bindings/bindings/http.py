@@ -347,5 +347,7 @@ spec:
       secretKeyRef:
         name: crm
         key: token
+auth:
+  secretStore: secrets
 """,
 )

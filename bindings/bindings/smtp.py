@@ -250,5 +250,7 @@ spec:
       value: orders@example.com
     - name: subject
       value: Your order
+auth:
+  secretStore: secrets
 """,
 )
