@@ -11,11 +11,17 @@ from starlette.types import ASGIApp
 from mesh import __version__, addressing, ids, resources, subscriptions
 from mesh.access import AccessPolicy
 from mesh.appconfig.block import AppConfiguration
+from mesh.bindings.input import Inputs
 from mesh.bindings.output import Outputs
+from mesh.bindings.reply import Replies
+from mesh.bindings.running import Surroundings as InputSurroundings
 from mesh.clock import SystemClock
 from mesh.configuration import Configuration, load_configuration
 from mesh.control.control import Control
 from mesh.control.setting import Name
+from mesh.dead_letters.inbox import Inbox
+from mesh.dead_letters.redrive import Redrives
+from mesh.dead_letters.store import LetterStore
 from mesh.delivery.compile import check_plan
 from mesh.delivery.live import Live
 from mesh.inquiry import Inquirer, Witness
@@ -29,6 +35,7 @@ from mesh.ports import Clock, EventLog, Peer
 from mesh.pubsub import Component, PubSub
 from mesh.pull.block import Pulls
 from mesh.resiliency.targets import INITIALIZATION_RETRIES, Resiliency
+from mesh.runs import Crew
 from mesh.secret_access import SecretAccess
 from mesh.state.block import State
 from mesh.subscriber import Subscriber
@@ -37,6 +44,7 @@ from mesh.telemetry_settings import with_environment
 from sidecar.api import invoke
 from sidecar.api.bindings import BindingsApi
 from sidecar.api.configuration import ConfigurationApi
+from sidecar.api.dead_letters import DeadLettersApi
 from sidecar.api.events import EventsApi
 from sidecar.api.explain import ExplainApi
 from sidecar.api.invoke import InvokeApi
@@ -52,6 +60,7 @@ from sidecar.api.starting import WhileStarting
 from sidecar.api.state import StateApi
 from sidecar.api.state_extras import StateExtrasApi
 from sidecar.api.subscriptions import SubscriptionsApi
+from sidecar.api.triggers import TriggersApi
 from sidecar.app_health import AppHealth
 from sidecar.channel import OutsideWorld, open_app_channel
 from sidecar.components import Components, Surroundings, Upkeep
@@ -159,7 +168,9 @@ def assemble(
 
     def check_manifests(found: resources.Resources) -> None:
         components.check(found.components)
-        Resiliency(found.resiliency, clock=clock)
+        policies = Resiliency(found.resiliency, clock=clock)
+        for component in components.preview("pubsub", found.components):
+            check_plan(component, policies)
         OutsideWorld(found.http_endpoints)
 
     manifests = load_manifests()
@@ -183,7 +194,7 @@ def assemble(
     resiliency = Resiliency(manifests.resiliency, clock=clock)
     for warning in (*resiliency.warnings, *resiliency.without_effect(components.categories(manifests.components))):
         logger.warning("%s", warning)
-    for component in pubsubs.values():
+    for component in components.preview("pubsub", manifests.components):
         check_plan(component, resiliency)
     sidecar = f"{flags.app_id}-{ids.random_id()[:8]}"  # tells the replicas of the app apart
     recorder = (
@@ -191,6 +202,7 @@ def assemble(
         if settings.journal is JournalMode.OFF
         else Recorder(flags.app_id, clock, sampled=settings.journal is JournalMode.SAMPLED)
     )
+    letters = LetterStore(backbone.tables, flags.app_id, kept_for=settings.dead_letters_kept)
     subscriber = (
         None
         if app is None
@@ -200,6 +212,7 @@ def assemble(
             app.channel,
             clock,
             resiliency=resiliency,
+            dead_letters=letters,
             watch=None if recorder is None else recorder.watch,
             telemetry=observers.telemetry,
         )
@@ -212,6 +225,7 @@ def assemble(
         clock,
         resiliency=resiliency,
         is_pushed=lambda name: subscriber is not None and not name.group and name[:2] in subscriber.running(),
+        dead_letters=letters,
         watch=None if recorder is None else recorder.watch,
         telemetry=observers.telemetry,
     )
@@ -242,6 +256,10 @@ def assemble(
     router = Router(invoke_api if serves_invoke else None, permits=configuration.serves, around=starting.around)
     body_limit = flags.max_body_size or 0
     pubsub = PubSub(flags.app_id, pubsubs, clock, resiliency=resiliency, telemetry=observers.telemetry, watch=recorder)
+    inbox = Inbox(letters, pubsubs, clock)
+    redrives = Redrives(pubsub, inbox, backbone.tables, clock)
+    crew = Crew(backbone.tables, flags.app_id, clock)
+    crew.works_on(redrives.runs, redrives.work)
     state = State(
         flags.app_id,
         components.of("state"),
@@ -260,6 +278,21 @@ def assemble(
         clock=clock,
     )
     components.upkeep["configuration"] = Upkeep(items.attach, items.detach)
+    outputs = Outputs(components.of("bindings"), resiliency=resiliency)
+    inputs = Inputs(
+        components.of("bindings"),
+        InputSurroundings(
+            app_id=flags.app_id,
+            log=backbone.log,
+            tables=backbone.tables,
+            clock=clock,
+            channel=None if app is None else app.channel,
+            resiliency=resiliency,
+            follow=Replies(outputs, state).follow,
+            telemetry=observers.telemetry,
+        ),
+    )
+    components.upkeep["bindings"] = Upkeep(inputs.attach, inputs.detach)
     journal = backbone.tables.table(addressing.JOURNAL_SCOPE)
     health_api = HealthApi(flags.app_id, health)
     metadata_api = MetadataApi(
@@ -274,10 +307,12 @@ def assemble(
         SubscriptionsApi(flags.app_id, control, pubsubs, lambda: running(subscriber, pulls)),
         PullApi(pulls),
         JournalApi(Inquirer(testimony.SUBJECT, journal, clock)),
+        DeadLettersApi(flags.app_id, inbox, redrives),
         StateApi(state, body_limit),
         state_extras,
         LockApi(Locks(components.of("lock"), resiliency=resiliency), body_limit),
-        BindingsApi(Outputs(components.of("bindings"), resiliency=resiliency), body_limit),
+        BindingsApi(outputs, body_limit),
+        TriggersApi(inputs, body_limit),
         ConfigurationApi(items, body_limit),
         SecretsApi(
             SecretAccess(components.of("secretstores"), configuration.secret_scopes, resiliency=resiliency),
@@ -318,6 +353,7 @@ def assemble(
         observers=observers,
         app=app,
         subscriber=subscriber,
+        inputs=inputs,
         grace=flags.graceful_shutdown,
         block_shutdown=flags.block_shutdown,
     )
@@ -329,6 +365,7 @@ def assemble(
     runtime.closing += [pulls.close, control.stop]
     runtime.ending.append(state_extras.close)
     runtime.ending.append(components.give_up)
+    runtime.companions += [inbox, crew]
     return runtime
 
 
@@ -368,8 +405,7 @@ def pubsubs_of(
         ),
         denied=denied,
     )
-    components.use_shared([manifest for manifest in manifests if manifest.type.startswith("pubsub.")])
-    return components.of("pubsub"), clock
+    return {component.name: component for component in components.preview("pubsub", manifests)}, clock
 
 
 def _components(

@@ -147,6 +147,18 @@ class Components:
                     loaded = self._made(setup, manifest, spec, category)
                 self._use(loaded)
 
+    def preview(self, category: str, manifests: Sequence[Component]) -> list[Any]:
+        """What `manifests` and the defaults make of a category, to be looked at and never started. Those that need a
+        secret, or may be left out, are left out. Raises `ConfigurationError`."""
+        made: list[Any] = []
+        for manifest in self._with_defaults(manifests):
+            if manifest.type.startswith(f"{category}.") and not manifest.references and not manifest.ignore_errors:
+                spec, kind, setup = self._prepared(manifest)
+                if setup is not None:
+                    with self._tagged(manifest):
+                        made.append(self._made(setup, manifest, spec, kind).made)
+        return made
+
     def categories(self, manifests: Sequence[Component]) -> dict[str, str]:
         """The category of each component that `manifests` and the defaults make, by its name."""
         return {manifest.name: manifest.type.partition(".")[0] for manifest in self._with_defaults(manifests)}
