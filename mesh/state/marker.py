@@ -73,7 +73,7 @@ class MarkedOutbox:
         messages = [Message(mode=Mode.STRUCTURED, payload=record.event, dedupe_id=record.id) for record in records]
         publishing = (component.log.publish(address, message) for message in messages)
         for outcome in await asyncio.gather(*publishing, return_exceptions=True):
-            if outcome is not None:
+            if isinstance(outcome, BaseException):
                 raise outcome
 
     def withdraw(self, records: Sequence[OutboxRecord]) -> None:
