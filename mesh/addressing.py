@@ -122,6 +122,25 @@ def topic_root(prefix: str, namespace: str, topic: Topic) -> str:
     return f"{prefix}.{namespace}.event.{token(topic.pubsub)}.{name}."
 
 
+def pattern_root(prefix: str, namespace: str, topic: Topic) -> str:
+    """As `topic_root`, of a topic that may have wildcards: `*` stays, and `>` at the end is left out.
+
+    Raises `InvalidTopic`.
+    """
+    check_pattern(topic.name)
+    parts = topic.name.split(".")
+    if parts[-1] == ">":
+        parts.pop()
+    name = "".join(f"{part if part == '*' else token(part)}." for part in parts)
+    return f"{prefix}.{namespace}.event.{token(topic.pubsub)}.{name}"
+
+
+def topic_name(prefix: str, namespace: str, subject: str) -> str:
+    """The name of the topic that an event with this subject is published to."""
+    tokens = subject.split(".")[(f"{prefix}.{namespace}.event.").count(".") + 1 : -1]
+    return ".".join("" if part == "%" else unquote(part) for part in tokens)
+
+
 def unkeyed_filter(root: str) -> list[str]:
     return [root + UNKEYED]
 
@@ -136,7 +155,7 @@ def durable(group: Group, lane: str) -> str:
     Readable at the front for whoever lists consumers; the digest at the end tells apart what the readable part
     cuts or cannot show.
     """
-    identity = "\0".join((group.app_id, group.topic.pubsub, group.topic.name))
+    identity = "\0".join((group.app_id, group.topic.pubsub, group.topic.name, *filter(None, (group.name,))))
     digest = blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
     readable = re.sub(r"[^A-Za-z0-9_-]+", "-", f"{group.app_id}_{group.topic.pubsub}_{group.topic.name}")
     return f"{readable[:120]}_{digest}_{lane}"

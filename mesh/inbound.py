@@ -51,20 +51,20 @@ def read(delivery: Delivery, raw_from: Topic | None = None, headers: Mapping[str
     if headers is None:
         headers = delivery.headers
     if raw_from is not None:
-        hop = _hop(headers, {}) if headers else _NO_HEADERS
+        hop = hop_of(headers, {}) if headers else _NO_HEADERS
         return Inbound(wrap(delivery.payload or b"", raw_from, hop), None, hop)
     if delivery.mode is Mode.BINARY:
         attributes = delivery.attributes
         body = json_codec.encode_event(in_json_form(attributes, delivery.payload))
         texts = cast(dict[str, str], attributes)  # in binary mode every value came as text
-        hop = _hop(headers, texts) if headers or not _NAMES_A_TRACE.isdisjoint(texts) else _NO_HEADERS
+        hop = hop_of(headers, texts) if headers or not _NAMES_A_TRACE.isdisjoint(texts) else _NO_HEADERS
         return Inbound(body, None if _EXPIRY.isdisjoint(texts) else _expires(texts), hop)
     body = delivery.payload or b""
     _check_object(body)
     if _may_expire(body) or ("traceparent" not in headers and _names_a_trace(body)):
         texts = _texts(body)
-        return Inbound(body, _expires(texts), _hop(headers, texts))
-    return Inbound(body, None, _hop(headers, {}) if headers else _NO_HEADERS)
+        return Inbound(body, _expires(texts), hop_of(headers, texts))
+    return Inbound(body, None, hop_of(headers, {}) if headers else _NO_HEADERS)
 
 
 def in_json_form(attributes: Attributes, data: bytes | None) -> CloudEvent:
@@ -103,7 +103,7 @@ def _expires(texts: Mapping[str, str]) -> float | None:
     return min(ends, default=None)
 
 
-def _hop(headers: Mapping[str, str], event: Mapping[str, str]) -> dict[str, str]:
+def hop_of(headers: Mapping[str, str], event: Mapping[str, str] = {}) -> dict[str, str]:
     """The context of the last hop; where the message brought none, the trace that the event was born in.
 
     Whatever is not valid stays behind: a message must not fail for the trace it is in.

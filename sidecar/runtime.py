@@ -7,11 +7,12 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from mesh import subscriptions
+from mesh.bindings.input import Inputs
 from mesh.errors import AppError, BrokerError, ConfigurationError
 from mesh.invocation import Callee
 from mesh.ports import AppChannel, EventLog, Requests, Server
@@ -76,6 +77,18 @@ class ReadAgain(NamedTuple):
     """Whether a sidecar could start with them, as far as can be told. Raises `ConfigurationError`."""
 
 
+class Companion(Protocol):
+    """What works beside the subscriptions, for as long as the broker is there."""
+
+    def start(self) -> None:
+        """Begin, in the background."""
+        ...
+
+    async def close(self) -> None:
+        """Returns when nothing is under way any more."""
+        ...
+
+
 class App(msgspec.Struct, frozen=True, kw_only=True):
     """The app beside this sidecar, and what to ask it."""
 
@@ -105,6 +118,7 @@ class Runtime:
         observers: Observers,
         app: App | None,
         subscriber: Subscriber | None,
+        inputs: Inputs,
         grace: float,
         block_shutdown: float | None,
     ) -> None:
@@ -124,6 +138,7 @@ class Runtime:
         """Called once there was a connection to the broker."""
         self.closing: list[Callable[[], Awaitable[None]]] = []
         """Awaited one after another when requests are answered, and tables are still open."""
+        self.companions: list[Companion] = []
         self._health = health
         self._servers = servers
         self._observers = observers
@@ -131,6 +146,7 @@ class Runtime:
         self._grace = grace
         self._block_shutdown = block_shutdown
         self._subscriber = subscriber
+        self._inputs = inputs
         components.settled = self._settled
         components.changed.append(self._component_changed)
         self._asked: list[SubscriptionSpec] = []
@@ -181,6 +197,8 @@ class Runtime:
         await self._components.load(self._manifests.components)
         await self._complete_endpoints()
         self._health.reached("runtime")
+        for companion in self.companions:
+            companion.start()
         if self._read_again is not None:
             watch = self._watch(self._read_again)
             self._watching = asyncio.get_running_loop().create_task(watch, name="watch manifests")
@@ -233,6 +251,8 @@ class Runtime:
     def _component_changed(self, category: str, _name: str) -> None:
         if category == "pubsub" and self._subscriber is not None:
             self._subscriber.refresh()
+        if category == "bindings":
+            self._inputs.refresh()
 
     async def _serve_calls(self) -> None:
         """Other apps can call this one from now on. Without a port, they are told so."""
@@ -253,6 +273,7 @@ class Runtime:
                 self._asked = await self._ask_subscriptions(self._app.channel)
             self._specs = self._merged()
         self._subscriber.start(self._specs)
+        self._inputs.app_is_healthy()
 
     def _merged(self) -> list[SubscriptionSpec]:
         """What the app asked for, and what the manifests declare."""
@@ -262,6 +283,7 @@ class Runtime:
         self._unhealthy.set()
         if self._subscriber is not None:
             await self._subscriber.stop(self._grace or DRAIN_LIMIT)
+        await self._inputs.app_is_unhealthy(self._grace or DRAIN_LIMIT)
 
     async def _ask(self, channel: AppChannel, path: str) -> tuple[int, bytes] | None:
         """Status and body of a `GET` to the app; `None` when it cannot be reached."""
@@ -318,7 +340,10 @@ class Runtime:
             await asyncio.gather(self._watching, return_exceptions=True)
         try:
             async with asyncio.timeout(grace):
-                await asyncio.gather(self._stop_subscriptions(grace), self._stop_service(grace))
+                await asyncio.gather(*(companion.close() for companion in self.companions))
+                await asyncio.gather(
+                    self._stop_subscriptions(grace), self._stop_inputs(grace), self._stop_service(grace)
+                )
                 for server in self._servers:
                     await server.stop(REQUEST_GRACE if grace is None else min(REQUEST_GRACE, REQUEST_SHARE * grace))
                 for close in self.closing:
@@ -342,6 +367,7 @@ class Runtime:
         logger.info("blocking the shutdown for %.0f s, or until the app is unhealthy", seconds)
         if self._subscriber is not None:
             await self._subscriber.stop(seconds)
+        await self._inputs.stop(seconds)
         try:
             async with asyncio.timeout(seconds):
                 await self._unhealthy.wait()
@@ -352,6 +378,9 @@ class Runtime:
         if self._app is not None and self._subscriber is not None:
             await self._app.health.stop()
             await self._subscriber.stop(DRAIN_LIMIT if limit is None else DRAIN_SHARE * limit)
+
+    async def _stop_inputs(self, limit: float | None) -> None:
+        await self._inputs.stop(DRAIN_LIMIT if limit is None else DRAIN_SHARE * limit)
 
     async def _stop_service(self, limit: float | None) -> None:
         """Take no more calls; those under way may be answered."""

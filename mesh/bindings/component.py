@@ -8,6 +8,7 @@ from typing import Any, cast
 import msgspec
 
 from mesh.components import ComponentSpec, Field, Kind, Settings, Setup
+from mesh.delivery import settings as delivery
 from mesh.errors import clip
 from mesh.ports.bindings import InputBinding, OutputBinding
 
@@ -23,8 +24,9 @@ FIELDS: Sequence[Field] = (
         default=(),
     ),
     Field("route", "The path of the app that the items of an input are posted to; the component's name by default."),
+    *(field for field in delivery.FIELDS if field.name not in ("broadcast", "deadLetterTopic")),
 )
-"""The settings of every binding, beside its own."""
+"""The settings of every binding, beside its own: those of deliveries too, for an input."""
 
 
 class BindingComponent(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +37,8 @@ class BindingComponent(msgspec.Struct, frozen=True, kw_only=True):
     """The path on the app of an input, `/` included."""
     ask: bool
     """The app is asked whether it wants the input: nothing says so (Dapr: `direction`)."""
+    statements: delivery.Statements = {}
+    """What the manifest says of deliveries."""
 
 
 def directions(settings: Settings) -> frozenset[str]:
@@ -54,12 +58,16 @@ def make(setup: Setup, spec: ComponentSpec, opened: Any) -> BindingComponent:
     for word in wanted - can:
         raise setup.settings.fault("direction", f"a component of type {spec.type} is no {word}")
     used = wanted or can
+    statements = delivery.of_component(setup.settings)
+    if statements and INPUT not in used:
+        raise setup.settings.fault(next(iter(statements)), "is for an input, and the component is none")
     return BindingComponent(
         name=setup.name,
         input=cast(InputBinding, opened) if INPUT in used else None,
         output=cast(OutputBinding, opened) if OUTPUT in used else None,
         route="/" + (setup.settings["route"] or setup.name).lstrip("/"),
         ask=not wanted,
+        statements=statements,
     )
 
 

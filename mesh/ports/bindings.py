@@ -72,6 +72,15 @@ class InputBinding(Store, Protocol):
         ...
 
 
+class LastingInputBinding(InputBinding, Protocol):
+    """One that keeps something on the backbone beside its component, such as a schedule. It is known by this method."""
+
+    async def forget(self) -> None:
+        """The component was taken out of the manifests while the sidecar ran: remove what was kept. Not called when
+        the sidecar ends. Raises `StoreError`, `BrokerError`."""
+        ...
+
+
 class Invocation(msgspec.Struct, frozen=True, kw_only=True):
     """What the app asks an output binding to do."""
 

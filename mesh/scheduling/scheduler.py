@@ -14,9 +14,8 @@ from typing import NamedTuple
 import msgspec
 
 from mesh.errors import MeshError
-from mesh.ports.alarms import Alarm, Alarms, Firing, SetAlarm
+from mesh.ports.alarms import Alarm, Alarms, AlarmSubscription, Firing, SetAlarm
 from mesh.ports.clock import Clock
-from mesh.ports.events import Subscription
 from mesh.ports.tables import ABSENT, Conflict, Key
 from mesh.scheduling.recurrence import Every, Recurrence, parse_recurrence
 
@@ -117,10 +116,15 @@ class Tick:
         """1 when this tick is handled for the first time, as far as the broker knows."""
         return self._firing.attempt
 
-    def done(self) -> None:
-        """Handled, or given up: go on with the series, at its next moment from now on."""
+    def following(self, after: float) -> float | None:
+        """The first moment of the series later than `after`; `None` when it is over."""
+        return self._series.following(after)
+
+    def done(self, *, up_to: float | None = None) -> None:
+        """Handled, or given up: go on with the series, at its next moment from now on. With `up_to` the moments until
+        then were handled, and none after it: the next one may be due already."""
         series = self._series
-        due = series.following(max(self._clock.now(), self.due))
+        due = series.following(max(self._clock.now() if up_to is None else up_to, self.due))
         if due is None:
             self._firing.ack()
         else:
@@ -193,7 +197,7 @@ class Scheduler:
                 logger.error("the schedule %s is passed over: %s", "/".join(found.alarm.key), error)
         return ScheduledPage(schedules, page.cursor)
 
-    async def serve(self, kind: str, handler: TickHandler, *, concurrency: int) -> Subscription:
+    async def serve(self, kind: str, handler: TickHandler, *, concurrency: int) -> AlarmSubscription:
         """Handle ticks of a kind, side by side with other members: each goes to one of them. Those that became due
         while there was no member come first. At most `concurrency` are unsettled at once."""
 

@@ -15,6 +15,7 @@ from sidecar.api.lock import LockApi
 from sidecar.api.secrets import SecretsApi
 from sidecar.api.state import StateApi
 from sidecar.api.state_extras import StateExtrasApi
+from sidecar.api.triggers import TriggersApi
 from sidecar.components import Components
 
 PATIENCE = 15.0
@@ -47,6 +48,7 @@ _ROUTES: Mapping[object, tuple[str, Code]] = {
     ConfigurationApi.put: ("configuration", Code.CONFIGURATION_WRITE),
     ConfigurationApi.delete: ("configuration", Code.CONFIGURATION_WRITE),
     BindingsApi.invoke: ("bindings", Code.INVOKE_OUTPUT_BINDING),
+    TriggersApi.trigger: ("bindings", Code.BINDING_TRIGGER),
     SecretsApi.get: ("secretstores", Code.SECRET_GET),
     SecretsApi.get_all: ("secretstores", Code.SECRET_GET),
 }

@@ -1,0 +1,92 @@
+"""Items as they are stored: each is a CloudEvent, so that it can be watched, replayed and published by anybody.
+
+Its data is the item's; what becomes headers for the app is one attribute (docs/protocol.md, "Bindings").
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import NamedTuple
+from urllib.parse import quote
+
+import msgspec
+
+from mesh import addressing, ids
+from mesh.bindings.headers import printable
+from mesh.codec import json as json_codec
+from mesh.codec.media_type import is_media_type
+from mesh.errors import BrokerError, InvalidEvent
+from mesh.event import Attributes
+from mesh.ports import Message, Mode, Record
+from mesh.ports.bindings import Item
+
+METADATA = "bindingmetadata"
+"""The extension attribute with the metadata: a JSON object of strings, in ASCII."""
+MAX_METADATA = 32 << 10
+"""Bytes of that attribute. It travels as a header, and so do its members on the way to the app."""
+OCTETS = "application/octet-stream"
+
+_decode_metadata = msgspec.json.Decoder(dict[str, str]).decode
+
+
+class Trigger(NamedTuple):
+    """What the app is sent for an item."""
+
+    body: bytes
+    metadata: Mapping[str, str]
+
+
+def message(binding: str, item: Item, now: float, headers: Mapping[str, str] = {}) -> Message:
+    """`headers` are the context of this hop. Raises `BrokerError` for metadata that no broker will carry."""
+    source = f"/bindings/{quote(binding, safe='', errors='replace')}"
+    given = printable(item.id) if item.id else ""
+    attributes: Attributes = {
+        "specversion": "1.0",
+        "id": given or ids.random_id(),
+        "source": source,
+        "type": addressing.BINDING_TRIGGERED,
+        "time": ids.utc_time(now if item.time is None else item.time),
+        "datacontenttype": item.content_type if is_media_type(item.content_type) else OCTETS,
+    }
+    if item.metadata:
+        text = json.dumps(dict(item.metadata), separators=(",", ":"))  # ASCII: any name and value survives
+        if len(text) > MAX_METADATA:
+            raise BrokerError(
+                f"an item of {binding} has {len(text)} bytes of metadata, at most {MAX_METADATA} are kept"
+            )
+        attributes[METADATA] = text
+    key = printable(item.key) if item.key else None
+    if key is not None:
+        attributes["partitionkey"] = key
+    return Message(
+        mode=Mode.BINARY,
+        payload=item.data,
+        attributes=attributes,
+        key=key,
+        dedupe_id=addressing.identity(source, given) if given else None,
+        headers=headers,
+    )
+
+
+def trigger(record: Record) -> Trigger:
+    """The item of a record. One that somebody else has published may be an event in either mode, or bare bytes.
+
+    Raises `InvalidEvent` for what claims to be an event and is none.
+    """
+    if record.mode is Mode.RAW:
+        return Trigger(record.payload or b"", {})
+    if record.mode is Mode.STRUCTURED:
+        event = json_codec.decode_event(record.payload or b"")
+        return Trigger(event.data or b"", _metadata(event.attributes))
+    return Trigger(record.payload or b"", _metadata(record.attributes))
+
+
+def _metadata(attributes: Mapping[str, object]) -> Mapping[str, str]:
+    text = attributes.get(METADATA)
+    if text is None:
+        return {}
+    try:
+        return _decode_metadata(str(text))
+    except msgspec.DecodeError as error:
+        raise InvalidEvent(METADATA, f"must be a JSON object of strings: {error}", text) from None

@@ -1,0 +1,189 @@
+"""One input binding in use: its source, the store between, and the delivery to the app."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import msgspec
+
+from mesh import addressing, spans
+from mesh.bindings import item as items
+from mesh.bindings.component import BindingComponent
+from mesh.bindings.reply import Follow
+from mesh.bindings.source import Source
+from mesh.bindings.target import BindingTarget
+from mesh.delivery import DeadLetters, Deliverer, DeliveryWatch, Plan
+from mesh.delivery.compile import compile_plan
+from mesh.envelope import hop_headers
+from mesh.errors import AppError, BrokerError, MeshError
+from mesh.ports import OLDEST, AppChannel, Clock, EventLog, Group, Subscription
+from mesh.ports.bindings import InputBinding, Item
+from mesh.ports.tables import Tables
+from mesh.resiliency.targets import Resiliency
+from mesh.telemetry import SILENCE, Telemetry
+
+logger = logging.getLogger("meshwire.bindings")
+
+ASK_TIMEOUT = 3.0
+"""Seconds that the app has to say whether it wants an input (Dapr)."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+"""Seconds between attempts at a delivery that the broker refuses to begin; doubling."""
+FORGET_LIMIT = 5.0
+"""Seconds."""
+
+
+class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
+    """What all input bindings of a sidecar have in common."""
+
+    app_id: str
+    log: EventLog
+    tables: Tables
+    clock: Clock
+    channel: AppChannel | None
+    """`None`: there is no app here. What is accepted waits for a replica that has one."""
+    resiliency: Resiliency
+    follow: Follow
+    dead_letters: DeadLetters | None = None
+    watch: DeliveryWatch | None = None
+    telemetry: Telemetry = SILENCE
+
+
+class RunningInput:
+    def __init__(self, component: BindingComponent, binding: InputBinding, around: Surroundings) -> None:
+        """Raises `MeshError` for what can be no input of this app."""
+        self.component = component
+        self._around = around
+        self._topic = addressing.binding_topic(around.app_id, component.name)
+        self._group = Group(around.app_id, self._topic)
+        self._target: BindingTarget | None = None
+        self._plan = compile_plan(
+            component.statements,
+            {},
+            around.resiliency.inbound(component.name, "bindings"),
+            features=around.log.features,
+        ).plan
+        if around.channel is not None:
+            self._target = BindingTarget(component, around.channel, around.app_id, around.follow)
+        self._source = Source(
+            around.app_id, component.name, binding, self.accept, tables=around.tables, clock=around.clock
+        )
+        self._why_not = ""
+        """Why the source does not run."""
+        self._delivering: asyncio.Task[None] | None = None
+        self._deliverer: Deliverer | None = None
+        self._subscription: Subscription | None = None
+
+    @property
+    def source(self) -> str:
+        """What its source does, in one line, for people."""
+        return self._why_not or self._source.status
+
+    @property
+    def delivery(self) -> str:
+        if self._subscription is not None:
+            return "running"
+        return "starting" if self._delivering is not None and not self._why_not else "not running"
+
+    async def accept(self, item: Item) -> None:
+        """Store the item (`mesh.ports.bindings.Accept`)."""
+        topic, tracer = self._topic, self._around.telemetry.tracer
+        with spans.publishing(tracer, topic.pubsub, topic.name, None) as span:
+            hop = hop_headers(span.context, None)
+            message = items.message(self.component.name, item, self._around.clock.now(), hop)
+            await self._around.log.publish(topic, message)
+
+    def begin(self) -> None:
+        """Run the source, unless the app has to be asked first."""
+        if not self.component.ask:
+            self._source.begin()
+        elif self._target is None:
+            self._why_not = "not started: there is no app to ask whether it wants it; set its direction"
+            logger.warning("binding %s is %s", self.component.name, self._why_not)
+        else:
+            self._why_not = "not started: the app was not asked yet whether it wants it"
+
+    def begin_delivery(self) -> None:
+        """In the background: ask the app, if it has to be asked; if it wants the binding, run its source, and deliver.
+        Does nothing when it is done already."""
+        if self._delivering is None and self._target is not None:
+            work = self._ask_and_deliver(self._target)
+            self._delivering = asyncio.get_running_loop().create_task(work, name=f"deliver {self.component.name}")
+
+    async def end(self) -> None:
+        """The source first, then the delivery. Returns when nothing is under way any more."""
+        await self._source.end()
+        await self.end_delivery()
+
+    async def forget(self) -> None:
+        """The component is gone for good. To be called after `end`."""
+        forget = getattr(self.component.input, "forget", None)
+        if forget is None:
+            return
+        try:
+            async with asyncio.timeout(FORGET_LIMIT):
+                await forget()
+        except (MeshError, TimeoutError) as error:
+            logger.warning("what binding %s kept could not be removed: %s", self.component.name, error or "no answer")
+
+    async def end_delivery(self) -> None:
+        """Take no more items to the app. Returns when those in its hands are settled."""
+        task, self._delivering = self._delivering, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        subscription, self._subscription = self._subscription, None
+        deliverer, self._deliverer = self._deliverer, None
+        if deliverer is not None:
+            deliverer.drain()
+        if subscription is not None:
+            await subscription.close()
+        if deliverer is not None:
+            await deliverer.close()
+
+    async def _ask_and_deliver(self, target: BindingTarget) -> None:
+        if self.component.ask:
+            self._why_not = await self._refusal()
+            if self._why_not:
+                logger.info("binding %s is %s", self.component.name, self._why_not)
+                await self._source.end()
+                return
+        self._source.begin()
+        around, plan = self._around, self._plan
+        self._deliverer = Deliverer(
+            group=self._group,
+            target=target,
+            plan=plan,
+            log=around.log,
+            channel=target.channel,
+            clock=around.clock,
+            dead_letters=around.dead_letters,
+            watch=around.watch,
+            telemetry=around.telemetry,
+        )
+        self._subscription = await self._subscribe(self._deliverer, plan)
+        logger.info("items of binding %s are delivered to %s", self.component.name, self.component.route)
+
+    async def _subscribe(self, deliverer: Deliverer, plan: Plan) -> Subscription:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                # What was accepted before there was a group waits for it.
+                return await self._around.log.subscribe(
+                    self._group, deliverer.handle, concurrency=plan.concurrency, order=plan.order, start=OLDEST
+                )
+            except BrokerError as error:
+                logger.warning("items of binding %s, again in %.1f s: %s", self.component.name, pause, error)
+            await self._around.clock.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _refusal(self) -> str:
+        """Why the app does not get the binding; empty when it wants it (Dapr: 2xx and 405)."""
+        assert self._around.channel is not None  # noqa: S101 - there is a target
+        try:
+            answer = await self._around.channel.request("OPTIONS", self.component.route, timeout=ASK_TIMEOUT)
+        except (AppError, MeshError) as error:
+            return f"not started: the app was asked whether it wants it: {error}"
+        if 200 <= answer.status < 300 or answer.status == 405:
+            return ""
+        return f"not started: the app answered {answer.status} to OPTIONS {self.component.route}: it does not want it"

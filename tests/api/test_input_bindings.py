@@ -1,0 +1,271 @@
+"""Input bindings in a whole sidecar: asked for, accepted, delivered, exchanged, given up."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mesh.errors import BrokerUnavailable
+from sidecar import folder_watch
+from tests.api.conftest import Api, Start
+from tests.e2e.mesh import JSON, Answer, App, Reply, Request, call, exchange
+from tests.ports import free_port
+
+COMPONENT = """\
+apiVersion: dapr.io/v1alpha1
+kind: Component
+metadata: {{name: {name}}}
+spec:
+  type: {type}
+  version: v1
+  metadata: [{metadata}]
+"""
+SECRET = "It's a Secret to Everybody"
+
+
+def component(folder: Path, name: str, type_: str, **metadata: str) -> None:
+    entries = ", ".join(f'{{name: {key}, value: "{value}"}}' for key, value in metadata.items())
+    (folder / f"{name}.yaml").write_text(COMPONENT.format(name=name, type=type_, metadata=entries))
+
+
+async def trigger(api: Api, name: str, body: bytes = b"{}", query: str = "") -> Answer:
+    return await api.call("POST", f"/mesh/v1/bindings/{name}/trigger{query}", [JSON], body)
+
+
+async def status(api: Api, name: str) -> dict[str, str]:
+    listed = (await api.call("GET", "/mesh/v1/bindings")).json["inputs"]
+    return next(one for one in listed if one["name"] == name)
+
+
+async def until(api: Api, name: str, **wanted: str) -> None:
+    """Returns when the binding's status begins so."""
+    async with asyncio.timeout(10):
+        while True:
+            found = await status(api, name)
+            if all(found[part].startswith(text) for part, text in wanted.items()):
+                return
+            await asyncio.sleep(0.01)
+
+
+class Hook:
+    """A sender that signs as GitHub does."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+
+    async def post(self, body: bytes, *headers: tuple[str, str], secret: str = SECRET, path: str = "/") -> Answer:
+        signature = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+        signed = ("X-Hub-Signature-256", f"sha256={signature}")
+        return await call(self.port, "POST", path, [JSON, signed, *headers], body)
+
+    def component(self, folder: Path, **metadata: str) -> None:
+        settings = {"port": str(self.port), "signature": "github", "secret": SECRET, "direction": "input"}
+        component(folder, "hook", "bindings.webhook", **settings | metadata)
+
+
+async def test_a_trigger_reaches_the_app(start: Start, tmp_path: Path) -> None:
+    component(tmp_path, "hook", "bindings.webhook", port=str(free_port()), signature="none", route="a/b")
+    async with App() as app:
+        api = await start(f"--resources-path={tmp_path}", app=app, APP_API_TOKEN="token")
+        await until(api, "hook", source="running", delivery="running")
+        assert (await trigger(api, "hook", b"\x00\xff", "?metadata.Topic=a%0D%0Ab&metadata.host=evil")).status == 202
+        (got,) = await app.got(1)
+        assert (got.method, got.path, got.body) == ("POST", "/a/b", b"\x00\xff")
+        assert got.headers["content-type"] == "application/json"
+        assert got.headers["topic"] == "a%0D%0Ab"
+        assert got.headers["host"] == f"127.0.0.1:{app.port}"
+        assert got.headers["dapr-api-token"] == "token"
+        assert app.requests[-2].method == "OPTIONS"
+
+
+async def test_an_item_of_one_id_comes_once(start: Start, tmp_path: Path) -> None:
+    component(tmp_path, "hook", "bindings.webhook", port=str(free_port()), signature="none")
+    async with App() as app:
+        api = await start(f"--resources-path={tmp_path}", app=app)
+        for number, name in enumerate(("a", "a", "b")):
+            assert (await trigger(api, "hook", b"%d" % number, f"?id={name}")).status == 202
+        assert [event.body for event in await app.got(2)] == [b"0", b"2"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "source"),
+    [
+        (200, "running"),
+        (204, "running"),
+        (405, "running"),
+        (404, "not started: the app answered 404 to OPTIONS /hook"),
+        (500, "not started: the app answered 500 to OPTIONS /hook"),
+    ],
+)
+async def test_the_app_is_asked(start: Start, tmp_path: Path, answer: int, source: str) -> None:
+    component(tmp_path, "hook", "bindings.webhook", port=str(free_port()), signature="none")
+    async with App(answer=lambda request: answer if request.method == "OPTIONS" else 200) as app:
+        api = await start(f"--resources-path={tmp_path}", app=app)
+        await until(api, "hook", source=source)
+
+
+async def test_with_a_direction_the_app_is_not_asked(start: Start, tmp_path: Path) -> None:
+    component(tmp_path, "hook", "bindings.webhook", port=str(free_port()), signature="none", direction="input")
+    async with App(answer=lambda request: 404 if request.method == "OPTIONS" else 200) as app:
+        api = await start(f"--resources-path={tmp_path}", app=app)
+        await trigger(api, "hook")
+        await app.got(1)
+        assert not [request for request in app.requests if request.method == "OPTIONS"]
+
+
+async def test_without_an_app_items_are_accepted(start: Start, tmp_path: Path) -> None:
+    hook = Hook()
+    hook.component(tmp_path)
+    component(tmp_path, "asked", "bindings.webhook", port=str(free_port()), signature="none")
+    api = await start(f"--resources-path={tmp_path}")
+    await until(api, "hook", source="running")
+    await until(api, "asked", source="not started: there is no app to ask")
+    assert (await hook.post(b"{}")).status == 202
+
+
+async def test_a_failure_comes_again(start: Start, tmp_path: Path) -> None:
+    """404 too (Dapr)."""
+    component(
+        tmp_path,
+        "hook",
+        "bindings.webhook",
+        port=str(free_port()),
+        signature="none",
+        backOffPolicy="constant",
+        backOffDuration="10ms",
+    )
+    answers = iter((404, 500, 201))
+    async with App(answer=lambda request: next(answers) if request.method == "POST" else 200) as app:
+        api = await start(f"--resources-path={tmp_path}", app=app)
+        await trigger(api, "hook", b"1")
+        got = await app.got(3)
+        assert [one.headers["meshwire-attempt"] for one in got] == ["1", "2", "3"]
+
+
+async def test_an_answer_that_asks_for_more(start: Start, tmp_path: Path) -> None:
+    """`state` and `to`, as Dapr documents them; what fails makes the delivery fail."""
+    component(tmp_path, "hook", "bindings.webhook", port=str(free_port()), signature="none")
+    component(tmp_path, "files", "bindings.localstorage", rootPath=str(tmp_path / "files"))
+    replies: list[Any] = [
+        {"to": ["nobody"], "data": 1},
+        {"storeName": "statestore", "state": [{"key": "k", "value": {"a": 1}}], "to": ["files"], "data": "x"},
+    ]
+
+    def answer(request: Request) -> Reply:
+        return (200, json.dumps(replies.pop(0)).encode()) if request.method == "POST" else 200
+
+    async with App(answer=answer) as app:
+        api = await start(f"--resources-path={tmp_path}", app=app)
+        await trigger(api, "hook")
+        await app.got(2)
+        async with asyncio.timeout(5):
+            while not list((tmp_path / "files").glob("*")):
+                await asyncio.sleep(0.01)
+        assert [path.read_bytes() for path in (tmp_path / "files").iterdir()] == [b"x"]
+        item = await api.runtime._components.of("state")["statestore"].store.get("k")
+        assert item.value == b'{"a": 1}', "without the prefix of the app"
+
+
+async def test_what_cannot_be_fired(start: Start) -> None:
+    api = await start()
+    answer = await trigger(api, "none")
+    assert (answer.status, answer.json["errorCode"]) == (404, "ERR_BINDING_NOT_FOUND")
+
+
+async def test_webhooks_are_checked(start: Start, tmp_path: Path) -> None:
+    hook = Hook()
+    hook.component(tmp_path)
+    async with App() as app:
+        api = await start(f"--resources-path={tmp_path}", app=app)
+        await until(api, "hook", source="running", delivery="running")
+        headers = [("X-GitHub-Event", "push"), ("Authorization", "Bearer secret"), ("X-Evil", "\x7f")]
+        assert (await hook.post(b'{"n": 1}', *headers[:2])).status == 202
+        assert (await hook.post(b'{"n": 1}', ("X-GitHub-Delivery", "again"))).status == 202  # replayed
+        assert (await hook.post(b'{"n": 2}', secret="wrong")).status == 401
+        assert (await call(hook.port, "POST", "/", [JSON], b"{}")).status == 401
+        assert (await hook.post(b"{}", path="/v1.0/metadata")).status == 404
+        assert (await call(hook.port, "GET", "/")).status == 405
+        assert (await hook.post(b"x" * (1 << 20) + b"x")).status == 413
+        assert (await hook.post(b'{"n": 3}')).status == 202
+        got = await app.got(2)
+        assert [one.body for one in got] == [b'{"n": 1}', b'{"n": 3}']
+        assert got[0].headers["x-github-event"] == "push"
+        assert "authorization" not in got[0].headers
+
+
+async def test_a_webhook_that_cannot_be_stored(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = Hook()
+    hook.component(tmp_path)
+    async with App() as app:
+        api = await start(f"--resources-path={tmp_path}", app=app)
+        await until(api, "hook", source="running")
+        log = api.runtime._backbone.log
+
+        async def unavailable(*_: object) -> str:
+            raise BrokerUnavailable("gone")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(log, "publish", unavailable)
+            answer = await hook.post(b"{}")
+            assert (answer.status, answer.headers["retry-after"]) == (503, "5")
+            assert (await trigger(api, "hook")).status == 503
+        assert (await hook.post(b"{}")).status == 202, "what was not stored was not seen"
+        await app.got(1)
+
+
+async def test_a_port_that_is_taken(start: Start, tmp_path: Path) -> None:
+    hook = Hook()
+    hook.component(tmp_path)
+    server = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", hook.port)
+    api = await start(f"--resources-path={tmp_path}")
+    await until(api, "hook", source="failed, runs again after 0.5 s: OSError")
+    server.close()
+    await server.wait_closed()
+    await until(api, "hook", source="running")
+
+
+async def test_a_component_that_is_changed_takes_over_its_port(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_watch, "PERIOD", 0.02)
+    monkeypatch.setattr(folder_watch, "QUIET", 0.02)
+    hook = Hook()
+    hook.component(tmp_path)
+    async with App() as app:
+        api = await start(f"--resources-path={tmp_path}", app=app)
+        await until(api, "hook", source="running")
+        hook.component(tmp_path, route="elsewhere")
+        async with asyncio.timeout(10):
+            while (await status(api, "hook"))["route"] != "/elsewhere":
+                await asyncio.sleep(0.01)
+        await until(api, "hook", source="running", delivery="running")
+        assert (await hook.post(b"1")).status == 202
+        await app.got(1, "/elsewhere")
+        (tmp_path / "hook.yaml").unlink()
+        async with asyncio.timeout(10):
+            while (await api.call("GET", "/mesh/v1/bindings")).json["inputs"]:
+                await asyncio.sleep(0.01)
+            while True:
+                try:
+                    await exchange(hook.port, b"")
+                except OSError:
+                    break
+                await asyncio.sleep(0.01)
+
+
+async def test_cron(start: Start, tmp_path: Path) -> None:
+    component(tmp_path, "tick", "bindings.cron", schedule="@every 1s")
+    async with App() as app:
+        await start(f"--resources-path={tmp_path}", app=app)
+        first, second = await app.got(2)
+        assert first.path == "/tick"
+        assert first.body == b""
+        assert first.headers["timezone"] == "UTC"
+        assert first.headers["readtimeutc"].endswith("+0000 UTC")
+        assert first.headers["scheduledtime"] != second.headers["scheduledtime"]
