@@ -14,7 +14,7 @@ import msgspec
 
 from mesh.codec import json as json_codec
 from mesh.errors import InvalidEvent, MeshError
-from mesh.ports import Clock, Delivery, Group, Message, Mode, Subscription, Topic
+from mesh.ports import Clock, Delivery, Group, Message, Mode, Order, Subscription, Topic
 from mesh.ports.stores import DeleteState, OutboxRecord, SetState, StateChange
 from mesh.pubsub import PubSub
 from mesh.state.component import OutboxSettings, StateComponent
@@ -114,7 +114,7 @@ class MarkedOutbox:
     async def _join(self) -> None:
         component = self._pubsub.component(self._internal.pubsub)
         group = Group(self._pubsub.app_id, component.address(self._internal.name))
-        self._subscription = await component.log.subscribe(group, self._take, concurrency=IN_HAND)
+        self._subscription = await component.log.subscribe(group, self._take, concurrency=IN_HAND, order=Order.NONE)
 
     def _take(self, delivery: Delivery) -> None:
         task = asyncio.create_task(self._forward(delivery), name=self._what)
