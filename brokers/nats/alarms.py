@@ -233,6 +233,7 @@ class NatsAlarms:
                 on_settled=subscription.members.settled,
                 restore_stream=self._restore_stream,
                 limit=concurrency,
+                topic_of=bytes.decode,
             )
         )
         self._subscriptions.add(subscription)

@@ -7,6 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from brokers.nats import codec, jetstream
@@ -169,7 +170,10 @@ class NatsEventLog:
         start: Start = NOW,
         lasting: bool = True,
     ) -> NatsSubscription:
-        subscription = NatsSubscription(group, handler, concurrency, self._subscriptions.discard)
+        pattern = group.topic.name
+        # `a.>` is not `a`, whose partitions look like further parts.
+        covers = partial(addressing.covers, pattern) if pattern.endswith(".>") else None
+        subscription = NatsSubscription(handler, concurrency, self._subscriptions.discard, covers=covers)
         await subscription.start(
             [
                 Consumer(
@@ -301,10 +305,15 @@ class NatsSubscription:
     """One member of a group: its lanes share `concurrency`. See the `Subscription` port."""
 
     def __init__(
-        self, group: Group, handler: Handler, concurrency: int, on_closed: Callable[[NatsSubscription], None]
+        self,
+        handler: Handler,
+        concurrency: int,
+        on_closed: Callable[[NatsSubscription], None],
+        *,
+        covers: Callable[[str], bool] | None = None,
     ) -> None:
-        # `a.>` is not `a`, whose partitions look like further parts.
-        self._pattern = group.topic.name if group.topic.name.endswith(".>") else None
+        """`covers` says of a topic whether it is one that was meant, where the server's filters cannot."""
+        self._covers = covers
         self._handler = handler
         self._concurrency = concurrency
         self._free = concurrency
@@ -333,7 +342,7 @@ class NatsSubscription:
             self._hand_over_waiting()
 
     def offer(self, delivery: NatsDelivery) -> None:
-        if self._pattern is not None and not addressing.covers(self._pattern, delivery.topic):
+        if self._covers is not None and not self._covers(delivery.topic):
             delivery.ack()
         elif self._free > 0:
             self._hand_over(delivery)

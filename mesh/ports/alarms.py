@@ -7,7 +7,6 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from mesh.ports.events import Subscription
 from mesh.ports.tables import Key
 
 
@@ -59,6 +58,12 @@ class Firing(Protocol):
         ...
 
 
+class AlarmSubscription(Protocol):
+    async def close(self) -> None:
+        """As that of the log's `Subscription`."""
+        ...
+
+
 FiringHandler = Callable[[Firing], None]
 """Called in the event loop for each firing. It must not block or raise; it settles the firing sooner or later."""
 
@@ -95,7 +100,7 @@ class Alarms(Protocol):
         """What `get` finds, for the keys that begin with `prefix`; as `Table.scan`. The prefix begins with a kind."""
         ...
 
-    async def serve(self, kind: str, handler: FiringHandler, *, concurrency: int) -> Subscription:
+    async def serve(self, kind: str, handler: FiringHandler, *, concurrency: int) -> AlarmSubscription:
         """Take alarms of a kind that become due, side by side with other members: each goes to one of them, never
         early, once or more, late rather than never. Those that became due while there was no member come first;
         of one key the newest replaces one that nobody has taken yet. At most `concurrency` are unsettled at once.
