@@ -250,7 +250,7 @@ class Crew:
         self._followed.pop(key, None)
 
     async def _carry_on(self, followed: Followed[Any], work: Work[Any]) -> None:
-        while True:
+        while self._following is not None:
             try:
                 await work(followed)
             except (BrokerError, Conflict) as error:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import msgspec
 
 from mesh.codec import json as json_codec
 from mesh.dead_letters.store import place
 from mesh.delivery.letters import Letter, Reason
 from mesh.errors import InvalidEvent
-from mesh.event import AttributeValue
-from mesh.ports import Message, Mode, Topic
+from mesh.ports import Mode, Topic
 from mesh.ports.tables import Key
+from mesh.spans import Stored
 
 _WANTED = ("id", "source", "type", "partitionkey", "expirytime", "expiration")
 
@@ -69,10 +67,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return self.died, self.key
 
 
-def texts(message: Message) -> dict[str, str]:
-    """Those attributes of an event that letters are told apart by; none where there is no event."""
+def texts(message: Stored) -> dict[str, str]:
+    """Those attributes of an event by which letters and keys are told apart; none where there is no event.
+
+    Raises `InvalidEvent` when the attributes of a stored record are none.
+    """
     if message.mode is Mode.BINARY:
-        found: Mapping[str, AttributeValue] = message.attributes
+        found = message.attributes
         return {name: str(found[name]) for name in _WANTED if name in found}
     if message.mode is Mode.RAW or message.payload is None:
         return {}

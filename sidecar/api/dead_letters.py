@@ -153,7 +153,7 @@ class DeadLettersApi:
             await send_json(send, _counts(counts))
         else:
             run = await self._redrives.start(wanted, to=asked.to, everyone=asked.everyone, rate=asked.rate)
-            await send_run(send, run, status=202)
+            await send_run(send, run_content(run), status=202)
 
     async def list_redrives(self, scope: Scope, receive: Receive, send: Send) -> None:
         query(scope)
@@ -169,7 +169,7 @@ class DeadLettersApi:
     async def _send_found(self, scope: Scope, send: Send, run: Redrive | None) -> None:
         if run is None:
             raise run_not_found("redrive", scope["path_params"]["id"])
-        await send_run(send, run)
+        await send_run(send, run_content(run))
 
 
 def run_content(run: Run) -> dict[str, Any]:
@@ -186,8 +186,8 @@ def run_content(run: Run) -> dict[str, Any]:
     return content
 
 
-async def send_run(send: Send, run: Run, *, status: int = 200) -> None:
-    body = msgspec.json.encode(run_content(run))
+async def send_run(send: Send, content: Mapping[str, Any], *, status: int = 200) -> None:
+    body = msgspec.json.encode(content)
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send_response(send, status, headers, body)
 
