@@ -77,6 +77,19 @@ COMMANDS = {
         "stop running apps and their sidecars",
         ("meshwire stop --app-id orders", "meshwire stop -a orders -a billing", "meshwire stop -f dapr.yaml"),
     ),
+    "subscriptions": Command(
+        "show the subscriptions of an app; pause, resume, drain or slow them down",
+        (
+            "meshwire subscriptions --app-id orders",
+            "meshwire subscriptions pause A",
+            "meshwire subscriptions drain A --wait 60",
+            "meshwire subscriptions limit A --rate 50 --concurrency 4",
+        ),
+    ),
+    "where": Command(
+        "tell where an event is, and what became of it on its way",
+        ("meshwire where /orders 7", "meshwire where urn:shop 5b6f1b9c -o json"),
+    ),
     "dead": Command(
         "look through the dead letters of an app, send them again, or remove them",
         (
