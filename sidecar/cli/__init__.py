@@ -54,7 +54,7 @@ COMMANDS = {
         ),
     ),
     "explain": Command(
-        "show when and how often each subscription tries an event, and what becomes of it in the end",
+        "show when each subscription tries an event, and what becomes of it",
         (
             "meshwire explain --app-id orders --resources-path components",
             "meshwire explain --topic A",
