@@ -18,6 +18,7 @@ from tests.contract.nats_server import NatsServer
 from tests.e2e.collectors import CollectedSpan, Collector, HttpCollector
 from tests.e2e.mesh import JSON, MESHWIRE, Process, Run, call, running, until
 from tests.ports import free_port
+from tests.servers.moto import REGION, moto
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PYTHON = [sys.executable, "-P"]
@@ -205,3 +206,31 @@ async def test_faststream(start: Start, tmp_path: Path) -> None:
             await shop.end()
         finally:
             service.kill()
+
+
+async def test_reports(start: Start, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(EXAMPLES / "reports", tmp_path / "reports"))
+    server = moto()
+    own = server.client("s3")
+    bucket = f"reports-{tmp_path.name.lower().replace('_', '-')[-40:].strip('-')}"
+    own.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": REGION})
+    _replace(folder / "resources/nightly.yaml", "CRON_TZ=Europe/Berlin 30 2 * * *", "@every 1s")
+    _replace(folder / "resources/reports.yaml", "http://127.0.0.1:4566", server.settings["endpoint"])
+    _replace(folder / "resources/reports.yaml", "value: reports\n", f"value: {bucket}\n")
+    reporter = start(
+        "reporter",
+        *PYTHON,
+        str(folder / "reports.py"),
+        app_port=free_port(),
+        flags=["--resources-path", str(folder / "resources")],
+    )
+    await reporter.says(rf"== APP == written to http://\S+/{bucket}/orders/\d{{4}}-\d\d-\d\d\.csv\n")
+    stored = own.list_objects(Bucket=bucket)["Contents"]
+    report = own.get_object(Bucket=bucket, Key=stored[0]["Key"])
+    assert (report["Body"].read(), report["ContentType"]) == (b"1001,anvil,3\n1002,rope,1\n", "text/csv")
+
+
+def _replace(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
