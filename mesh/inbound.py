@@ -18,7 +18,7 @@ from mesh.codec import json as json_codec
 from mesh.envelope import DEFAULT_SOURCE, DEFAULT_TYPE, EXPIRY_ATTRIBUTES, expiry
 from mesh.errors import InvalidEvent
 from mesh.event import Attributes, CloudEvent
-from mesh.ports import Delivery, Mode, Topic
+from mesh.ports import Mode, Record, Topic
 
 _EXPIRY = frozenset(EXPIRY_ATTRIBUTES)
 _NAMES_A_TRACE = frozenset(("traceparent", "traceid"))
@@ -42,24 +42,24 @@ class Inbound(msgspec.Struct, frozen=True, gc=False):
     """`traceparent`, `tracestate` and `baggage`, as far as there are any."""
 
 
-def read(delivery: Delivery, raw_from: Topic | None = None, headers: Mapping[str, str] | None = None) -> Inbound:
+def read(record: Record, raw_from: Topic | None = None, headers: Mapping[str, str] | None = None) -> Inbound:
     """`raw_from` is the topic of a subscription with `rawPayload`: its messages are wrapped, whatever they are.
-    `headers` are those of the delivery, for who has read them already.
+    `headers` are its own, for who has read them already.
 
     Raises `InvalidEvent` when the message is no event.
     """
     if headers is None:
-        headers = delivery.headers
+        headers = record.headers
     if raw_from is not None:
         hop = hop_of(headers, {}) if headers else _NO_HEADERS
-        return Inbound(wrap(delivery.payload or b"", raw_from, hop), None, hop)
-    if delivery.mode is Mode.BINARY:
-        attributes = delivery.attributes
-        body = json_codec.encode_event(in_json_form(attributes, delivery.payload))
+        return Inbound(wrap(record.payload or b"", raw_from, hop), None, hop)
+    if record.mode is Mode.BINARY:
+        attributes = record.attributes
+        body = json_codec.encode_event(in_json_form(attributes, record.payload))
         texts = cast(dict[str, str], attributes)  # in binary mode every value came as text
         hop = hop_of(headers, texts) if headers or not _NAMES_A_TRACE.isdisjoint(texts) else _NO_HEADERS
         return Inbound(body, None if _EXPIRY.isdisjoint(texts) else _expires(texts), hop)
-    body = delivery.payload or b""
+    body = record.payload or b""
     _check_object(body)
     if _may_expire(body) or ("traceparent" not in headers and _names_a_trace(body)):
         texts = _texts(body)

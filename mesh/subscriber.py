@@ -84,6 +84,11 @@ class Subscriber:
         """Those of this moment."""
         return {name: held.running for name, held in self._held.items() if held.running is not None}
 
+    @property
+    def stands(self) -> bool:
+        """Whether the broker has taken all that run."""
+        return all(running.live.subscription is not None for running in self.running().values())
+
     def start(self, specs: Iterable[SubscriptionSpec]) -> None:
         """Subscribe to exactly these, in the background: what the broker refuses is tried again for ever.
 

@@ -161,6 +161,16 @@ class Runtime:
         """What the app asked for and the manifests declare, once the app was asked."""
         return self._specs or ()
 
+    @property
+    def taking_events(self) -> Sequence[SubscriptionSpec] | None:
+        """The subscriptions of an app that is there and takes events; `None` while it is not or does not."""
+        return self._specs if self._app is not None and self._app.health.healthy else None
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether the app was asked, and the broker has taken each of its subscriptions that can be."""
+        return self._specs is not None and (self._subscriber is None or self._subscriber.stands)
+
     def stop(self, end: End = End.STOPPED) -> None:
         """Begin to stop. A second call does nothing."""
         if not self._end.done():

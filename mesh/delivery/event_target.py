@@ -62,19 +62,23 @@ class EventTarget:
         return Prepared(self._routes[chosen], chosen, event.body, event.hop)
 
     def judge(self, response: AppResponse, now: float) -> Judgement:
-        """Dapr: any 2xx is success unless its body is an object whose `status` says otherwise; 404 drops. Ours: 410
-        is not tried again."""
-        status = response.status
-        if not 200 <= status < 300:
-            return refusal(response, now)
-        body = response.body
-        if not body or b"status" not in body.lower():
-            return _SUCCESS[status - 200]
-        word = _status_word(body)
-        if word in ("", "SUCCESS"):
-            return _SUCCESS[status - 200]
-        verdict = Verdict.DROP if word == "DROP" else Verdict.RETRY
-        return Judgement(verdict, f"the app answered the status '{clip(word)}'", status, body[:EXCERPT])
+        return judge(response, now)
+
+
+def judge(response: AppResponse, now: float) -> Judgement:
+    """Dapr: any 2xx is success unless its body is an object whose `status` says otherwise; 404 drops. Ours: 410 is not
+    tried again."""
+    status = response.status
+    if not 200 <= status < 300:
+        return refusal(response, now)
+    body = response.body
+    if not body or b"status" not in body.lower():
+        return _SUCCESS[status - 200]
+    word = _status_word(body)
+    if word in ("", "SUCCESS"):
+        return _SUCCESS[status - 200]
+    verdict = Verdict.DROP if word == "DROP" else Verdict.RETRY
+    return Judgement(verdict, f"the app answered the status '{clip(word)}'", status, body[:EXCERPT])
 
 
 def refusal(response: AppResponse, now: float) -> Judgement:
