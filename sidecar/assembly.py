@@ -34,6 +34,7 @@ from mesh.locks.block import Locks
 from mesh.ports import Clock, EventLog, Peer
 from mesh.pubsub import Component, PubSub
 from mesh.pull.block import Pulls
+from mesh.replay.replays import Replays
 from mesh.resiliency.targets import INITIALIZATION_RETRIES, Resiliency
 from mesh.runs import Crew
 from mesh.secret_access import SecretAccess
@@ -55,6 +56,7 @@ from sidecar.api.plans import PlansApi
 from sidecar.api.publish import PublishApi
 from sidecar.api.publish_bulk import BulkPublishApi
 from sidecar.api.pull import PullApi
+from sidecar.api.replays import ReplaysApi
 from sidecar.api.secrets import SecretsApi
 from sidecar.api.starting import WhileStarting
 from sidecar.api.state import StateApi
@@ -260,6 +262,18 @@ def assemble(
     redrives = Redrives(pubsub, inbox, backbone.tables, clock)
     crew = Crew(backbone.tables, flags.app_id, clock)
     crew.works_on(redrives.runs, redrives.work)
+    replays = Replays(
+        flags.app_id,
+        pubsubs,
+        backbone.tables,
+        clock,
+        channel=None if app is None else app.channel,
+        subscriptions=lambda: runtime.taking_events,
+        resiliency=resiliency,
+        dead_letters=letters,
+        telemetry=observers.telemetry,
+    )
+    crew.works_on(replays.runs, replays.work)
     state = State(
         flags.app_id,
         components.of("state"),
@@ -289,6 +303,8 @@ def assemble(
             channel=None if app is None else app.channel,
             resiliency=resiliency,
             follow=Replies(outputs, state).follow,
+            dead_letters=letters,
+            watch=None if recorder is None else recorder.watch,
             telemetry=observers.telemetry,
         ),
     )
@@ -308,6 +324,7 @@ def assemble(
         PullApi(pulls),
         JournalApi(Inquirer(testimony.SUBJECT, journal, clock)),
         DeadLettersApi(flags.app_id, inbox, redrives),
+        ReplaysApi(flags.app_id, replays),
         StateApi(state, body_limit),
         state_extras,
         LockApi(Locks(components.of("lock"), resiliency=resiliency), body_limit),
