@@ -322,7 +322,7 @@ def assemble(
         PlansApi(subscriber),
         SubscriptionsApi(flags.app_id, control, pubsubs, lambda: running(subscriber, pulls)),
         PullApi(pulls),
-        JournalApi(Inquirer(testimony.SUBJECT, journal, clock)),
+        JournalApi(Inquirer(testimony.SUBJECT, journal, clock), inbox),
         DeadLettersApi(flags.app_id, inbox, redrives),
         ReplaysApi(flags.app_id, replays),
         StateApi(state, body_limit),

@@ -35,6 +35,8 @@ def execute(args: argparse.Namespace) -> int:
         print(_told(line))
     for one in told["subscriptions"]:
         print(f"→ {_subscription(one)}: {one['state']}, attempts: {one['attempts']}")
+    for letter in told.get("deadLetters", ()):
+        print(f"→ dead letter {letter['id']}: meshwire dead show {letter['id']}")
     for gap in told.get("gaps", ()):
         print(f"not told: {gap}", file=sys.stderr)
     return OK
@@ -51,7 +53,8 @@ def _address(args: argparse.Namespace) -> Address:
 def _told(line: dict[str, Any]) -> str:
     what = line["what"]
     if what == "attempt":
-        what = f"attempt {line['attempt']} {_OUTCOMES.get(line['outcome'], line['outcome'])} after {line['durationMs']:g} ms"
+        outcome = _OUTCOMES.get(line["outcome"], line["outcome"])
+        what = f"attempt {line['attempt']} {outcome} after {line['durationMs']:g} ms"
         if "status" in line:
             what += f", status {line['status']}"
     if "position" in line and what == "stored":

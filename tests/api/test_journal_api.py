@@ -62,6 +62,10 @@ async def test_filtered_expired_and_dead_lettered(start):
         told = await until(api, "dead-lettered", event_id="3")
         assert whats(told) == ["accepted", "stored", "attempt", "dead-lettered"]
         assert told["steps"][2]["outcome"] == "failed"
+        [letter] = told["deadLetters"]
+        assert letter["id"].startswith("pubsub/B/")
+        answer = await api.call("GET", f"/mesh/v1/dead-letters/{letter['id']}")
+        assert (answer.status, letter["reason"]) == (200, "attempts")
 
 
 async def test_bulk_and_binary_events_are_told_of_too(start):
@@ -92,3 +96,27 @@ async def test_the_ingress_still_refuses_other_methods(start):
     api = await start(MESHWIRE_JOURNAL="full")
     assert (await api.call("PUT", "/mesh/v1/events/pubsub/A", [JSON], b"{}")).status == 405
     assert (await api.call("GET", "/mesh/v1/events/pubsub")).status == 404
+
+
+async def test_a_dead_letter_is_found_though_no_journal_was_kept(start):
+    async with App([{"pubsubname": "pubsub", "topic": "A", "route": "/a"}], lambda _: 410) as app:
+        api = await start(app=app)
+        await api.call("POST", "/v1.0/publish/pubsub/A", [EVENT], event())
+        async with asyncio.timeout(10):
+            while (answer := await story(api)).status != 200:
+                pass
+    assert (answer.json["complete"], answer.json["steps"]) == (False, [])
+    assert [letter["reason"] for letter in answer.json["deadLetters"]] == ["refused"]
+
+
+async def test_a_redriven_event_says_so(start):
+    answers = iter([410, 200])
+    async with App([{"pubsubname": "pubsub", "topic": "A", "route": "/a"}], lambda _: next(answers)) as app:
+        api = await start(app=app, MESHWIRE_JOURNAL="full")
+        await api.call("POST", "/v1.0/publish/pubsub/A", [EVENT], event())
+        await until(api, "dead-lettered")
+        answer = await api.call("POST", "/mesh/v1/redrives", [JSON], b'{"filter": {}}')
+        assert answer.status == 202, answer
+        told = await until(api, "acked")
+    assert whats(told) == ["accepted", "stored", "attempt", "dead-lettered", "redriven", "attempt", "acked"]
+    assert told["steps"][4]["to"] == answer.json["id"]
