@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import msgspec
 
@@ -45,7 +46,8 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     resiliency: Resiliency
     follow: Follow
     dead_letters: DeadLetters | None = None
-    watch: DeliveryWatch | None = None
+    watch: Callable[[Group], DeliveryWatch] | None = None
+    """Makes the watch of a group."""
     telemetry: Telemetry = SILENCE
 
 
@@ -158,7 +160,7 @@ class RunningInput:
             channel=target.channel,
             clock=around.clock,
             dead_letters=around.dead_letters,
-            watch=around.watch,
+            watch=None if around.watch is None else around.watch(self._group),
             telemetry=around.telemetry,
         )
         self._subscription = await self._subscribe(self._deliverer, plan)
