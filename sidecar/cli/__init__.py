@@ -46,6 +46,13 @@ COMMANDS = {
             "generate | meshwire publish -t A -f -",
         ),
     ),
+    "trigger": Command(
+        "fire an input binding by hand",
+        (
+            "meshwire trigger nightly --app-id reports",
+            "meshwire trigger github --data '{\"zen\": \"Keep it logically awesome.\"}' -m X-GitHub-Event=ping",
+        ),
+    ),
     "invoke": Command(
         "call a method of an app through a running sidecar",
         (
@@ -98,6 +105,15 @@ COMMANDS = {
             "meshwire dead redrive pubsub/orders/42",
             "meshwire dead redrive --topic orders --reason attempts --rate 500 --dry-run",
             "meshwire dead purge --all --app-id orders",
+        ),
+    ),
+    "replay": Command(
+        "deliver stored events of a topic once more",
+        (
+            "meshwire replay --topic orders --from 1h",
+            "meshwire replay --topic orders --from 2026-05-04T12:30:00Z --route /again --rate 50 --wait",
+            "meshwire replay --topic orders --from position:42 --to-app audit --dry-run",
+            "meshwire replay --list",
         ),
     ),
     "unsubscribe": Command(

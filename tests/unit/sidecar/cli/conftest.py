@@ -46,7 +46,7 @@ class Api:
                 except OSError:
                     self.close_connection = True  # the client gave up
 
-            do_GET = do_POST = answer
+            do_GET = do_POST = do_DELETE = answer
 
             def log_message(self, format: str, *args: object) -> None: ...
 
