@@ -1,5 +1,5 @@
 """Pull, for clients without a port of their own: `POST /mesh/v1/pull/{pubsub}/{topic}`, and what became of the events:
-`POST /mesh/v1/pull/ack`, `…/release`, `…/reject`, `…/renew`."""
+`POST /mesh/v1/pull:ack`, `:release`, `:reject`, `:renew`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class PullApi:
         group = "mesh/pull"
         router.add(("POST",), "/mesh/v1/pull/{pubsub}/{topic:path}", self.pull, group=group)
         for name in ("ack", "release", "reject", "renew"):
-            router.add(("POST",), f"/mesh/v1/pull/{name}", getattr(self, name), group=group)
+            router.add(("POST",), f"/mesh/v1/pull:{name}", getattr(self, name), group=group)
 
     async def pull(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Events in the JSON format, each with a lock. An empty list when none came in time."""

@@ -115,7 +115,7 @@ async def test_a_redriven_event_says_so(start):
         api = await start(app=app, MESHWIRE_JOURNAL="full")
         await api.call("POST", "/v1.0/publish/pubsub/A", [EVENT], event())
         await until(api, "dead-lettered")
-        answer = await api.call("POST", "/mesh/v1/redrives", [JSON], b'{"filter": {}}')
+        answer = await api.call("POST", "/mesh/v1/dead-letters:redrive", [JSON], b'{"filter": {}}')
         assert answer.status == 202, answer
         told = await until(api, "acked")
     assert whats(told) == ["accepted", "stored", "attempt", "dead-lettered", "redriven", "attempt", "acked"]
