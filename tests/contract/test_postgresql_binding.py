@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -41,7 +42,7 @@ async def rows(server: PostgresServer) -> Rows:
 
 class Inbox(list[Item]):
     async def __call__(self, item: Item) -> None:
-        await asyncio.sleep(0)
+        await asyncio.sleep(random.random() / 1000)
         self.append(item)
 
     async def holds(self, number: int) -> list[Item]:
