@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from brokers.nats import codec, jetstream
+from brokers.nats import codec, jetstream, ordered
 from brokers.nats.connection import Connection, Reply
 from brokers.nats.consumer import ACK_WAIT, MAX_ACK_PENDING, Consumer, NatsDelivery
+from brokers.nats.ordered import OrderedLanes
+from brokers.nats.ordered_lane import OrderedDelivery
 from brokers.nats.reading import read_page
 from mesh import addressing
+from mesh.clock import SystemClock
 from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError
 from mesh.ids import random_id
 from mesh.ports import NOW, Backlog, Feature, Group, Handler, Message, Order, Page, Start, Topic
@@ -106,8 +109,10 @@ class NatsEventLog:
 
     async def close(self) -> None:
         if self._subscriptions:
-            for subscription in list(self._subscriptions):
+            cut = list(self._subscriptions)
+            for subscription in cut:
                 subscription.cut()
+            await asyncio.gather(*(subscription.left() for subscription in cut))
             await self._connection.round_trip()
         await self._connection.close()
 
@@ -170,39 +175,98 @@ class NatsEventLog:
         start: Start = NOW,
         lasting: bool = True,
     ) -> NatsSubscription:
+        if order is not Order.NONE and self._tables is None:
+            raise BrokerError("order needs tables: who works which part of a topic is on record there")
         pattern = group.topic.name
         # `a.>` is not `a`, whose partitions look like further parts.
         covers = partial(addressing.covers, pattern) if pattern.endswith(".>") else None
         subscription = NatsSubscription(handler, concurrency, self._subscriptions.discard, covers=covers)
-        await subscription.start(
-            [
-                Consumer(
+        former = await self._former_lanes(group, order)
+        if former:  # the group had another order: what was not handled then is handled now
+            start = Start(position=str(min(info["ack_floor"]["stream_seq"] for info in former) + 1))
+        lanes: list[Consumer | OrderedLanes] = [
+            Consumer(
+                self._connection,
+                self._stream,
+                config,
+                offer=subscription.offer,
+                on_settled=subscription.settled,
+                restore_stream=self._restore_stream,
+                limit=concurrency,
+                topic_of=self._topic_of(group.topic),
+            )
+            for config in self._lanes(group, order, start, lasting)
+        ]
+        if order is not Order.NONE:
+            lanes.append(
+                OrderedLanes(
                     self._connection,
                     self._stream,
-                    config,
-                    offer=subscription.offer,
-                    on_settled=subscription.settled,
+                    self._tables if lasting else None,
+                    group,
+                    self._ordered_lanes(group, order, start, lasting),
+                    by_key=order is Order.KEY,
+                    clock=SystemClock(),
                     restore_stream=self._restore_stream,
-                    limit=concurrency,
                     topic_of=self._topic_of(group.topic),
+                    offer=subscription.offer,
+                    settled=subscription.settled,
+                    withdraw=subscription.withdraw,
+                    concurrency=concurrency,
                 )
-                for config in self._lanes(group, start, lasting)
-            ]
-        )
+            )
+        await subscription.start(lanes)
         self._subscriptions.add(subscription)
+        await self._forget_lanes(group, [info["name"] for info in former])
         return subscription
 
-    def _lanes(self, group: Group, start: Start, lasting: bool) -> list[dict[str, Any]]:
-        """The consumers of a group: one for events without a key, one for those with one.
+    async def _former_lanes(self, group: Group, order: Order) -> list[dict[str, Any]]:
+        """Consumers of the group from when it had another order."""
+        own = {
+            Order.NONE: (UNKEYED_LANE, KEYED_LANE, WIDE_LANE),
+            Order.KEY: (UNKEYED_LANE, *ordered.KEYED_LANES),
+            Order.STRICT: (ordered.STRICT_LANE,),
+        }
+        infos = await asyncio.gather(
+            *(
+                jetstream.find_consumer(self._connection, self._stream, addressing.durable(group, lane))
+                for lane in _ALL_LANES
+                if lane not in own[order]
+            )
+        )
+        return [info for info in infos if info is not None]
 
-        They are apart from the first day, so that the keyed ones can be worked in order by one member.
-        """
+    async def _forget_lanes(self, group: Group, durables: list[str]) -> bool:
+        """Whether there was any. What is on record of them goes first."""
+        if durables and self._tables is not None:
+            await ordered.forget_progress(self._tables, group, durables)
+        removed = await asyncio.gather(
+            *(jetstream.delete_consumer(self._connection, self._stream, durable) for durable in durables)
+        )
+        return any(removed)
+
+    def _lanes(self, group: Group, order: Order, start: Start, lasting: bool) -> list[dict[str, Any]]:
+        """The consumers that the members of a group share: one for events without a key, and one for those with one
+        where they are in no order."""
         root = addressing.pattern_root(self._prefix, self._namespace, group.topic)
-        if group.topic.name.endswith(">"):  # at any depth, so that no filter can tell keys from parts of the topic
+        deep = group.topic.name.endswith(">")  # at any depth, so that no filter can tell keys from parts of the topic
+        if order is Order.STRICT or (order is Order.KEY and deep):
+            return []
+        if deep:
             return [self._lane(group, WIDE_LANE, [f"{root}>"], start, lasting)]
+        unkeyed = self._lane(group, UNKEYED_LANE, addressing.unkeyed_filter(root), start, lasting)
+        if order is Order.KEY:
+            return [unkeyed]
+        return [unkeyed, self._lane(group, KEYED_LANE, addressing.keyed_filter(root), start, lasting)]
+
+    def _ordered_lanes(self, group: Group, order: Order, start: Start, lasting: bool) -> list[dict[str, Any]]:
+        """The consumers that one member of a group has at a time."""
+        root = addressing.pattern_root(self._prefix, self._namespace, group.topic)
+        lanes = ordered.lanes(root, order, deep=group.topic.name.endswith(">"), lasting=lasting)
         return [
-            self._lane(group, UNKEYED_LANE, addressing.unkeyed_filter(root), start, lasting),
-            self._lane(group, KEYED_LANE, addressing.keyed_filter(root), start, lasting),
+            self._lane(group, lane, subjects, start, lasting)
+            | {"ack_wait": int(ordered.ACK_WAIT * _NANOSECONDS), "max_ack_pending": ordered.MAX_ACK_PENDING}
+            for lane, subjects in lanes.items()
         ]
 
     def _lane(self, group: Group, lane: str, subjects: list[str], start: Start, lasting: bool) -> dict[str, Any]:
@@ -229,17 +293,13 @@ class NatsEventLog:
         return lambda _subject: topic.name
 
     async def unsubscribe(self, group: Group) -> bool:
-        removed = [
-            await jetstream.delete_consumer(self._connection, self._stream, addressing.durable(group, lane))
-            for lane in _SHARED_LANES
-        ]
-        return any(removed)
+        return await self._forget_lanes(group, [addressing.durable(group, lane) for lane in _ALL_LANES])
 
     async def backlog(self, group: Group) -> Backlog | None:
         infos = await asyncio.gather(
             *(
                 jetstream.find_consumer(self._connection, self._stream, addressing.durable(group, lane))
-                for lane in _SHARED_LANES
+                for lane in _ALL_LANES
             )
         )
         found = [info for info in infos if info is not None]
@@ -274,7 +334,7 @@ class NatsEventLog:
             self._stream_check = None
 
 
-_SHARED_LANES = (UNKEYED_LANE, KEYED_LANE, WIDE_LANE)
+_ALL_LANES = (UNKEYED_LANE, KEYED_LANE, WIDE_LANE, *ordered.KEYED_LANES, ordered.STRICT_LANE)
 
 
 def _beginning(start: Start) -> dict[str, Any]:
@@ -318,11 +378,11 @@ class NatsSubscription:
         self._concurrency = concurrency
         self._free = concurrency
         self._on_closed = on_closed
-        self._waiting: deque[NatsDelivery] = deque()
+        self._waiting: deque[NatsDelivery | OrderedDelivery] = deque()
         self._handing_over = False
-        self._lanes: list[Consumer] = []
+        self._lanes: Sequence[Consumer | OrderedLanes] = []
 
-    async def start(self, lanes: list[Consumer]) -> None:
+    async def start(self, lanes: Sequence[Consumer | OrderedLanes]) -> None:
         self._lanes = lanes
         try:
             for lane in lanes:
@@ -341,7 +401,7 @@ class NatsSubscription:
         if not self._handing_over:
             self._hand_over_waiting()
 
-    def offer(self, delivery: NatsDelivery) -> None:
+    def offer(self, delivery: NatsDelivery | OrderedDelivery) -> None:
         if self._covers is not None and not self._covers(delivery.topic):
             delivery.ack()
         elif self._free > 0:
@@ -349,12 +409,12 @@ class NatsSubscription:
         else:
             self._waiting.append(delivery)
 
-    def _hand_over(self, delivery: NatsDelivery) -> None:
+    def _hand_over(self, delivery: NatsDelivery | OrderedDelivery) -> None:
         self._free -= 1
         delivery.handed_over = True
         self._handler(delivery)
 
-    def settled(self, delivery: NatsDelivery) -> None:
+    def settled(self, delivery: NatsDelivery | OrderedDelivery) -> None:
         if delivery.handed_over:
             self._free += 1
             if self._waiting and not self._handing_over:
@@ -368,6 +428,10 @@ class NatsSubscription:
                 self._hand_over(self._waiting.popleft())
         finally:
             self._handing_over = False
+
+    def withdraw(self, deliveries: Container[object]) -> None:
+        """Forget those that wait."""
+        self._waiting = deque(delivery for delivery in self._waiting if delivery not in deliveries)
 
     def _give_back_waiting(self) -> None:
         waiting, self._waiting = self._waiting, deque()
@@ -387,3 +451,7 @@ class NatsSubscription:
         for lane in self._lanes:
             lane.cut()
         self._on_closed(self)
+
+    async def left(self) -> None:
+        """Returns when the other members know, after `cut`."""
+        await asyncio.gather(*(lane.left() for lane in self._lanes if isinstance(lane, OrderedLanes)))

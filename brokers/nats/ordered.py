@@ -1,14 +1,16 @@
 """Groups in order (docs/adr/0010-order.md): ordered lanes, each worked by one member at a time under a lease.
 
-For order per key the 16 partitions of a topic are spread over `KEYED_LANES` lanes, so that so many members can share
-the work at most; for strict order there is one lane with everything. A lane is a durable consumer.
+For order per key the 16 partitions of a topic are spread over the `KEYED_LANES`; for strict order there is one lane
+with everything. A lane is a durable consumer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import os
+import platform
+from collections.abc import Awaitable, Callable, Container, Sequence
 from typing import Any
 
 from brokers.nats import jetstream, ordered_progress
@@ -18,13 +20,14 @@ from brokers.nats.ordered_lane import Lane, OrderedDelivery, Surroundings
 from mesh import addressing
 from mesh.fencing import FenceToken
 from mesh.ownership import Partitions
-from mesh.ports import Clock, Group
+from mesh.ports import Clock, Group, Order
 from mesh.ports.tables import Delete, Tables
 
 logger = logging.getLogger("meshwire.nats")
 
-KEYED_LANES = 8
-"""Lanes of a group with order per key. Part of the stored names: it never changes."""
+KEYED_LANES = tuple(f"k{number}" for number in range(8))
+"""Lanes of a group with order per key: so many members can share its work at most. Stored names: they never change."""
+STRICT_LANE = "s"
 ACK_WAIT = 24 * 3600.0
 """Seconds. Which member works a lane is decided by its lease and not by the server's timers; what comes again because
 of them is known to be in hand."""
@@ -36,43 +39,47 @@ REVOKE_LIMIT = 30.0
 """Seconds that the app has for what it has in hand when a lane is to go to another member."""
 
 
-def keyed_lanes(root: str) -> dict[str, list[str]]:
-    """The lanes of a group with order per key and their subjects, for a topic with this root."""
-    subjects = addressing.keyed_filter(root)
-    return {f"k{lane}": subjects[lane::KEYED_LANES] for lane in range(KEYED_LANES)}
-
-
-ORDERED_LANES = [*(f"k{lane}" for lane in range(KEYED_LANES)), "s"]
-"""All that a group can have."""
+def lanes(topic_root: str, order: Order, *, deep: bool, lasting: bool) -> dict[str, list[str]]:
+    """The lanes of a group and their subjects. With `deep` they are all those below the root, at any depth, where no
+    filter can tell keys from parts of a topic."""
+    everything = [f"{topic_root}>"] if deep else [f"{topic_root}*"]
+    if order is Order.STRICT:
+        return {STRICT_LANE: everything}
+    if deep:
+        return {KEYED_LANES[0]: everything}
+    subjects = addressing.keyed_filter(topic_root)
+    if not lasting:  # one member has them all
+        return {KEYED_LANES[0]: subjects}
+    return {lane: subjects[number :: len(KEYED_LANES)] for number, lane in enumerate(KEYED_LANES)}
 
 
 class OrderedLanes:
     """The ordered lanes of one member of a group.
 
-    `offer` is given a message that may be handled, `settled` is told of one that was handed over and is not in hand any
-    more; `withdraw` is to forget what was offered and is stale.
+    `offer` is given a message that may be handled, `settled` is told when it is not in hand any more; `withdraw` is to
+    forget what was offered and not handed over. Without `tables` the group has no other member.
     """
 
     def __init__(
         self,
         connection: Connection,
         stream: str,
-        tables: Tables,
+        tables: Tables | None,
         group: Group,
         configs: list[dict[str, Any]],
         *,
         by_key: bool,
-        node: str,
         clock: Clock,
         restore_stream: Callable[[], Awaitable[str]],
+        topic_of: Callable[[bytes], str],
         offer: Callable[[OrderedDelivery], None],
         settled: Callable[[OrderedDelivery], None],
-        withdraw: Callable[[], None],
+        withdraw: Callable[[Container[OrderedDelivery]], None],
         concurrency: int,
     ) -> None:
         self._connection = connection
         self._stream = stream
-        self._table = tables.table(group.app_id)
+        self._table = None if tables is None else tables.table(group.app_id)
         self._configs = configs
         self._loop = asyncio.get_running_loop()
         self._around = Surroundings(
@@ -81,23 +88,26 @@ class OrderedLanes:
             self._table,
             clock,
             restore_stream=restore_stream,
+            topic_of=topic_of,
             offer=offer,
             settled=settled,
             withdraw=withdraw,
             concurrency=concurrency,
             by_key=by_key,
         )
-        self._partitions = Partitions(
-            tables,
-            group.app_id,
-            lease_group(group, by_key),
-            len(configs),
-            self,
-            node=node,
-            clock=clock,
-            ttl=LEASE_TTL,
-            revoke_limit=REVOKE_LIMIT,
-        )
+        self._partitions: Partitions | None = None
+        if tables is not None:
+            self._partitions = Partitions(
+                tables,
+                group.app_id,
+                lease_group(group, by_key),
+                len(configs),
+                self,
+                node=f"{platform.node()}:{os.getpid()}",
+                clock=clock,
+                ttl=LEASE_TTL,
+                revoke_limit=REVOKE_LIMIT,
+            )
         self._lanes: dict[int, Lane] = {}
         self._ending: set[Lane] = set()
         """Lanes that are not worked any more, while something of theirs may be in hand."""
@@ -110,7 +120,7 @@ class OrderedLanes:
         """Make the consumers that are not there, and join. Raises `BrokerError`."""
         await self._around.restore_stream()
         keys = [ordered_progress.progress_key(config["durable_name"]) for config in self._configs]
-        known = await self._table.get_many(keys)
+        known = [None for _ in keys] if self._table is None else await self._table.get_many(keys)
         # One that was worked before has its place on record: if it is gone, only its owner may make it again.
         await asyncio.gather(
             *(
@@ -122,18 +132,25 @@ class OrderedLanes:
         self._forget_connection = self._connection.on_reconnected(self._reconnected)
         self._ticked = self._loop.time()
         self._timer = self._loop.call_later(TICK, self._tick)
-        self._partitions.start()
+        if self._partitions is None:
+            for number in range(len(self._configs)):
+                self.gained(number, None)
+        else:
+            self._partitions.start()
 
-    def set_concurrency(self, concurrency: int) -> None:
+    def set_limit(self, limit: int) -> None:
         """For the whole group of lanes. With 0 the lanes stay this member's, and take no more messages."""
-        self._around.concurrency = concurrency
+        self._around.concurrency = limit
         for lane in self._lanes.values():
             lane.pull()
 
     async def stop(self) -> None:
         """Leave: others have the lanes once what is in hand is settled, or after a limit. Returns when all of it is."""
         try:
-            await self._partitions.close()
+            if self._partitions is None:
+                await asyncio.gather(*map(self.revoke, list(self._lanes)))
+            else:
+                await self._partitions.close()
             for lane in list(self._ending):
                 await lane.settled()
         finally:
@@ -141,7 +158,7 @@ class OrderedLanes:
 
     def cut(self) -> None:
         """Let go at once. `left` returns when others know of it."""
-        if self._end_all():
+        if self._end_all() and self._partitions is not None:
             self._leaving = self._loop.create_task(self._partitions.close(), name="leave ordered lanes")
 
     def _end_all(self) -> bool:
@@ -162,9 +179,9 @@ class OrderedLanes:
 
     # What `Partitions` calls
 
-    def gained(self, partition: int, token: FenceToken) -> None:
+    def gained(self, partition: int, token: FenceToken | None) -> None:
         def held() -> bool:
-            return self._partitions.token(partition) is token
+            return self._partitions is None or self._partitions.token(partition) is token
 
         def lost_stream(lane: Lane) -> None:
             if self._lanes.get(partition) is lane:
@@ -212,11 +229,10 @@ def lease_group(group: Group, by_key: bool) -> str:
     return f"order/{addressing.durable(group, 'k' if by_key else 's')}"
 
 
-async def forget(tables: Tables, group: Group) -> None:
-    """Remove the records of a group that is no more. Those of its members expire. Raises `BrokerError`."""
+async def forget_progress(tables: Tables, group: Group, durables: Sequence[str]) -> None:
+    """Remove what is on record of these lanes. Raises `BrokerError`."""
     table = tables.table(group.app_id)
-    keys = [ordered_progress.progress_key(addressing.durable(group, lane)) for lane in ORDERED_LANES]
-    for by_key in (True, False):
-        page = await table.scan(("lease", lease_group(group, by_key), "owner"), limit=KEYED_LANES)
-        keys += [entry.key for entry in page.entries]
-    await table.commit([Delete(key=key) for key in keys])
+    keys = [ordered_progress.progress_key(durable) for durable in durables]
+    known = await table.get_many(keys)
+    if gone := [Delete(key=key) for key, entry in zip(keys, known, strict=True) if entry is not None]:
+        await table.commit(gone)

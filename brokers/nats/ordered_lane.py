@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Container, Coroutine, Hashable
 from typing import Any
 
 import msgspec
@@ -19,9 +19,10 @@ import msgspec
 from brokers.key_order import KeyOrder
 from brokers.nats import codec, jetstream, ordered_progress
 from brokers.nats.connection import Connection
-from brokers.nats.consumer import ACK, HEARTBEAT, PULL_EXPIRES, NatsDelivery
+from brokers.nats.consumer import ACK, HEARTBEAT, PULL_EXPIRES, NatsMessage
 from brokers.nats.ordered_progress import Arrival, Progress, Work
 from brokers.nats.ordered_recall import recall
+from mesh import addressing
 from mesh.errors import BrokerUnavailable, MeshError
 from mesh.fencing import FenceToken
 from mesh.ports import Clock
@@ -37,67 +38,92 @@ MAX_BYTES_PER_PULL = 4 * 1024 * 1024
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between attempts to get at a consumer, or at a message."""
 
+UNKEYED = addressing.UNKEYED.encode()
+
 _NANOSECONDS = 1_000_000_000
 
 _numbers = itertools.count(1)
 
 
-class OrderedDelivery(NatsDelivery):
+class OrderedDelivery(NatsMessage):
     """One attempt at a message of a lane; see the `Delivery` port."""
 
-    __slots__ = ("_failures", "_owner", "key", "sequence")
+    __slots__ = ("_failures", "_lane", "_settled", "_stamp", "_subject", "handed_over", "key", "reply", "sequence")
 
     def __init__(
-        self, lane: Lane, key: Hashable, sequence: int, reply: bytes, block: bytes, payload: bytes | None, now: float
+        self,
+        lane: Lane,
+        key: Hashable,
+        sequence: int,
+        stamp: bytes,
+        subject: bytes,
+        reply: bytes,
+        block: bytes,
+        payload: bytes,
     ) -> None:
-        super().__init__(lane, reply, block, payload or b"", now)
-        self._owner: Lane | None = lane
+        """`stamp` says when it was stored, in nanoseconds."""
+        super().__init__(block, payload)
+        self._lane = lane
+        self._subject = subject
+        self._stamp = stamp
         self._failures = 0
+        self._settled = False
         self.key = key
         self.sequence = sequence
+        self.reply = reply
+        self.handed_over = False
+
+    @property
+    def position(self) -> str:
+        return str(self.sequence)
+
+    @property
+    def topic(self) -> str:
+        return self._lane.topic_of(self._subject)
+
+    @property
+    def time(self) -> float:
+        return int(self._stamp) / _NANOSECONDS
 
     @property
     def attempt(self) -> int:
         return self._failures + 1
 
-    def after(self, failures: int) -> OrderedDelivery:
-        """The attempt that follows so many that have failed."""
-        self._failures = failures
-        return self
-
-    def again(self) -> OrderedDelivery:
-        """The same message, to be settled anew."""
-        return OrderedDelivery(
-            self._lane, self.key, self.sequence, self._reply, self._block, self.payload, self.held_since
-        )
-
-    @property
-    def reply(self) -> bytes:
-        return self._reply
-
     @property
     def size(self) -> int:
         return len(self._block) + len(self.payload or b"")
 
-    @property
-    def stale(self) -> bool:
-        """Whether its lane is not this member's any more, so that nobody must be given it."""
-        return self._owner is None or not self._owner.held
+    def follows(self, failures: int) -> None:
+        """So many attempts have failed."""
+        self._failures = failures
+
+    def again(self) -> OrderedDelivery:
+        """The same message, to be settled anew."""
+        return OrderedDelivery(
+            self._lane,
+            self.key,
+            self.sequence,
+            self._stamp,
+            self._subject,
+            self.reply,
+            self._block,
+            self.payload or b"",
+        )
 
     def ack(self) -> None:
-        owner, self._owner = self._owner, None
-        if owner is not None:
-            owner.handled(self)
+        if not self._settled:
+            self._settled = True
+            self._lane.handled(self)
 
     def retry(self, delay: float) -> None:
-        owner, self._owner = self._owner, None
-        if owner is not None:
-            owner.failed(self, delay)
+        if not self._settled:
+            self._settled = True
+            self._lane.failed(self, delay)
 
     def release(self) -> None:
-        owner, self._owner = self._owner, None
-        if owner is not None:
-            owner.released(self)
+        if not self._settled:
+            self._settled = True
+            self._lane.released(self)
 
 
 class Surroundings:
@@ -107,23 +133,26 @@ class Surroundings:
         self,
         connection: Connection,
         stream: str,
-        table: Table,
+        table: Table | None,
         clock: Clock,
         *,
         restore_stream: Callable[[], Awaitable[str]],
+        topic_of: Callable[[bytes], str],
         offer: Callable[[OrderedDelivery], None],
         settled: Callable[[OrderedDelivery], None],
-        withdraw: Callable[[], None],
+        withdraw: Callable[[Container[OrderedDelivery]], None],
         concurrency: int,
         by_key: bool,
     ) -> None:
-        """`offer` is given what may be handled now, and waits for a place; `settled` frees one. `withdraw` forgets
-        what was offered, is not handed over, and has become stale."""
+        """`topic_of` tells the topic of a subject. `offer` is given what may be handled now, and waits for a place;
+        `settled` frees one. `withdraw` takes back what was offered and is not handed over. Without `table` nothing is
+        recorded."""
         self.connection = connection
         self.stream = stream
         self.table = table
         self.clock = clock
         self.restore_stream = restore_stream
+        self.topic_of = topic_of
         self.offer = offer
         self.settled = settled
         self.withdraw = withdraw
@@ -152,12 +181,13 @@ class Lane:
         self,
         around: Surroundings,
         config: dict[str, Any],
-        token: FenceToken,
+        token: FenceToken | None,
         *,
         held: Callable[[], bool],
         lost_stream: Callable[[Lane], None],
     ) -> None:
         self._around = around
+        self.topic_of = around.topic_of
         self._connection = around.connection
         self._config = config
         self.name: str = config["durable_name"]
@@ -234,9 +264,10 @@ class Lane:
         for task in (*self._tasks, self._opening):
             if task is not None and task is not self._writing:
                 task.cancel()
-        for delivery in [delivery for delivery in self._offered if not delivery.handed_over]:
+        waiting = {delivery for delivery in self._offered if not delivery.handed_over}
+        self._around.withdraw(waiting)
+        for delivery in waiting:
             self._take_back(delivery)
-        self._around.withdraw()
 
     async def _close_tasks(self) -> None:
         await asyncio.gather(*self._tasks, *filter(None, [self._opening]), return_exceptions=True)
@@ -308,6 +339,8 @@ class Lane:
             await self._make_anew()
 
     async def _earlier(self) -> Progress | None:
+        if self._around.table is None:
+            return None
         entry = await self._around.table.get(ordered_progress.progress_key(self.name))
         return None if entry is None else ordered_progress.read(entry)
 
@@ -378,10 +411,11 @@ class Lane:
                 self._ack_prefix = b".".join(tokens[: start - 1])
             key: Hashable = None
             if self._around.by_key:
-                key = codec.key(block, payload)
+                partition = subject.rpartition(b".")[2]
+                key = sequence if partition == UNKEYED else codec.key(block, payload)
                 if key is None:
-                    key = subject.rpartition(b".")[2]  # bytes, so that it is no text's equal
-            delivery = OrderedDelivery(self, key, sequence, reply, block, payload, self._heard)
+                    key = partition  # bytes, and so no key's equal
+            delivery = OrderedDelivery(self, key, sequence, tokens[start + 2], subject, reply, block, payload)
             self._order.add(key, delivery, sequence=sequence, size=len(block) + len(payload))
         elif arrival is Arrival.DONE:
             self._connection.send(reply, ACK)
@@ -427,7 +461,10 @@ class Lane:
             return True  # this process wakes up after a pause: `lost` is about to be called
         work = self._work
         if work is not None and work.attempts:
-            delivery.after(work.attempts.get(delivery.sequence, 0))
+            delivery.follows(work.attempts.get(delivery.sequence, 0))
+            if delivery.sequence in work.due:  # it failed where the lane was before
+                self._wait(delivery, work.due[delivery.sequence] - self._around.clock.now())
+                return True
         self._offered[delivery] = None
         self._around.offered += 1
         self._around.offer(delivery)
@@ -454,8 +491,8 @@ class Lane:
                 self._around.feed()
 
     def failed(self, delivery: OrderedDelivery, delay: float) -> None:
-        if self._work is not None:
-            self._work.fail(delivery.sequence)
+        if self._work is not None and not self._void:
+            self._work.fail(delivery.sequence, self._around.clock.now() + delay)
         self._put_off(delivery, delay)
 
     def released(self, delivery: OrderedDelivery) -> None:
@@ -466,15 +503,20 @@ class Lane:
         self._take_back(delivery)
         self._around.settled(delivery)
         if self._open:
-            self._timers[delivery.sequence] = self._around.clock.call_later(
-                max(0.0, delay), lambda: self._offer_again(delivery)
-            )
+            self._wait(delivery.again(), delay)
             if self._around.hungry:
                 self._around.feed()
 
-    def _offer_again(self, delivery: OrderedDelivery) -> None:
+    def _wait(self, delivery: OrderedDelivery, delay: float) -> None:
+        self._timers[delivery.sequence] = self._around.clock.call_later(
+            max(0.0, delay), lambda: self._offer_now(delivery)
+        )
+
+    def _offer_now(self, delivery: OrderedDelivery) -> None:
         del self._timers[delivery.sequence]
-        self._offer(delivery.again())
+        if self._work is not None:
+            self._work.due.pop(delivery.sequence, None)
+        self._offer(delivery)
 
     # Messages of which only the sequence was kept
 
@@ -496,12 +538,11 @@ class Lane:
                 logger.debug("consumer %s: message %d: %s", self.name, sequence, error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-        nanoseconds = 0 if stored is None else int(stored.time * _NANOSECONDS)
-        reply = b"%b.1.%d.1.%d.0" % (self._ack_prefix, sequence, nanoseconds)
+        stamp = b"0" if stored is None else b"%d" % (stored.time * _NANOSECONDS)
+        reply = b"%b.1.%d.1.%b.0" % (self._ack_prefix, sequence, stamp)
         if stored is not None:
-            return OrderedDelivery(
-                self, key, sequence, reply, stored.block, stored.payload, self._loop.time()
-            )
+            subject = stored.path.encode()
+            return OrderedDelivery(self, key, sequence, stamp, subject, reply, stored.block, stored.payload)
         self._connection.send(reply, ACK)
         if self._work is not None:
             self._work.finish(sequence)
@@ -523,6 +564,8 @@ class Lane:
             self._writing = None
 
     async def _write(self, progress: Progress) -> None:
+        if self._around.table is None or self._token is None:
+            return
         key = ordered_progress.progress_key(self.name)
         put = Put(key=key, value=msgspec.json.encode(progress), content_type=ordered_progress.JSON)
         await self._around.table.commit([put], [self._token.check()])

@@ -31,6 +31,8 @@ class Progress(msgspec.Struct, frozen=True):
     """In order."""
     attempts: dict[int, int] = {}
     """How often those have failed that have."""
+    due: dict[int, float] = {}
+    """When to try again those that wait for it; seconds since the epoch."""
 
 
 def progress_key(durable: str) -> Key:
@@ -63,6 +65,8 @@ class Work:
         self.stream = stream
         self.attempts: dict[int, int] = {}
         """How often each message has failed that has."""
+        self.due: dict[int, float] = {}
+        """When to try again those that wait for it; seconds since the epoch."""
         self._seen = floor
         self._taken: dict[int, None] = {}
         self._expected: set[int] = set()  # those not done before, until they come
@@ -72,6 +76,7 @@ class Work:
             self._seen = max(floor, earlier.upto)
             self._expected = {sequence for sequence in earlier.open if sequence > floor}
             self.attempts = {sequence: count for sequence, count in earlier.attempts.items() if sequence > floor}
+            self.due = {sequence: when for sequence, when in earlier.due.items() if sequence > floor}
 
     @property
     def first(self) -> int:
@@ -99,8 +104,9 @@ class Work:
             self.attempts.pop(sequence, None)
         self._changed = True
 
-    def fail(self, sequence: int) -> None:
+    def fail(self, sequence: int, due: float) -> None:
         self.attempts[sequence] = self.attempts.get(sequence, 0) + 1
+        self.due[sequence] = due
         self._changed = True
 
     def is_held_up(self) -> bool:
@@ -125,7 +131,8 @@ class Work:
             upto = undone[MAX_OPEN] - 1
             undone = undone[:MAX_OPEN]
         attempts = {sequence: self.attempts[sequence] for sequence in undone if sequence in self.attempts}
-        return Progress(self.stream, upto, undone, attempts)
+        due = {sequence: self.due[sequence] for sequence in undone if sequence in self.due}
+        return Progress(self.stream, upto, undone, attempts, due)
 
     def unwritten(self) -> None:
         """The record could not be stored."""

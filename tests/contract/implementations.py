@@ -12,6 +12,7 @@ from brokers.memory_requests import MemoryExchange, MemoryRequests
 from brokers.nats.connection import Connection, Lookup, Servers
 from brokers.nats.event_log import NatsEventLog
 from brokers.nats.requests import NatsRequests
+from brokers.nats.tables import NatsTables
 from mesh.ports import EventLog, Feature, Peer, Requests
 from tests.contract.nats_server import NatsServer
 from tests.virtual_clock import VirtualClock
@@ -67,7 +68,7 @@ class Memory:
 
 class Nats:
     name = "nats"
-    features = frozenset(Feature) - {Feature.KEY_ORDER, Feature.STRICT_ORDER}
+    features = frozenset(Feature)
 
     def start(self, folder: Path) -> None:
         self._server = NatsServer(folder)
@@ -92,7 +93,8 @@ class Nats:
 def nats_event_log(urls: list[str], namespace: str, *, replicas: int = 1) -> NatsEventLog:
     """A log with a connection of its own, as one process has it. To be called in the event loop."""
     connection = Connection(Lookup(lambda: Servers(urls)), name="contract")
-    return NatsEventLog(connection, namespace=namespace, replicas=replicas)
+    tables = NatsTables(connection, namespace=namespace, replicas=replicas)
+    return NatsEventLog(connection, namespace=namespace, replicas=replicas, tables=tables)
 
 
 IMPLEMENTATIONS: list[type[Implementation]] = [Memory, Nats]

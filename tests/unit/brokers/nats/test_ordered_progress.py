@@ -22,14 +22,15 @@ def test_a_successor_skips_what_is_done_and_goes_on_counting() -> None:
         assert work.take(sequence) is Arrival.NEW
     work.finish(4)
     work.finish(9)
-    work.fail(5)
-    work.fail(5)
+    work.fail(5, 10.0)
+    work.fail(5, 20.0)
     assert work.first == 1
     successor = Work("made", 0, stored(work.progress()))
     assert [successor.take(sequence) for sequence in (1, 4, 5, 9, 12)] == [
         Arrival.NEW, Arrival.DONE, Arrival.NEW, Arrival.DONE, Arrival.NEW,
     ]  # fmt: skip
     assert successor.attempts == {5: 2}
+    assert successor.due == {5: 20.0}
 
 
 def test_messages_that_come_again_are_told_apart() -> None:
