@@ -234,3 +234,13 @@ def _replace(file: Path, old: str, new: str) -> None:
     text = file.read_text()
     assert text.count(old) == 1
     file.write_text(text.replace(old, new))
+
+
+async def test_testing() -> None:
+    """A user's own project and its tests, as its README says."""
+    command = [*PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    tests = await asyncio.create_subprocess_exec(
+        *command, cwd=EXAMPLES / "testing", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    said, _ = await asyncio.wait_for(tests.communicate(), 60)
+    assert b"4 passed" in said, said.decode()
