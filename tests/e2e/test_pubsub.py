@@ -262,7 +262,7 @@ async def test_retry_brings_the_same_bytes_again_and_drop_does_not(mesh):
     assert not any(answers.values())
 
 
-async def test_dead_letters_keep_their_bytes(mesh):
+async def test_dead_letters_keep_their_bytes_and_tell_why(mesh):
     replies = {1: (500, b""), 2: (200, b'{"status":"RETRY"}'), 3: (200, b'{"status":"DROP"}'), 4: (404, b"")}
 
     def answer(request):
@@ -275,7 +275,12 @@ async def test_dead_letters_keep_their_bytes(mesh):
         letters = await app.got(4, "/dead")
         tried = await app.got(5, "/A")
         assert sorted(numbers(letters)) == [1, 2, 3, 4]
-        assert {letter.body for letter in letters} < {request.body for request in tried}
+        assert {letter.body.partition(b',"knativeerrordest"')[0] + b"}" for letter in letters} < {
+            request.body for request in tried
+        }
+        why = {letter.event["data"]["n"]: letter.event for letter in letters}
+        assert [why[n]["meshwirereason"] for n in (1, 2, 3, 4)] == ["attempts", "attempts", "dropped", "dropped"]
+        assert [why[n]["knativeerrorcode"] for n in (1, 2, 3, 4)] == [500, 200, 200, 404]
         assert {letter.event["topic"] for letter in letters} == {"A"}
         assert sorted(numbers(tried)) == [1, 2, 3, 4, 5]  # one attempt each
 

@@ -354,3 +354,25 @@ async def test_a_watch_is_told_of_what_is_dropped_and_late(bench: Bench) -> None
 async def test_a_watch_is_told_of_what_is_late(bench: Bench) -> None:
     late = b'{"id":"1","expiration":"2023-11-14T22:13:20Z"}'
     assert await told(bench, Plan(), late) == [Skipped.EXPIRED, Outcome.EXPIRED]
+
+
+async def test_while_it_ends_nothing_is_given_up(bench: Bench) -> None:
+    store = Store()
+    await bench.subscribe(Plan(attempts=1, dead_letter=DEAD), store=store)
+    bench.live.drain()
+    ending = asyncio.create_task(bench.live.end())
+    await bench.publish(b"plain")
+    await bench.clock.settle()
+    bench.live.deliverer.handle(Handed())  # type: ignore[arg-type]
+    await ending
+    assert (store.letters, bench.dead, Handed.released) == ({}, [], 1)
+
+
+class Handed:
+    """A delivery of what is no event, that the broker had sent already."""
+
+    mode, payload, headers, position, attempt = Mode.STRUCTURED, b"plain", dict[str, str](), "9", 1
+    released = 0
+
+    def release(self) -> None:
+        Handed.released += 1
