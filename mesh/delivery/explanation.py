@@ -48,7 +48,10 @@ class PlanExplained(msgspec.Struct, frozen=True, kw_only=True):
 
 def explain(pubsub: str, topic: str, origin: str, plan: Plan, origins: Mapping[str, str]) -> PlanExplained:
     """`pubsub` and `topic` as the app names them; `origins` as `mesh.delivery.compile` gives them."""
-    listed = tuple(Attempt(*(attempt._replace(**_rounded(attempt)))) for attempt in islice(schedule(plan), LISTED))
+    listed = tuple(
+        Attempt(attempt, round(earliest, 3), round(latest, 3))
+        for attempt, earliest, latest in islice(schedule(plan), LISTED)
+    )
     return PlanExplained(
         pubsubname=pubsub,
         topic=topic,
@@ -58,10 +61,6 @@ def explain(pubsub: str, topic: str, origin: str, plan: Plan, origins: Mapping[s
         then=_then(plan, len(listed)),
         end=_end(plan),
     )
-
-
-def _rounded(attempt: object) -> dict[str, float]:
-    return {name: round(getattr(attempt, name), 3) for name in ("earliest", "latest")}
 
 
 def _values(plan: Plan) -> Iterator[tuple[str, str, str]]:
