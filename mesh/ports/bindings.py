@@ -114,6 +114,6 @@ class OutputBinding(Store, Protocol):
         ...
 
     async def invoke(self, invocation: Invocation) -> Result:
-        """Raises `InvalidOperation`, `BindingError`, or `StoreUnavailable` when trying again may help. Every wait has
-        a limit."""
+        """Raises `InvalidOperation`, `BindingError` or another `StoreError`: `StoreUnavailable` when trying again may
+        help. Every wait has a limit."""
         ...
