@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from brokers.nats import codec, jetstream
 from brokers.nats.connection import Connection
@@ -40,23 +40,6 @@ ACK, NAK = b"+ACK", b"-NAK"
 _NANOSECONDS = 1_000_000_000
 
 _numbers = itertools.count(1)
-
-
-class Holder(Protocol):
-    """Who holds deliveries until they are settled."""
-
-    @property
-    def topic_of(self) -> Callable[[bytes], str]:
-        """Tells the topic of a subject."""
-        ...
-
-    def settled(self, delivery: Any, reply: bytes, verdict: bytes) -> None: ...
-
-    def note_release(self, position: str) -> None: ...
-
-    def releases(self, position: str) -> int:
-        """How often that was noted."""
-        ...
 
 
 class NatsMessage:
@@ -99,11 +82,9 @@ class NatsMessage:
 class NatsDelivery(NatsMessage):
     """One message of a durable consumer; see the `Delivery` port."""
 
-    __slots__ = ("_lane", "_reply", "_settled", "_subject", "_tokens", "handed_over", "held_since")
+    __slots__ = ("_lane", "_reply", "_settled", "_subject", "_tokens", "handed_over", "held_since", "uncounted")
 
-    def __init__(
-        self, lane: Holder, reply: bytes, block: bytes, payload: bytes, now: float, subject: bytes = b""
-    ) -> None:
+    def __init__(self, lane: Consumer, subject: bytes, reply: bytes, block: bytes, payload: bytes, now: float) -> None:
         super().__init__(block, payload)
         self._lane = lane
         self._subject = subject
@@ -113,6 +94,8 @@ class NatsDelivery(NatsMessage):
         self.held_since = now
         self.handed_over = False
         """Whether the handler has it; until then it waits for a free place."""
+        self.uncounted = 0
+        """Earlier deliveries that were given back without an attempt."""
 
     def _token(self, number: int) -> bytes:
         """A token of `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.…`, counted from `<stream>`.
@@ -138,7 +121,7 @@ class NatsDelivery(NatsMessage):
 
     @property
     def attempt(self) -> int:
-        return int(self._token(2)) - self._lane.releases(self.position)
+        return int(self._token(2)) - self.uncounted
 
     def ack(self) -> None:
         self._settle(ACK)
@@ -186,8 +169,7 @@ class Consumer:
         self.topic_of = topic_of
         self._loop = asyncio.get_running_loop()
         self._pull_subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{self.name}".encode()
-        # Two members of a group may share the connection; each has an inbox of its own.
-        self._inbox = f"{connection.inbox}.p.{next(_numbers)}"
+        self._inbox = ""
         self._requested = 0
         self._released: dict[str, int] = {}
         """How often this member gave back the messages at these positions, without an attempt."""
@@ -217,6 +199,8 @@ class Consumer:
         self._timer = self._loop.call_later(TICK, self._tick)
 
     def _listen(self) -> None:
+        # Never the same: two members may share the connection, and pulls for an earlier one are to stay ended.
+        self._inbox = f"{self._connection.inbox}.p.{next(_numbers)}"
         self._stop_listening = self._connection.listen(self._inbox, self._on_message)
         self._restart()
 
@@ -229,14 +213,15 @@ class Consumer:
 
     def set_limit(self, limit: int) -> None:
         """With 0 nothing more is taken."""
+        less = limit < self._limit
         self._limit = limit
         if not self._open:
             return
-        if not limit:
-            self._unlisten()
-        elif self._stop_listening is None:
+        if less:
+            self._unlisten()  # open pulls ask for more than is wanted now
+        if limit and self._stop_listening is None:
             self._listen()
-        else:
+        elif limit:
             self._pull()
 
     def note_release(self, position: str) -> None:
@@ -244,9 +229,6 @@ class Consumer:
         self._released[position] = self._released.pop(position, 0) + 1
         if len(self._released) > MAX_RELEASED:
             del self._released[next(iter(self._released))]
-
-    def releases(self, position: str) -> int:
-        return self._released.get(position, 0) if self._released else 0
 
     async def stop(self) -> None:
         """Stop pulling; return when all that is held has been settled."""
@@ -323,12 +305,14 @@ class Consumer:
         if not reply.startswith(b"$JS.ACK."):
             self._on_status(block)
             return
-        delivery = NatsDelivery(self, reply, block, payload, self._heard, subject)
+        delivery = NatsDelivery(self, subject, reply, block, payload, self._heard)
         if not self._open or self._stop_listening is None:
             self.note_release(delivery.position)
             self._connection.send(reply, NAK)
             return
         self._requested -= 1
+        if self._released:
+            delivery.uncounted = self._released.get(delivery.position, 0)
         self._held[delivery] = None
         sequence = int(delivery.position)
         self._seen = max(self._seen or 0, sequence)

@@ -78,6 +78,20 @@ async def test_a_release_is_no_attempt(log: EventLog, inbox: MakeInbox) -> None:
     assert attempts == [1, 1, 2, 2]
 
 
+async def test_an_attempt_keeps_its_number(log: EventLog, inbox: MakeInbox) -> None:
+    def settle(delivery: Delivery) -> None:
+        if len(arrivals.deliveries) == 1:
+            delivery.release()
+        else:
+            delivery.ack()
+
+    arrivals = inbox(settle)
+    await log.subscribe(SHIPPING, arrivals, concurrency=8, order=LOOSE)
+    await log.publish(ORDERS, raw("1"))
+    await arrivals.reaches(2)
+    assert [delivery.attempt for delivery in arrivals.deliveries] == [1, 1]
+
+
 # As many at once as is said
 
 
@@ -108,6 +122,36 @@ async def test_what_a_member_does_not_take_goes_to_others(log: EventLog, inbox: 
     await log.subscribe(SHIPPING, second, concurrency=8, order=LOOSE)
     await second.reaches(8)
     assert len(first.deliveries) == 2
+
+
+async def test_with_fewer_at_once_fewer_come(log: EventLog, inbox: MakeInbox, implementation: Implementation) -> None:
+    held = inbox(keep)
+    member = await log.subscribe(SHIPPING, held, concurrency=10, order=LOOSE)
+    await numbers(log, 1, 4)
+    await held.reaches(4)
+    member.set_concurrency(3)
+    await numbers(log, 5, 12)
+    others = inbox()
+    await log.subscribe(SHIPPING, others, concurrency=8, order=LOOSE)
+    await others.reaches(8)
+    held.deliveries[0].ack()
+    await numbers(log, 13, 40)
+    await others.reaches(30)
+    await implementation.quiet()
+    assert len(held.deliveries) - 1 <= 3
+
+
+async def test_to_be_stopped_and_started_in_haste_loses_nothing(log: EventLog, inbox: MakeInbox) -> None:
+    arrivals = inbox(lambda delivery: asyncio.get_running_loop().call_soon(delivery.ack))
+    member = await log.subscribe(SHIPPING, arrivals, concurrency=16, order=LOOSE)
+    for first in range(0, 400, 20):
+        member.set_concurrency(0)
+        publishes = asyncio.gather(*(log.publish(ORDERS, raw(f"{first + n}", key=f"{n}")) for n in range(20)))
+        member.set_concurrency(16)
+        await publishes
+    await arrivals.reaches(400)
+    assert set(payloads(arrivals)) == set(range(400))
+    assert {delivery.attempt for delivery in arrivals.deliveries} == {1}
 
 
 async def test_more_at_once_come_at_once(log: EventLog, inbox: MakeInbox) -> None:
