@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 
 from tests.ports import free_port
 
@@ -61,6 +62,11 @@ class PostgresServer:
             "password": PASSWORD,
             "database": "postgres",
         }
+
+    @property
+    def conninfo(self) -> str:
+        """For libpq."""
+        return make_conninfo(host="127.0.0.1", port=self.port, user="postgres", password=PASSWORD, dbname="postgres")
 
     def start(self) -> None:
         assert BINARIES is not None
