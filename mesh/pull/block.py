@@ -31,8 +31,8 @@ MAX_LOCKS = 10_000
 """Events in the hands of all its clients."""
 MAX_WAITING = 1_000
 """Clients that wait."""
-IDLE_LIMIT = 60.0
-"""Seconds without a client after which a group is left. It keeps its place at the broker."""
+IDLE_LIMIT = 20.0
+"""Seconds without a client after which a group is left, and its keys are for other sidecars; it keeps its place."""
 
 
 NOWHERE = Route("", "/")
