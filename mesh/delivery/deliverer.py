@@ -89,8 +89,9 @@ class Deliverer:
         telemetry: Telemetry = SILENCE,
         gate: Gate | None = None,
     ) -> None:
-        """`gate` is that of the subscription, which a circuit breaker closes and opens. Without `dead_letters` and
-        without a dead letter topic, what is given up is tried again at the plan's pauses: nothing is lost."""
+        """`gate` is that of the subscription, which a circuit breaker closes and opens; without one, what comes while
+        it is open waits here. Without `dead_letters` and without a dead letter topic, what is given up is tried again
+        at the plan's pauses: nothing is lost."""
         self._group = group
         self._topic = group.topic
         self._target = target
@@ -99,6 +100,7 @@ class Deliverer:
         self._channel = channel
         self._clock = clock
         self._dead_letters = dead_letters
+        self._gated = gate is not None
         self._watch = watch
         self._tracer = telemetry.tracer
         self._below_creation = telemetry.below_creation
@@ -159,7 +161,7 @@ class Deliverer:
             begun = self._deliveries.begin()
             call = prepared.route.send(prepared.body, lines, timeout=self._plan.timeout)
         except BreakerOpen:
-            self._release(delivery)
+            self._wait(delivery)
         except MeshError as error:
             span.end(str(error))
             if self._suspension is not None and isinstance(prepared, Prepared):
@@ -242,6 +244,13 @@ class Deliverer:
         if self._watch is not None:
             seconds = self._clock.now() - made.started
             self._watch.attempted(made.delivery, made.delivery.attempt, judged, seconds, next_in)
+
+    def _wait(self, delivery: Delivery) -> None:
+        """The circuit breaker lets nothing through. Behind a gate only what was on its way comes here."""
+        if self._draining or self._gated:
+            self._release(delivery)
+        else:
+            self._clock.call_later(REDIAL_PAUSE, partial(self._deliver, delivery, None))
 
     def _hold(self, delivery: Delivery, held_since: float | None, reason: str) -> None:
         """The app saw nothing of it: that is no attempt. While events are held here, no more are taken."""

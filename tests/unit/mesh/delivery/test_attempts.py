@@ -7,12 +7,12 @@ from itertools import islice
 
 import pytest
 
-from mesh.delivery import BackOff, Judgement, Outcome, Plan, Reason
+from mesh.delivery import BackOff, Deliverer, EventTarget, Judgement, Outcome, Plan, Reason
 from mesh.delivery.explanation import explain
 from mesh.delivery.letters import NAMES, strip
 from mesh.delivery.plan import schedule
 from mesh.errors import AppError, MeshError
-from mesh.ports import AppResponse, Message, Mode, Record
+from mesh.ports import AppResponse, Group, Message, Mode, Record
 from mesh.resiliency.breaker import BreakerSettings
 from mesh.resiliency.retry import parse_codes
 from mesh.routing import Skipped
@@ -283,6 +283,27 @@ async def test_a_failing_app_pauses_its_subscription_and_burns_no_attempts(
         "open to half-open",
         "half-open to closed",
     ]
+
+
+async def test_without_a_gate_what_comes_while_the_breaker_is_open_waits(bench: Bench) -> None:
+    await bench.log.start()
+    group = Group("app", TOPIC)
+    deliverer = Deliverer(
+        group=group,
+        target=EventTarget(TOPIC, "/A", bench.app),  # type: ignore[arg-type]
+        plan=Plan(breaker=OPENS_AT_3),
+        log=bench.log,
+        channel=bench.app,  # type: ignore[arg-type]
+        clock=bench.clock,
+    )
+    await bench.log.subscribe(group, deliverer.handle, concurrency=4)
+    bench.app.answers = [answer(500)] * 3
+    for _ in range(10):
+        await bench.publish()
+    await bench.clock.advance(29)
+    assert len(bench.app.calls) == 3
+    await bench.clock.advance(60)
+    assert len(bench.app.calls) == 13
 
 
 async def test_a_probe_that_fails_keeps_the_subscription_paused(bench: Bench) -> None:
