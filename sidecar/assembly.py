@@ -103,10 +103,11 @@ def open_backbone(broker: BrokerAddress, me: Peer, *, prefix: str, replicas: int
     from brokers.nats.tables import NatsTables
 
     connection = nats_connection(broker, me.app_id)
+    tables = NatsTables(connection, namespace=me.namespace, prefix=prefix, replicas=replicas)
     return Backbone(
-        NatsEventLog(connection, namespace=me.namespace, prefix=prefix, replicas=replicas),
+        NatsEventLog(connection, namespace=me.namespace, prefix=prefix, replicas=replicas, tables=tables),
         NatsRequests(connection, me, prefix=prefix),
-        NatsTables(connection, namespace=me.namespace, prefix=prefix, replicas=replicas),
+        tables,
         NatsAlarmClocks(connection, namespace=me.namespace, prefix=prefix, replicas=replicas),
     )
 
@@ -118,8 +119,11 @@ def open_event_log(broker: BrokerAddress, *, name: str, namespace: str, prefix: 
 
         return MemoryEventLog()
     from brokers.nats.event_log import NatsEventLog
+    from brokers.nats.tables import NatsTables
 
-    return NatsEventLog(nats_connection(broker, name), namespace=namespace, prefix=prefix)
+    connection = nats_connection(broker, name)
+    tables = NatsTables(connection, namespace=namespace, prefix=prefix)
+    return NatsEventLog(connection, namespace=namespace, prefix=prefix, tables=tables)
 
 
 def nats_connection(broker: BrokerAddress, name: str) -> Connection:
