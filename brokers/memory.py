@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Mapping
 from itertools import count
 
+from brokers.event_arguments import check_start
 from brokers.key_order import KeyOrder
 from mesh import addressing
 from mesh.clock import SystemClock
@@ -98,6 +99,8 @@ class MemoryEventLog:
         lasting: bool = True,
     ) -> MemorySubscription:
         self._check_open()
+        addressing.check_pattern(group.topic.name)
+        check_start(start)
         queue = self._queues.get(group)
         if queue is None:
             queue = self._queues[group] = _GroupQueue(group, self._clock, self._max_messages, order)
@@ -138,7 +141,7 @@ class MemoryEventLog:
         self._check_open()
         records: list[Record] = []
         size = 0
-        for record in self._from(topic, start):
+        for record in self._from(topic, check_start(start)):
             if len(records) == limit or size > PAGE_BYTES:
                 return Page(records, record.position)
             records.append(record)

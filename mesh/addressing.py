@@ -141,6 +141,12 @@ def topic_name(prefix: str, namespace: str, subject: str) -> str:
     return ".".join("" if part == "%" else unquote(part) for part in tokens)
 
 
+def deep_filter(root: str) -> str:
+    """All events of a pattern that ends in `>`, with this root. The `*` is the part that must follow: without it, what
+    precedes the `>` would be a topic of its own, whose partitions look like parts."""
+    return f"{root}*.>"
+
+
 def unkeyed_filter(root: str) -> list[str]:
     return [root + UNKEYED]
 

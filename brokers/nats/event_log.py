@@ -6,16 +6,15 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Container, Sequence
-from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
+from brokers.event_arguments import check_start
 from brokers.nats import codec, jetstream, ordered
 from brokers.nats.connection import Connection, Reply
 from brokers.nats.consumer import ACK_WAIT, MAX_ACK_PENDING, Consumer, NatsDelivery
 from brokers.nats.ordered import OrderedLanes
 from brokers.nats.ordered_lane import OrderedDelivery
-from brokers.nats.reading import read_page
+from brokers.nats.reading import moment, read_page
 from mesh import addressing
 from mesh.clock import SystemClock
 from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError
@@ -175,12 +174,10 @@ class NatsEventLog:
         start: Start = NOW,
         lasting: bool = True,
     ) -> NatsSubscription:
+        check_start(start)
         if order is not Order.NONE and self._tables is None:
             raise BrokerError("order needs tables: who works which part of a topic is on record there")
-        pattern = group.topic.name
-        # `a.>` is not `a`, whose partitions look like further parts.
-        covers = partial(addressing.covers, pattern) if pattern.endswith(".>") else None
-        subscription = NatsSubscription(handler, concurrency, self._subscriptions.discard, covers=covers)
+        subscription = NatsSubscription(handler, concurrency, self._subscriptions.discard)
         former = await self._former_lanes(group, order)
         if former:  # the group had another order: what was not handled then is handled now
             start = Start(position=str(min(info["ack_floor"]["stream_seq"] for info in former) + 1))
@@ -253,7 +250,7 @@ class NatsEventLog:
         if order is Order.STRICT or (order is Order.KEY and deep):
             return []
         if deep:
-            return [self._lane(group, WIDE_LANE, [f"{root}>"], start, lasting)]
+            return [self._lane(group, WIDE_LANE, [addressing.deep_filter(root)], start, lasting)]
         unkeyed = self._lane(group, UNKEYED_LANE, addressing.unkeyed_filter(root), start, lasting)
         if order is Order.KEY:
             return [unkeyed]
@@ -308,10 +305,10 @@ class NatsEventLog:
         return Backlog(sum(info["num_pending"] for info in found), sum(info["num_ack_pending"] for info in found))
 
     async def read(self, topic: Topic, start: Start, *, limit: int) -> Page:
-        if start == NOW:
+        if check_start(start) == NOW:
             return Page([], None)
         root = addressing.pattern_root(self._prefix, self._namespace, topic)
-        subjects = f"{root}>" if topic.name.endswith(">") else f"{root}*"
+        subjects = addressing.deep_filter(root) if topic.name.endswith(">") else f"{root}*"
         return await read_page(self._connection, self._stream, subjects, start, limit, self._topic_of(topic))
 
     async def _restore_stream(self) -> str:
@@ -340,13 +337,12 @@ _ALL_LANES = (UNKEYED_LANE, KEYED_LANE, WIDE_LANE, *ordered.KEYED_LANES, ordered
 def _beginning(start: Start) -> dict[str, Any]:
     """Where a consumer begins that is made now."""
     if start.position is not None:
-        return {"deliver_policy": "by_start_sequence", "opt_start_seq": int(start.position)}
+        return {"deliver_policy": "by_start_sequence", "opt_start_seq": max(1, int(start.position))}
     if start.time is None:
         return {"deliver_policy": "new"}
     if start.time <= 0:
         return {"deliver_policy": "all"}
-    moment = datetime.fromtimestamp(start.time, UTC).isoformat(timespec="microseconds")
-    return {"deliver_policy": "by_start_time", "opt_start_time": moment}
+    return {"deliver_policy": "by_start_time", "opt_start_time": moment(start.time)}
 
 
 def _digits(text: bytes, first: int) -> int:
@@ -364,16 +360,7 @@ class _NoStream(BrokerUnavailable):
 class NatsSubscription:
     """One member of a group: its lanes share `concurrency`. See the `Subscription` port."""
 
-    def __init__(
-        self,
-        handler: Handler,
-        concurrency: int,
-        on_closed: Callable[[NatsSubscription], None],
-        *,
-        covers: Callable[[str], bool] | None = None,
-    ) -> None:
-        """`covers` says of a topic whether it is one that was meant, where the server's filters cannot."""
-        self._covers = covers
+    def __init__(self, handler: Handler, concurrency: int, on_closed: Callable[[NatsSubscription], None]) -> None:
         self._handler = handler
         self._concurrency = concurrency
         self._free = concurrency
@@ -402,9 +389,7 @@ class NatsSubscription:
             self._hand_over_waiting()
 
     def offer(self, delivery: NatsDelivery | OrderedDelivery) -> None:
-        if self._covers is not None and not self._covers(delivery.topic):
-            delivery.ack()
-        elif self._free > 0:
+        if self._free > 0:
             self._hand_over(delivery)
         else:
             self._waiting.append(delivery)

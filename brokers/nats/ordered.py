@@ -42,7 +42,7 @@ REVOKE_LIMIT = 30.0
 def lanes(topic_root: str, order: Order, *, deep: bool, lasting: bool) -> dict[str, list[str]]:
     """The lanes of a group and their subjects. With `deep` they are all those below the root, at any depth, where no
     filter can tell keys from parts of a topic."""
-    everything = [f"{topic_root}>"] if deep else [f"{topic_root}*"]
+    everything = [addressing.deep_filter(topic_root)] if deep else [f"{topic_root}*"]
     if order is Order.STRICT:
         return {STRICT_LANE: everything}
     if deep:

@@ -24,6 +24,8 @@ PAGE_LIMIT = 10.0
 SILENCE_LIMIT = 3.0
 """Seconds without any message of it."""
 PAGE_BYTES = 8 * 1024 * 1024
+LAST_MOMENT = 9_000_000_000.0
+"""The server counts nanoseconds in 63 bits, which end in the year 2262."""
 
 
 class NatsRecord(NatsMessage):
@@ -48,15 +50,25 @@ class NatsRecord(NatsMessage):
         return self._topic_of(self.all_headers()["nats-subject"].encode())
 
 
+def moment(time: float) -> str:
+    """`time` as the server reads it.
+
+    A microsecond early: what was stored at that very moment is not to be passed over because of a rounding.
+    """
+    return datetime.fromtimestamp(min(time, LAST_MOMENT) - 1e-6, UTC).isoformat(timespec="microseconds")
+
+
 async def read_page(
     connection: Connection, stream: str, subjects: str, start: Start, limit: int, topic_of: Callable[[bytes], str]
 ) -> Page:
     """Up to `limit` messages of `subjects`, which may have wildcards. Raises `BrokerError`, `BrokerUnavailable`."""
     request: dict[str, Any] = {"batch": limit, "max_bytes": PAGE_BYTES, "next_by_subj": subjects}
-    if start.time:
-        request["start_time"] = datetime.fromtimestamp(start.time, UTC).isoformat(timespec="microseconds")
+    if start.position is not None:
+        request["seq"] = max(1, int(start.position))
+    elif start.time is None or start.time <= 0:
+        request["seq"] = 1
     else:
-        request["seq"] = int(start.position or 1)
+        request["start_time"] = moment(start.time)
     answers: asyncio.Queue[tuple[bytes, bytes]] = asyncio.Queue()  # as many as were asked for
     inbox = connection.new_inbox()
     stop = connection.listen(inbox, lambda _subject, _reply, block, payload: answers.put_nowait((block, payload)))

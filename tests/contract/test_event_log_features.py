@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from math import nan
 
 import pytest
 
+from mesh import addressing
 from mesh.errors import BrokerError
 from mesh.ports import OLDEST, Backlog, Delivery, EventLog, Feature, Group, Order, Start, Topic
 from tests.contract.implementations import Implementation
@@ -259,6 +261,27 @@ async def test_a_pattern_is_many_topics(
     assert sorted(found) == sorted((topic, topic) for topic in wanted for _ in range(2))
 
 
+async def test_a_pattern_is_read_and_counted_as_it_is_subscribed(log: EventLog, needs: Needs) -> None:
+    needs(Feature.WILDCARDS)
+    needs(Feature.READ)
+    pattern = Topic("pubsub", "orders.>")
+    group = Group("shipping", pattern)
+    await (await log.subscribe(group, keep, concurrency=1, order=LOOSE)).close()
+    for topic in ("orders", "orders.new", "orders.paid.late", "bills.paid"):
+        await log.publish(Topic("pubsub", topic), raw(topic))
+        await log.publish(Topic("pubsub", topic), raw(topic, key="a"))
+    wanted = ["orders.new", "orders.new", "orders.paid.late", "orders.paid.late"]
+    assert [record.topic for record in (await log.read(pattern, OLDEST, limit=10)).records] == wanted
+    assert await log.backlog(group) == Backlog(4, 0)
+
+
+@pytest.mark.parametrize("name", ["orders.>.new", ">.>", "orders.>."])
+async def test_a_pattern_has_only_its_end_open(log: EventLog, needs: Needs, name: str) -> None:
+    needs(Feature.WILDCARDS)
+    with pytest.raises(addressing.InvalidTopic):
+        await log.subscribe(Group("shipping", Topic("pubsub", name)), keep, concurrency=1, order=LOOSE)
+
+
 # Reading again
 
 
@@ -293,6 +316,34 @@ async def test_reading_begins_where_it_is_told(log: EventLog, needs: Needs, impl
     by_position = await log.read(ORDERS, Start(position=fourth), limit=10)
     assert ([record.payload for record in by_position.records], by_position.next) == ([b"4"], None)
     assert await log.read(Topic("pubsub", "nobody"), OLDEST, limit=10) == ([], None)
+
+
+async def test_reading_begins_with_what_was_stored_at_that_moment(log: EventLog, needs: Needs) -> None:
+    needs(Feature.READ)
+    await numbers(log, 0, 49)
+    for record in (await log.read(ORDERS, OLDEST, limit=50)).records:
+        page = await log.read(ORDERS, Start(time=record.time), limit=50)
+        assert record.position in [found.position for found in page.records]
+
+
+@pytest.mark.parametrize(
+    "start", [Start(position="x"), Start(position=""), Start(position="-1"), Start(time=nan), Start(position="9" * 30)]
+)
+async def test_no_place_to_begin_is_refused(log: EventLog, needs: Needs, start: Start) -> None:
+    needs(Feature.READ)
+    with pytest.raises(BrokerError):
+        await log.read(ORDERS, start, limit=1)
+    with pytest.raises(BrokerError):
+        await log.subscribe(SHIPPING, keep, concurrency=1, order=LOOSE, start=start)
+
+
+async def test_a_place_that_is_not_reached_yet_is_the_end(
+    log: EventLog, inbox: MakeInbox, needs: Needs, implementation: Implementation
+) -> None:
+    needs(Feature.READ)
+    position = (await numbers(log, 1, 1))[0]
+    for start in (Start(position=f"{int(position) + 1}"), Start(time=implementation.now() + 3600)):
+        assert await log.read(ORDERS, start, limit=10) == ([], None)
 
 
 async def test_reading_takes_nothing_from_anybody(log: EventLog, inbox: MakeInbox, needs: Needs) -> None:
