@@ -11,7 +11,8 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+
+import msgspec
 
 from mesh import spans
 from mesh.control.gate import Gate
@@ -41,13 +42,12 @@ MAX_UNBURIED = 1_000
 """Letters that nobody took yet: how many are remembered, so that the app is not called for them again."""
 ATTEMPT_HEADER = "meshwire-attempt"
 
-_ATTEMPT_LINES = [HeaderLines(f"{ATTEMPT_HEADER}: {attempt}\r\n".encode()) for attempt in range(8)]
-
 
 def _attempt_line(attempt: int) -> HeaderLines:
-    if attempt < len(_ATTEMPT_LINES):
-        return _ATTEMPT_LINES[attempt]
     return HeaderLines(f"{ATTEMPT_HEADER}: {attempt}\r\n".encode())
+
+
+_FIRST_ATTEMPT = _attempt_line(1)
 
 
 def _said(response: AppResponse, judged: Verdict) -> str:
@@ -57,7 +57,7 @@ def _said(response: AppResponse, judged: Verdict) -> str:
     return judged.value
 
 
-class _Call(NamedTuple):
+class _Call(msgspec.Struct, gc=False):
     """One attempt under way."""
 
     delivery: Delivery
@@ -153,11 +153,12 @@ class Deliverer:
             if self._tracer is not NO_TRACER:
                 span = self._begin_span(delivery, hop)
                 hop = {**hop, **hop_headers(span.context, None)}
-            lines = _attempt_line(delivery.attempt)
-            if prepared.lines:
-                lines = HeaderLines(lines + prepared.lines)
+            attempt = delivery.attempt
+            lines = _FIRST_ATTEMPT if attempt == 1 else _attempt_line(attempt)
             if hop:
-                lines = HeaderLines(lines + self._channel.header_lines(list(hop.items())))
+                lines = HeaderLines(lines + prepared.lines + self._channel.header_lines(list(hop.items())))
+            elif prepared.lines:
+                lines = HeaderLines(lines + prepared.lines)
             begun = self._deliveries.begin()
             call = prepared.route.send(prepared.body, lines, timeout=self._plan.timeout)
         except BreakerOpen:

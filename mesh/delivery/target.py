@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from mesh.ports import AppResponse, AppRoute, Delivery, HeaderLines
 from mesh.routing import Skipped
 
@@ -25,7 +27,7 @@ class Verdict(Enum):
     DROP = "drop"
 
 
-class Prepared(NamedTuple):
+class Prepared(msgspec.Struct, frozen=True, gc=False):
     """A message, ready to be sent to the app."""
 
     route: AppRoute
