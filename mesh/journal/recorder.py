@@ -74,6 +74,8 @@ _OUTCOMES = {
     Outcome.DEAD: What.DEAD_LETTERED,
     Outcome.RELEASED: What.RELEASED,
 }
+_AT_ONCE = frozenset((Outcome.ACKED, Outcome.DROPPED))
+"""What settles a delivery in the same moment in which its attempt is judged."""
 _WHY = {
     Skipped.FILTER: "its filters do not let it through",
     Skipped.RULES: "no routing rule takes it, and there is no default route",
@@ -91,8 +93,9 @@ class _Subscription:
         self._clock = clock
         self._app = group.app_id
         self._group = group.name
-        self._pubsub = group.topic.pubsub
+        self._topic = group.topic
         self._last: tuple[Record | None, str | None] = (None, None)
+        self._attempt: Step | None = None
         self._skipped: Record | None = None
 
     def skipped(self, record: Record, why: Skipped) -> None:
@@ -115,28 +118,30 @@ class _Subscription:
             status, reason, outcome = found.status or 0, found.reason, found.verdict.value
         else:
             status, reason, outcome = 0, str(found), Verdict.RETRY.value
-        self._ring.note(
-            name,
-            Step(
-                what=What.ATTEMPT,
-                time=began,
-                topic=Topic(self._pubsub, record.topic),
-                app=self._app,
-                group=self._group,
-                position=record.position,
-                attempt=attempt,
-                status=status,
-                duration=seconds,
-                outcome=outcome if next_in is not None or outcome != Verdict.RETRY.value else "failed",
-                reason=_clipped(reason) if reason else "",
-                next=next_in or 0.0,
-            ),
+        self._attempt = Step(
+            what=What.ATTEMPT,
+            time=began,
+            topic=self._topic if record.topic == self._topic.name else Topic(self._topic.pubsub, record.topic),
+            app=self._app,
+            group=self._group,
+            position=record.position,
+            attempt=attempt,
+            status=status,
+            duration=seconds,
+            outcome=outcome if next_in is not None or outcome != Verdict.RETRY.value else "failed",
+            reason=_clipped(reason) if reason else "",
+            next=next_in or 0.0,
         )
+        self._ring.note(name, self._attempt)
 
     def settled(self, record: Record, outcome: Outcome) -> None:
-        if record is not self._skipped or outcome is not Outcome.ACKED:
+        """Mostly that of the attempt that was told just now: then it needs no step of its own."""
+        if self._attempt is not None and record is self._last[0] and outcome in _AT_ONCE:
+            self._attempt.end = _OUTCOMES[outcome]
+        elif record is not self._skipped or outcome is not Outcome.ACKED:
             self._note(record, _OUTCOMES[outcome])
         self._last = None, None
+        self._attempt = None
         self._skipped = None
 
     def _note(self, record: Record, what: What, *, time: float | None = None, reason: str = "", to: str = "") -> None:
@@ -145,7 +150,7 @@ class _Subscription:
             step = Step(
                 what=what,
                 time=self._clock.now() if time is None else time,
-                topic=Topic(self._pubsub, record.topic),
+                topic=Topic(self._topic.pubsub, record.topic),
                 app=self._app,
                 group=self._group,
                 position=record.position,
@@ -160,6 +165,7 @@ class _Subscription:
         if last is not record:
             name = self._recorder.name(record)
             self._last = record, name
+            self._attempt = None
         return name
 
 

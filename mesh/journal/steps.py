@@ -67,6 +67,8 @@ class Step(msgspec.Struct, kw_only=True, gc=False, omit_defaults=True, rename="c
     reason: str = ""
     next: float = 0.0
     """Seconds from its end to the next attempt."""
+    end: What | None = None
+    """Of an attempt that settled the delivery in the same moment: how."""
     to: str = ""
     """The topic of the dead letter; or the run that redrove or replayed the event."""
 

@@ -81,14 +81,15 @@ def _subscriptions(steps: list[tuple[Step, str, str]]) -> Iterator[dict[str, Any
             newest[of] = step
             attempts[of] = attempts.get(of, 0) + (step.what in (What.STARTED, What.ATTEMPT))
     for (app, pubsub, topic, group), step in newest.items():
-        state = step.outcome if step.what is What.ATTEMPT else step.what.value
+        ended = step.end or step.what
+        state = step.outcome if ended is What.ATTEMPT else ended.value
         named = {"app": app, "pubsubname": pubsub, "topic": topic, **({"group": group} if group else {})}
         yield {**named, "state": state, "attempts": attempts[app, pubsub, topic, group]}
 
 
 def _lines(step: Step, sidecar: str, app: str) -> Iterator[dict[str, Any]]:
     """The step as it is told; what was stored was accepted before."""
-    line: dict[str, Any] = {
+    common: dict[str, Any] = {
         "time": shown(step.time),
         "what": step.what.value,
         "app": step.app or app,
@@ -97,8 +98,9 @@ def _lines(step: Step, sidecar: str, app: str) -> Iterator[dict[str, Any]]:
         "topic": step.topic.name,
         **({"group": step.group} if step.group else {}),
     }
+    line = dict(common)
     if step.what in (What.STORED, What.REFUSED):
-        yield {**line, "what": What.ACCEPTED.value}
+        yield {**common, "what": What.ACCEPTED.value}
         line["time"] = shown(step.time + step.duration)
     line |= {name: value for name in _OF_A_DELIVERY if (value := getattr(step, name))}
     if step.what is What.ATTEMPT:
@@ -106,6 +108,8 @@ def _lines(step: Step, sidecar: str, app: str) -> Iterator[dict[str, Any]]:
         if step.next:
             line["next"] = shown(step.time + step.duration + step.next)
     yield line
+    if step.end is not None:
+        yield {**common, "what": step.end.value, "time": shown(step.time + step.duration), "position": step.position}
 
 
 def shown(moment: float) -> str:
