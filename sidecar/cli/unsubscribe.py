@@ -22,6 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--app-id", "-a", required=True, help="the app that subscribed")
     parser.add_argument("--topic", "-t", required=True, help="the topic that it subscribed to")
     parser.add_argument("--pubsub", "-p", default="pubsub", help="pub/sub component (default: pubsub)")
+    parser.add_argument("--group", "-g", default="", help="the group, of a subscription that is pulled from")
     parser.add_argument("--namespace", "-n", help="namespace of the app (default: $NAMESPACE, else default)")
     parser.add_argument(
         "--mesh", default="default", help="the mesh whose embedded broker it is, unless MESHWIRE_BROKER names another"
@@ -32,7 +33,7 @@ def execute(args: argparse.Namespace) -> int:
     """Raises `MeshError` when there is no such subscription, or when the broker refuses or does not answer."""
     namespace = args.namespace or os.environ.get("NAMESPACE") or DEFAULT_NAMESPACE
     broker = parse_broker(os.environ.get("MESHWIRE_BROKER") or f"embedded:{mesh_folder(args.mesh)}")
-    group = Group(args.app_id, Topic(args.pubsub, args.topic))
+    group = Group(args.app_id, Topic(args.pubsub, args.topic), args.group)
     with contextlib.ExitStack() as held:
         if broker.folder is not None:
             held.callback(hold(broker.folder).close)
