@@ -164,7 +164,9 @@ class _Incoming:
             self._head_size += len(chunk)
         try:
             self._parser.feed_data(chunk)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        except httptools.HttpParserUpgrade:
+            pass  # the offer is passed over, and the request answered
+        except httptools.HttpParserError:
             self.refused = self.refused or 400
         if self._in_head and self._head_size > MAX_HEAD:
             self.refused = 431
@@ -211,7 +213,7 @@ class _Incoming:
             headers=self._headers,
             body=bytes(self._body),
         )
-        self.done.append((request, self._parser.should_keep_alive()))
+        self.done.append((request, self._parser.should_keep_alive() and not self._parser.should_upgrade()))
         self.begun = False
 
 
