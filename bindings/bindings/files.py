@@ -16,7 +16,7 @@ import mimetypes
 import os
 import sqlite3
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 from urllib.parse import quote
@@ -36,6 +36,8 @@ logger = logging.getLogger("meshwire.bindings.files")
 
 TIME_LIMIT = 30.0
 """Seconds for one look at the disk, which a network file system can hold up."""
+UNWATCHED = 1.0
+"""Seconds between two looks when the system does not tell of changes."""
 MAX_FILES = 1_000_000
 """In the folder."""
 
@@ -43,7 +45,7 @@ KEEP, DELETE, MOVE = "keep", "delete", "move"
 CONTENT, REFERENCE = "content", "reference"
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_TABLE = "CREATE TABLE IF NOT EXISTS accepted (name TEXT PRIMARY KEY, version TEXT NOT NULL) WITHOUT ROWID"
+_TABLE = "CREATE TABLE IF NOT EXISTS accepted (name BLOB PRIMARY KEY, version TEXT NOT NULL) WITHOUT ROWID"
 
 
 class Found(NamedTuple):
@@ -62,7 +64,7 @@ class Found(NamedTuple):
     @property
     def id(self) -> str:
         """The same for the same file as long as nobody writes to it."""
-        return hashlib.sha256(f"{self.name}\0{self.version}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        return hashlib.sha256(os.fsencode(f"{self.name}\0{self.version}")).hexdigest()[:32]
 
 
 class Index:
@@ -87,20 +89,21 @@ class Index:
 
     async def load(self) -> dict[str, str]:
         def read(connection: sqlite3.Connection) -> dict[str, str]:
-            return dict(connection.execute("SELECT name, version FROM accepted"))
+            found = connection.execute("SELECT name, version FROM accepted")
+            return {os.fsdecode(name): version for name, version in found}
 
         return {} if self._worker is None else await self._worker.run(read)
 
     async def note(self, name: str, version: str) -> None:
         def write(connection: sqlite3.Connection) -> None:
-            connection.execute("INSERT OR REPLACE INTO accepted VALUES (?, ?)", (name, version))
+            connection.execute("INSERT OR REPLACE INTO accepted VALUES (?, ?)", (os.fsencode(name), version))
 
         if self._worker is not None:
             await self._worker.run(write)
 
     async def forget(self, names: list[str]) -> None:
         def write(connection: sqlite3.Connection) -> None:
-            connection.executemany("DELETE FROM accepted WHERE name = ?", [(name,) for name in names])
+            connection.executemany("DELETE FROM accepted WHERE name = ?", [(os.fsencode(name),) for name in names])
 
         if self._worker is not None and names:
             await self._worker.run(write)
@@ -191,9 +194,29 @@ class FileWatch:
 
     async def _signs(self) -> AsyncIterator[None]:
         """At once, when something happens in the folder, and from time to time."""
+        while True:
+            changes = self._changes()
+            try:
+                while True:
+                    sign = asyncio.ensure_future(anext(changes))
+                    try:
+                        # By its first step it watches: what is changed from here on is a sign.
+                        await asyncio.sleep(0)
+                        yield
+                        await sign
+                    finally:
+                        sign.cancel()
+                        await asyncio.wait((sign,))
+            except Exception as error:  # the library may raise anything, as at a name that is no text
+                logger.warning("%s is looked at every %g s: it cannot be watched: %s", self._folder, UNWATCHED, error)
+            finally:
+                await changes.aclose()
+            await self._clock.sleep(UNWATCHED)
+
+    def _changes(self) -> AsyncGenerator[object, None]:
         from watchfiles import awatch
 
-        changes = awatch(
+        return awatch(
             self._folder,
             watch_filter=None,
             recursive=self._recursive,
@@ -203,19 +226,6 @@ class FileWatch:
             yield_on_timeout=True,
             ignore_permission_denied=True,
         )
-        try:
-            while True:
-                sign = asyncio.ensure_future(anext(changes))
-                try:
-                    # By its first step it watches: what is changed from here on is a sign.
-                    await asyncio.sleep(0)
-                    yield
-                    await sign
-                finally:
-                    sign.cancel()
-                    await asyncio.wait((sign,))
-        finally:
-            await changes.aclose()
 
     def _scan(self) -> Iterator[Found]:
         folders = [""]
@@ -293,8 +303,8 @@ class FileWatch:
     def _reference(self, file: Found) -> bytes:
         return msgspec.json.encode(
             {
-                "path": str(self._folder / file.name),
-                "name": file.name,
+                "path": _shown(self._folder / file.name),
+                "name": _shown(file.name),
                 "size": file.size,
                 "modified": file.modified / 1e9,
             }
@@ -306,7 +316,7 @@ class FileWatch:
         return Item(
             data=data,
             metadata={
-                "fileName": quote(file.name, safe="/ !#$&'()*+,;=@[]^`{}~"),
+                "fileName": quote(os.fsencode(file.name), safe="/ !#$&'()*+,;=@[]^`{}~"),
                 "fileSize": str(file.size),
                 "fileModified": f"{file.modified / 1e9:.6f}",
             },
@@ -314,6 +324,11 @@ class FileWatch:
             content_type=content_type if self._send == CONTENT else "application/json",
             time=file.modified / 1e9,
         )
+
+
+def _shown(path: Path | str) -> str:
+    """As text, which a name need not be."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _age(file: Found) -> tuple[int, str]:

@@ -47,7 +47,7 @@ class SmtpBinding:
         self._library = aiosmtplib
         self._settings = settings
         self._slots = asyncio.Semaphore(AT_ONCE)
-        self._closed = True
+        self._tls: ssl.SSLContext | None = None
         if bool(settings["user"]) != bool(settings["password"]):
             raise settings.fault("user", "user and password need each other")
         for name in _PER_MAIL[:4]:
@@ -58,29 +58,31 @@ class SmtpBinding:
 
     async def start(self) -> None:
         """Sends nothing: a server that is away for a while is no reason not to start."""
-        self._closed = False
+        self._tls = await asyncio.to_thread(_tls, self._settings["skipTLSVerify"])
 
     async def ping(self) -> None:
         """Nothing is known of the server before a mail is sent."""
 
     async def close(self) -> None:
-        self._closed = True
+        self._tls = None
 
     async def invoke(self, invocation: Invocation) -> Result:
         check_metadata(invocation, _PER_MAIL)
         check_size(invocation.data, MAX_BODY)
         given = {name: invocation.text(name) or self._settings[name] for name in _PER_MAIL}
         message, sender, recipients = _composed(given, invocation.data)
-        if self._closed:
+        if self._tls is None:
             raise StoreUnavailable("the binding is closed")
         try:
             async with asyncio.timeout(TIME_LIMIT), self._slots:
-                await self._send(message, sender, recipients)
+                await self._send(message, sender, recipients, self._tls)
         except TimeoutError:
             raise StoreUnavailable(f"the mail server did not answer within {TIME_LIMIT:g} s") from None
         return Result()
 
-    async def _send(self, message: EmailMessage, sender: str, recipients: Sequence[str]) -> None:
+    async def _send(
+        self, message: EmailMessage, sender: str, recipients: Sequence[str], context: ssl.SSLContext
+    ) -> None:
         """Raises `BindingError` for what the server refused for good, else `StoreUnavailable`."""
         library, settings = self._library, self._settings
         tls = settings["port"] == TLS_PORT
@@ -94,7 +96,7 @@ class SmtpBinding:
                 password=settings["password"] or None,
                 use_tls=tls,
                 start_tls=False if tls else start_tls,
-                tls_context=_tls(settings["skipTLSVerify"]),
+                tls_context=context,
                 timeout=TIME_LIMIT,
             ) as server:
                 refused, _ = await server.send_message(message, sender=sender, recipients=list(recipients))

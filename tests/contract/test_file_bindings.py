@@ -162,6 +162,16 @@ async def test_each_version_of_a_file_fires_once(tmp_path: Path) -> None:
     assert taken[0].time == pytest.approx(file.stat().st_mtime, abs=60)
 
 
+@pytest.mark.parametrize("send", ["content", "reference"])
+async def test_a_name_that_is_no_text(tmp_path: Path, send: str) -> None:
+    (tmp_path / os.fsdecode(b"\xff \n.txt")).write_text("x")
+    for number in (1, 0):
+        async with watched(tmp_path, send=send) as taken:
+            await taken.until(number)
+            await asyncio.sleep(0.5)
+        assert [item.metadata["fileName"] for item in taken] == ["%FF %0A.txt"] * number
+
+
 async def test_a_file_that_is_being_written_is_left_until_it_is_complete(tmp_path: Path) -> None:
     async with watched(tmp_path, settled="400ms") as taken:
         with (tmp_path / "slow").open("wb", buffering=0) as file:
