@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 from urllib.parse import unquote
 
 from faststream import AckPolicy
@@ -15,13 +15,14 @@ from nats.js.api import ConsumerConfig
 from brokers.faststream.event import MeshMessage, decode, parse
 from brokers.faststream.group import Membership
 from mesh import addressing
-from mesh.delivery import Plan
+from mesh.delivery.plan import CONCURRENCY, Plan
 from mesh.errors import ConfigurationError, clip
-from mesh.ports import Group, Topic
-from mesh.subscriber import CONCURRENCY
+from mesh.ports import Group, Order, Topic
 
 DEFAULT_PUBSUB = "pubsub"
 """The pub/sub component that every sidecar has."""
+
+_ORDERS = [order.value for order in Order]
 
 _name = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 
@@ -61,17 +62,30 @@ class Mesh:
         self._root = addressing.event_subjects(prefix, namespace)[:-1]
 
     def topic(
-        self, name: str, *, pubsub: str = DEFAULT_PUBSUB, dead_letter: str | None = None, concurrency: int = CONCURRENCY
+        self,
+        name: str,
+        *,
+        pubsub: str = DEFAULT_PUBSUB,
+        dead_letter: str | None = None,
+        concurrency: int = CONCURRENCY,
+        order: Literal["none", "key", "strict"] = "key",
     ) -> SubscriberOptions:
         """Options for `broker.subscriber(**…)`: join the group of this app on the topic.
 
         At most `concurrency` handlers run at once. A handler that returns has handled the event. One that raises
         gets it again after 0.5 s, growing to 60 s, for ever; with `dead_letter`, a topic of the same component, it
         goes there at once. `RejectMessage` drops it, or dead-letters it; `NackMessage(delay=…)` returns it after
-        so many seconds in either case. Raises `InvalidTopic`, and `ConfigurationError` for a `concurrency` below 1.
+        so many seconds in either case.
+
+        Events with the same `partitionkey` are handled one after the other, over all members of the group; with the
+        order `strict` all events of the topic are, with `none` no events. All members ask for the same, sidecars too.
+
+        Raises `InvalidTopic`, and `ConfigurationError` for a `concurrency` below 1 or another order.
         """
         if concurrency < 1:
             raise ConfigurationError(f"concurrency must be at least 1 (got {concurrency})")
+        if order not in _ORDERS:
+            raise ConfigurationError(f"order must be one of {', '.join(_ORDERS)} (got '{clip(str(order))}')")
         letters = None
         if dead_letter is not None:
             addressing.check_topic(dead_letter)
@@ -81,7 +95,7 @@ class Mesh:
             subject=addressing.topic_root(self.prefix, self.namespace, topic) + "*",
             queue=self.app_id,
             stream=JStream(addressing.event_stream(self.prefix, self.namespace), declare=False),
-            config=Membership(Group(self.app_id, topic), Plan(dead_letter=letters), concurrency),
+            config=Membership(Group(self.app_id, topic), Plan(dead_letter=letters, order=Order(order)), concurrency),
             parser=parse,
             decoder=decode,
             ack_policy=AckPolicy.NACK_ON_ERROR,
