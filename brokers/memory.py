@@ -51,11 +51,6 @@ class MemoryEventLog:
         self._positions = count(1)
         self.problem: str | None = "the log is not started"
 
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is in anybody's hands. What is due and has a free member is in its hands already."""
-        return all(queue.idle for queue in self._queues.values())
-
     async def start(self) -> None:
         self.problem = None
 
@@ -373,10 +368,6 @@ class _GroupQueue:
         self._unhandled: OrderedDict[int, _Entry] = OrderedDict()  # by position, oldest first
         self._due: OrderedDict[int, _Entry] = OrderedDict()  # those that wait for a free member, next one first
         self._keys = KeyOrder[_Entry](self._begin)
-
-    @property
-    def idle(self) -> bool:
-        return not any(member.in_hand for member in self.members)
 
     def backlog(self) -> Backlog:
         waiting = sum(not entry.attempts for entry in self._unhandled.values())

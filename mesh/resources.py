@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mesh.errors import ConfigurationError, clip
-from mesh.quantities import duration
+from mesh.quantities import duration, integer
 
 if TYPE_CHECKING:
     from mesh.documents import Fields
@@ -171,7 +171,8 @@ class SubscriptionManifest:
     filters: Sequence[object] = ()
     """As written; `mesh.filters.dialects` judges them."""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    bulk: bool = False
+    bulk: tuple[int, int] | None = None
+    """`maxMessagesCount` and `maxAwaitDurationMs`, 0 where there is none; `None` unless it is enabled."""
     scopes: tuple[str, ...] = ()
     origin: str = field(default="", compare=False)
     """`file:line`."""
@@ -461,7 +462,9 @@ class _Loader:
             dead_letter_topic=spec.text("deadLetterTopic"),
             filters=spec.sequence("filters"),
             metadata={key: metadata.text(key) for key in metadata},
-            bulk=bulk.flag("enabled"),
+            bulk=(_whole(bulk, "maxMessagesCount"), _whole(bulk, "maxAwaitDurationMs"))
+            if bulk.flag("enabled")
+            else None,
             scopes=scopes,
             origin=document.at(),
         )
@@ -537,3 +540,11 @@ __all__ = [
     "Templates",
     "load",
 ]
+
+
+def _whole(fields: Fields, key: str) -> int:
+    """A whole number; 0 where there is none. Raises `ConfigurationError`."""
+    try:
+        return integer(fields.text(key) or "0")
+    except ValueError as error:
+        raise fields.fault(key, str(error)) from None

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from mesh import ids
+from mesh.delivery.bulk import Bulk, BulkRoute
 from mesh.delivery.compile import plan_of
 from mesh.delivery.event_target import EventTarget
 from mesh.delivery.letters import DeadLetters
 from mesh.delivery.live import Live
-from mesh.delivery.plan import CONCURRENCY as CONCURRENCY
+from mesh.delivery.plan import Plan
 from mesh.delivery.settings import NAMES
 from mesh.delivery.watch import DeliveryWatch
 from mesh.errors import MeshError
-from mesh.ports import AppChannel, Clock, Group
+from mesh.ports import AppChannel, AppRoute, Clock, Group, Topic
 from mesh.pubsub import Component
 from mesh.resiliency.targets import Resiliency
 from mesh.subscriptions import SubscriptionSpec
@@ -164,6 +166,7 @@ class Subscriber:
                 self._channel,
                 raw_payload=spec.raw_payload,
                 app_id=self._app_id,
+                together=None if spec.bulk is None else partial(self._together, spec, spec.bulk, compiled.plan),
             ),
             plan=compiled.plan,
             log=component.log,
@@ -174,6 +177,12 @@ class Subscriber:
             telemetry=self._telemetry,
         )
         return Running(spec, live, compiled.origins)
+
+    def _together(self, spec: SubscriptionSpec, bulk: Bulk, plan: Plan, route: AppRoute) -> AppRoute:
+        """`route`, for several events in one call."""
+        content_type = "application/octet-stream" if spec.raw_payload else "application/cloudevents+json"
+        at_once = bulk._replace(events=min(bulk.events, plan.concurrency))
+        return BulkRoute(route, Topic(spec.pubsub, spec.topic), at_once, content_type, self._clock)
 
     async def stop(self, grace: float) -> None:
         """Take no more events, and give those in the app's hands `grace` seconds to be settled.

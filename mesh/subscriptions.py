@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import quote
 
+from mesh.delivery.bulk import DEFAULT_AWAIT, DEFAULT_EVENTS, MAX_AWAIT, MAX_EVENTS, Bulk
 from mesh.delivery.settings import Statements, of_subscription
 from mesh.errors import ConfigurationError, MeshError, clip
 from mesh.quantities import boolean
@@ -46,6 +47,8 @@ class SubscriptionSpec:
     """What the metadata says of the delivery plan."""
     raw_payload: bool = False
     """The stored bytes are no event and are wrapped for the app."""
+    bulk: Bulk | None = None
+    """How many events go in one call; `None` where each has its own."""
     type: Literal["PROGRAMMATIC", "DECLARATIVE"]
     origin: str = field(compare=False)
     """For messages: `file:line`, or the entry of the app's answer."""
@@ -185,10 +188,9 @@ def _programmatic(item: object, origin: str, default_pubsub: str, warnings: list
     default = routes.text("default") or route or (topic if legacy and not rules else "")
     metadata = entry.texts("metadata")
     bulk = entry.object("bulkSubscribe")
-    bulk.number("maxMessagesCount")
-    bulk.number("maxAwaitDurationMs")
+    limits = bulk.number("maxMessagesCount"), bulk.number("maxAwaitDurationMs")
     pubsub = default_pubsub if legacy else entry.text("pubsubname")
-    arguments = entry.text("deadLetterTopic"), metadata, bulk.flag("enabled")
+    arguments = entry.text("deadLetterTopic"), metadata, limits if bulk.flag("enabled") else None
     routed = [*rules, *([("", default)] if default else [])]
     for missing, what in ((not pubsub, "pubsubname"), (not topic, "topic"), (not routed, "route")):
         if missing:
@@ -206,15 +208,13 @@ def _spec(
     filters: object,
     dead_letter_topic: str,
     metadata: Mapping[str, str],
-    bulk: bool,
+    bulk: tuple[int, int] | None,
     warnings: list[str],
 ) -> SubscriptionSpec:
     """The one place that decides what can be subscribed to, for both sources."""
     where = f"{origin}: topic '{clip(topic)}' of '{clip(pubsub)}' is not subscribed"
     if not {"*", ">"}.isdisjoint(dead_letter_topic.split(".")):
         raise Unsupported(f"{where}: a dead letter topic has no wildcards (got '{clip(dead_letter_topic)}')")
-    if bulk:
-        raise Unsupported(f"{where}: bulkSubscribe is not there yet: leave it out or set enabled to false")
     routes: list[Route] = []
     rules: list[tuple[Rule | None, str]] = []
     for index, (match, path) in enumerate(matches):
@@ -249,9 +249,21 @@ def _spec(
         metadata=dict(metadata),
         delivery=delivery,
         raw_payload=raw_payload,
+        bulk=None if bulk is None else _bulk(*bulk, where),
         type=type_,
         origin=origin,
     )
+
+
+def _bulk(events: int, milliseconds: int, where: str) -> Bulk:
+    """Raises `Unsupported`. 0 is the default (Dapr)."""
+    for name, value, most in (
+        ("maxMessagesCount", events, MAX_EVENTS),
+        ("maxAwaitDurationMs", milliseconds, int(MAX_AWAIT * 1000)),
+    ):
+        if not 0 <= value <= most:
+            raise Unsupported(f"{where}: bulkSubscribe.{name}: must be from 1 to {most} (got {value})")
+    return Bulk(events or DEFAULT_EVENTS, milliseconds / 1000 or DEFAULT_AWAIT)
 
 
 def _rule(match: str, where: str) -> Rule:
@@ -317,10 +329,14 @@ class _Object:
             return bool(value)
         raise self._fault(name, f"must be true or false, not {_kind(value)}")
 
-    def number(self, name: str) -> None:
+    def number(self, name: str) -> int:
+        """0 where there is none."""
         value = self.members.get(name.lower())
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        if value is None:
+            return 0
+        if isinstance(value, bool) or not isinstance(value, int):
             raise self._fault(name, f"must be a whole number, not {_kind(value)}")
+        return value
 
     def object(self, name: str) -> _Object:
         return _Object(self.members.get(name.lower()), f"{self.where}: {name}")

@@ -167,6 +167,10 @@ class Runtime:
         return self._specs if self._app is not None and self._app.health.healthy else None
 
     @property
+    def channel(self) -> AppChannel | None:
+        return None if self._app is None else self._app.channel
+
+    @property
     def subscribed(self) -> bool:
         """Whether the app was asked, and the broker has taken each of its subscriptions that can be."""
         return self._specs is not None and (self._subscriber is None or self._subscriber.stands)

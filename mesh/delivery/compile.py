@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from mesh import addressing
 from mesh.delivery.plan import CONCURRENCY, HANDLER_TIMEOUT, RETRY_AFTER_MAX, BackOff, Plan
 from mesh.delivery.settings import EXPONENTIAL_ONLY, MAX_ATTEMPTS, MAX_PAUSE, UNLIMITED, Stated, Statements
@@ -51,6 +53,29 @@ def plan_of(
         addressing.check_pattern(address.name)
     else:
         addressing.check_topic(address.name)
+    return _for_bulk(spec, _with_dead_letter(spec, component, policies, app_id, features))
+
+
+def _for_bulk(spec: SubscriptionSpec, compiled: Compiled) -> Compiled:
+    """Events that go to the app together are in no order, and as many must be in hand as one call takes."""
+    if spec.bulk is None:
+        return compiled
+    plan, origins = compiled
+    if plan.order is not Order.NONE and origins["order"] != DEFAULT:
+        raise ConfigurationError(
+            f"{origins['order']}: order '{plan.order.value}' contradicts bulkSubscribe: events of one call have none"
+        )
+    concurrency = plan.concurrency if origins["concurrency"] != DEFAULT else max(plan.concurrency, spec.bulk.events)
+    return Compiled(msgspec.structs.replace(plan, order=Order.NONE, concurrency=concurrency), origins)
+
+
+def _with_dead_letter(
+    spec: SubscriptionSpec,
+    component: Component,
+    policies: InboundPolicies,
+    app_id: str,
+    features: frozenset[Feature],
+) -> Compiled:
     stated = _dead_letter(spec, component)
     if stated is None:
         return compile_plan(component.delivery, spec.delivery, policies, features=features)

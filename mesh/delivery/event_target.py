@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from email.utils import parsedate_to_datetime
 
 from mesh import addressing, inbound
@@ -32,20 +33,29 @@ class EventTarget:
         raw_payload: bool = False,
         headers: Sequence[tuple[str, str]] = (),
         app_id: str = "",
+        together: Callable[[AppRoute], AppRoute] | None = None,
     ) -> None:
         """`headers` go with each event, beside those that every event has. Events that are for another app than
-        `app_id` alone are passed over. Raises `MeshError` when a path cannot be called."""
-        fixed = [("content-type", "application/cloudevents+json"), ("pubsubname", topic.pubsub), *headers]
+        `app_id` alone are passed over. `together` makes of a route one that takes several events in one call. Raises
+        `MeshError` when a path cannot be called."""
+        content_type = "application/cloudevents+json" if together is None else "application/json"
+        fixed = [("content-type", content_type), ("pubsubname", topic.pubsub), *headers]
+
+        def prepared(path: str) -> AppRoute:
+            route = channel.prepare("POST", path, fixed)
+            return route if together is None else together(route)
+
+        self._bare = raw_payload and together is not None
         self._only = addressing.token(app_id)
         self._raw_from = topic if raw_payload else None
         self._path = ""
         self._route: AppRoute | None = None
         if isinstance(to, str):
             self._path = to
-            self._route = channel.prepare("POST", to, fixed)
+            self._route = prepared(to)
         else:
             self._routing = to
-            self._routes = {path: channel.prepare("POST", path, fixed) for path in to.paths}
+            self._routes = {path: prepared(path) for path in to.paths}
 
     def prepare(self, delivery: Delivery, now: float) -> Prepared | Skipped:
         headers = delivery.headers
@@ -54,12 +64,15 @@ class EventTarget:
         event = inbound.read(delivery, self._raw_from, headers)
         if event.expires is not None and event.expires <= now:
             return Skipped.EXPIRED
+        body = event.body
+        if self._bare:  # Dapr: where several come in one call, raw bytes come as they are, and not as an event
+            body = b'"%b"' % base64.b64encode(delivery.payload or b"")
         if self._route is not None:
-            return Prepared(self._route, self._path, event.body, event.hop)
+            return Prepared(self._route, self._path, body, event.hop)
         chosen = self._routing.choose(event.body)
         if isinstance(chosen, Skipped):
             return chosen
-        return Prepared(self._routes[chosen], chosen, event.body, event.hop)
+        return Prepared(self._routes[chosen], chosen, body, event.hop)
 
     def judge(self, response: AppResponse, now: float) -> Judgement:
         return judge(response, now)

@@ -102,6 +102,11 @@ class HttpAppChannel:
         self._probing: set[ConnectionPool] = set()
         self._closed = False
 
+    @property
+    def under_way(self) -> int:
+        """Calls of the app that it has not answered yet."""
+        return self._pool.under_way
+
     # AppChannel and PreparedCalls
 
     def request(

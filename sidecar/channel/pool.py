@@ -59,6 +59,11 @@ class ConnectionPool:
         self._closed = False
         self._all_gone = asyncio.Event()
 
+    @property
+    def under_way(self) -> int:
+        """Calls that are not answered yet."""
+        return self._busy + len(self._waiting) + len(self._again)
+
     def start(self, call: Call) -> None:
         """Send the call now, or when it is its turn."""
         if self._closed:

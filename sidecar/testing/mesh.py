@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -25,6 +25,7 @@ from mesh.ports import OLDEST, AppResponse, Group, Message, Mode, Peer, Topic
 from mesh.pubsub import DEFAULT_COMPONENT
 from sidecar import flags
 from sidecar.assembly import assemble
+from sidecar.channel.http import HttpAppChannel
 from sidecar.runtime import Backbone, Runtime
 from sidecar.settings import Settings
 from sidecar.testing.apps import AppServer, Event, Handler, Recorder, Seen, by_topic, subscribing
@@ -205,16 +206,33 @@ class Mesh:
         """Publish one event, as somebody else in the mesh; returns its id. `data` is a JSON value; `attributes` are
         further ones of the event, `partitionkey` among them."""
         event_id = id or ids.uuid4()
-        given: Attributes = {"specversion": "1.0", "id": event_id, "source": source, "type": type, **attributes}
-        if data is not None:
-            given["datacontenttype"] = "application/json"
-        event = inbound.in_json_form(given, None if data is None else json.dumps(data).encode())
-        message = Message(
-            mode=Mode.STRUCTURED, payload=json_codec.encode_event(event), key=attributes.get("partitionkey")
-        )
-        self.background.run(self.log.publish(Topic(pubsub, topic), message))
-        self.settle()
+        message = _event({"id": event_id, "source": source, "type": type, **attributes}, data)
+        self.background.run(self._publish(Topic(pubsub, topic), [message]))
         return event_id
+
+    def publish_all(
+        self,
+        topic: str,
+        data: Iterable[Any],
+        *,
+        pubsub: str = DEFAULT_COMPONENT,
+        type: str = "test",
+        source: str = SOURCE,
+        **attributes: str,
+    ) -> list[str]:
+        """As `publish`, an event for each of `data`: all are published before the first is waited for."""
+        event_ids: list[str] = []
+        messages = []
+        for each in data:
+            event_ids.append(ids.uuid4())
+            messages.append(_event({"id": event_ids[-1], "source": source, "type": type, **attributes}, each))
+        self.background.run(self._publish(Topic(pubsub, topic), messages))
+        return event_ids
+
+    async def _publish(self, topic: Topic, messages: Iterable[Message]) -> None:
+        for message in messages:
+            await self.log.publish(topic, message)
+        await self._settled()
 
     def published(self, topic: str, *, pubsub: str = DEFAULT_COMPONENT, **expected: Any) -> Published:
         """What was published to `topic`, the oldest first: all, or what has these attributes (`data` among them)."""
@@ -243,8 +261,14 @@ class Mesh:
 
     async def _settled(self) -> None:
         await self.clock.settle()
-        await _until(lambda: self.log.idle, f"something is still under way after {LIMIT:g} s: does a handler hang?")
-        await self.clock.settle()
+        while self._calls():
+            await _until(lambda: not self._calls(), f"a handler has not answered for {LIMIT / 2:g} s")
+            await self.clock.settle()
+
+    def _calls(self) -> int:
+        """Of the apps, not answered yet."""
+        channels = (runtime.channel for runtime, _ in self._runtimes)
+        return sum(channel.under_way for channel in channels if isinstance(channel, HttpAppChannel))
 
     def fate(self, group: Group, attempts: Sequence[Seen]) -> str:
         """See `Delivered.status`."""
@@ -278,6 +302,15 @@ class Mesh:
         for _, running in self._runtimes:
             await asyncio.wait([running], timeout=LIMIT)
         await self.log.close()
+
+
+def _event(attributes: Attributes, data: Any) -> Message:
+    given: Attributes = {"specversion": "1.0", **attributes}
+    if data is not None:
+        given["datacontenttype"] = "application/json"
+    event = inbound.in_json_form(given, None if data is None else json.dumps(data).encode())
+    key = attributes.get("partitionkey")
+    return Message(mode=Mode.STRUCTURED, payload=json_codec.encode_event(event), key=None if key is None else str(key))
 
 
 def _raw(mode: Mode, topic: Topic) -> Topic | None:
