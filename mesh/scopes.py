@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mesh.addressing import covers, is_pattern
 from mesh.errors import ConfigurationError, clip
 from mesh.quantities import comma_list
 
@@ -43,7 +44,11 @@ class TopicScopes:
         return self._may(self._publishing, app_id, topic)
 
     def may_subscribe(self, app_id: str, topic: str) -> bool:
-        return self._may(self._subscribing, app_id, topic)
+        """A pattern must be named as it is, or meet no protected topic where nothing is said of the app."""
+        if not self._may(self._subscribing, app_id, topic):
+            return False
+        unnamed = app_id not in self._subscribing
+        return not (unnamed and is_pattern(topic) and any(covers(topic, name) for name in self._protected))
 
     def _may(self, entries: Entries, app_id: str, topic: str) -> bool:
         if self._allowed and topic not in self._allowed:

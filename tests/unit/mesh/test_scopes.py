@@ -44,6 +44,23 @@ def test_subscribing_has_its_own_list_and_repeated_apps_add_up() -> None:
     assert scopes.may_subscribe("app2", "t1")
 
 
+@pytest.mark.parametrize(
+    ("metadata", "pattern", "allowed"),
+    [
+        ({}, ">", True),
+        ({"protectedTopics": "pay.secret"}, ">", False),
+        ({"protectedTopics": "pay.secret"}, "pay.*", False),
+        ({"protectedTopics": "pay.secret"}, "orders.*", True),
+        ({"protectedTopics": "pay.secret", "subscriptionScopes": "app=pay.*"}, "pay.*", True),
+        ({"subscriptionScopes": "app=pay.secret"}, "pay.*", False),
+        ({"allowedTopics": "a.b"}, "a.*", False),
+        ({"allowedTopics": "a.*"}, "a.*", True),
+    ],
+)
+def test_a_pattern_is_no_way_around_a_scope(metadata: dict[str, str], pattern: str, allowed: bool) -> None:
+    assert TopicScopes.from_metadata(metadata).may_subscribe("app", pattern) is allowed
+
+
 @pytest.mark.parametrize("text", ["app1", "app1=t1;app2", "=t1", "app1=t1=t2", " = "])
 def test_a_scope_that_would_be_passed_over_is_an_error(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"metadata\.subscriptionScopes: must look like"):
