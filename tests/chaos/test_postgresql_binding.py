@@ -38,7 +38,7 @@ spec:
   - {name: tables, value: orders}
   - {name: pollInterval, value: 50ms}
   - {name: direction, value: input}
-  - {name: concurrency, value: "1"}
+  - {name: order, value: key}
 """
 
 
@@ -98,7 +98,6 @@ async def test_rows_survive_the_death_of_the_sidecar_in_order(tmp_path: Path) ->
             for share in (0.2, 0.6):
                 await until(lambda share=share: number() >= share * total, lambda: f"{number()} of {total}", LIMIT)
                 sidecar.kill()
-                assert confirmed(server) <= flushed(server)
                 await sidecar.start().ready()
             await asyncio.gather(*writing)
             await until(lambda: number() >= total, lambda: f"{number()} of {total}:\n{sidecar.log[-3000:]}", LIMIT)
