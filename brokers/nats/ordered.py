@@ -37,6 +37,8 @@ LEASE_TTL = 10.0
 """Seconds after which the lanes of a member that is gone without a word are given to others."""
 REVOKE_LIMIT = 30.0
 """Seconds that the app has for what it has in hand when a lane is to go to another member."""
+LEAVE_LIMIT = 1.0
+"""Seconds that a farewell may take when everything is cut. Without it the leases expire."""
 
 
 def lanes(topic_root: str, order: Order, *, deep: bool, lasting: bool) -> dict[str, list[str]]:
@@ -173,8 +175,10 @@ class OrderedLanes:
         return True
 
     async def left(self) -> None:
-        """Returns when all has ended, after `cut`. Never raises."""
+        """Returns when all has ended, after `cut`: soon, also when the server is silent. Never raises."""
         if self._leaving is not None:
+            await asyncio.wait([self._leaving], timeout=LEAVE_LIMIT)
+            self._leaving.cancel()
             await asyncio.gather(self._leaving, return_exceptions=True)
 
     # What `Partitions` calls

@@ -311,23 +311,17 @@ class Lane:
 
     async def _set_back(self) -> None:
         """Raises `MeshError`; `Conflict` when the tenure has ended."""
-        stream = self._around.stream
         made = await self._around.restore_stream()
         if self._work is not None and self._work.stream != made:
             self._lost_stream(self)
             return
         earlier = await self._earlier() if self._work is None else None
-        try:
-            answer = await jetstream.call(self._connection, f"CONSUMER.RESET.{stream}.{self.name}")
-        except jetstream.Refused as refusal:
-            if refusal.code != jetstream.CONSUMER_NOT_FOUND:
-                raise
-            answer = None
+        answer = await self._reset()
         if self._work is None:
             if answer is None and (earlier is None or earlier.stream != made):
                 # Nobody has worked it. Or the stream was lost, and this is a new one: it is read from its beginning.
                 await self._create(1 if earlier is not None else None)
-                answer = await jetstream.call(self._connection, f"CONSUMER.RESET.{stream}.{self.name}")
+                answer = await self._reset()
             floor = 0 if answer is None else int(answer["reset_seq"]) - 1
             self._work = Work(made, floor, earlier)
             # Before anything is handed over: this fails when another owns the lane. And what was recorded once is not
@@ -337,6 +331,13 @@ class Lane:
             await self._create(self._work.first)
         elif answer["num_waiting"]:
             await self._make_anew()
+
+    async def _reset(self) -> dict[str, Any] | None:
+        """From now on the consumer delivers what follows its floor. `None` when there is none: nats-server 2.15 would
+        not answer then."""
+        if await jetstream.find_consumer(self._connection, self._around.stream, self.name) is None:
+            return None
+        return await jetstream.call(self._connection, f"CONSUMER.RESET.{self._around.stream}.{self.name}")
 
     async def _earlier(self) -> Progress | None:
         if self._around.table is None:
