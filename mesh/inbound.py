@@ -52,7 +52,7 @@ def read(record: Record, raw_from: Topic | None = None, headers: Mapping[str, st
         headers = record.headers
     if raw_from is not None:
         hop = hop_of(headers, {}) if headers else _NO_HEADERS
-        return Inbound(wrap(record.payload or b"", raw_from, hop), None, hop)
+        return Inbound(wrap(record.payload or b"", Topic(raw_from.pubsub, record.topic), hop), None, hop)
     if record.mode is Mode.BINARY:
         attributes = record.attributes
         body = json_codec.encode_event(in_json_form(attributes, record.payload))

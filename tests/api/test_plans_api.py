@@ -72,3 +72,21 @@ async def test_policies_that_contradict_a_component_end_the_start(start, tmp_pat
     (tmp_path / "component.yaml").write_text(CONTRADICTING)
     with pytest.raises(ConfigurationError, match=r"component.yaml:4: metadata.maxAttempts: contradicts .*policies"):
         await start(f"--resources-path={tmp_path}")
+
+
+async def test_a_pattern_gets_events_of_many_topics(start):
+    async with App([subscription("orders.*"), subscription("raw.>", metadata={"rawPayload": "true"})]) as app:
+        api = await start(app=app)
+        for topic in ("orders.paid", "orders.eu.paid", "orders.sent", "raw.a.b"):
+            await api.call("POST", f"/v1.0/publish/pubsub/{topic}", body=b"1")
+        events = [json.loads(event.body) for event in await app.got(3)]
+    assert [event["topic"] for event in events] == ["orders.paid", "orders.sent", "raw.a.b"]
+
+
+async def test_a_pattern_must_be_one(start, caplog):
+    async with App([subscription("a.>.b"), subscription("B")]) as app:
+        api = await start(app=app)
+        plans = (await api.call("GET", "/mesh/v1/plans")).json["plans"]
+    assert [plan["topic"] for plan in plans] == ["B"]
+    assert "no subscription to topic a.>.b" in caplog.text
+    assert "has a '>' that is not at its end" in caplog.text
