@@ -275,6 +275,7 @@ def assemble(
         subscriptions=lambda: runtime.taking_events,
         resiliency=resiliency,
         dead_letters=letters,
+        watch=None if recorder is None else recorder.watch,
         telemetry=observers.telemetry,
     )
     crew.works_on(replays.runs, replays.work)

@@ -33,9 +33,10 @@ class Playback:
         *,
         order: Order,
         clock: Clock,
+        headers: Mapping[str, str] = {},
     ) -> None:
-        """Events are delivered that were stored before `end.time`, and up to that with the position of `end`; both
-        count. What is stored later than the last read is not waited for."""
+        """Delivered are events that were stored at `end.time` or before, and up to that with the position of `end`.
+        What is stored later than the last read is not waited for. `headers` are put beside those of each event."""
         self._log = log
         self._topic = topic
         self._next: Start | None = start
@@ -43,6 +44,7 @@ class Playback:
         self._handler = handler
         self._order = order
         self._clock = clock
+        self.headers = headers
         self._concurrency = 0
         self._in_hand: set[_Replayed] = set()
         self._open: OrderedDict[str, _Replayed] = OrderedDict()
@@ -195,7 +197,7 @@ class _Replayed:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        return self._record.headers
+        return {**self._record.headers, **self._playback.headers}
 
     @property
     def position(self) -> str:

@@ -21,6 +21,7 @@ from mesh.delivery.compile import plan_of
 from mesh.delivery.deliverer import Deliverer
 from mesh.delivery.event_target import EventTarget
 from mesh.delivery.letters import DeadLetters
+from mesh.delivery.watch import DeliveryWatch
 from mesh.errors import ApiError, BrokerError, Code, MeshError, clip
 from mesh.ownership import Lease
 from mesh.ownership.waits import end, within
@@ -92,6 +93,7 @@ class Replays:
         subscriptions: Callable[[], Sequence[SubscriptionSpec] | None],
         resiliency: Resiliency,
         dead_letters: DeadLetters | None = None,
+        watch: Callable[[Group], DeliveryWatch] | None = None,
         telemetry: Telemetry = SILENCE,
     ) -> None:
         """`subscriptions` are those of the app beside this sidecar, `None` while it cannot take events."""
@@ -104,6 +106,7 @@ class Replays:
         self._subscriptions = subscriptions
         self._resiliency = resiliency
         self._dead_letters = dead_letters
+        self._watch = watch
         self._telemetry = telemetry
 
     async def start(
@@ -239,9 +242,10 @@ class Replays:
         policies = self._resiliency.inbound(component.name, "pubsub")
         plan = plan_of(spec, component, policies, self._app_id, component.log.features).plan
         address = component.address(topic.name)
+        group = Group(self._app_id, address, f"{KIND}-{run.id}")
         gate = Gate(plan.concurrency, self._clock, lambda: deliverer.in_hand)
         deliverer = Deliverer(
-            group=Group(self._app_id, address, f"{KIND}-{run.id}"),
+            group=group,
             target=EventTarget(
                 address,
                 spec.routing or spec.routes[0].path,
@@ -255,6 +259,7 @@ class Replays:
             channel=channel,
             clock=self._clock,
             dead_letters=self._dead_letters,
+            watch=None if self._watch is None else self._watch(group),
             telemetry=self._telemetry,
             gate=gate,
         )
@@ -266,6 +271,7 @@ class Replays:
             gate.around(deliverer.handle),
             order=plan.order,
             clock=self._clock,
+            headers={addressing.REPLAYED: run.id},
         )
         gate.limit(run.rate)
         return _Stage(deliverer, gate, playback, self._clock)

@@ -6,7 +6,7 @@ from mesh import addressing
 from mesh.delivery import EventTarget, Prepared
 from mesh.ports import Mode, Topic
 from mesh.routing import Skipped
-from tests.unit.mesh.test_delivery import App
+from tests.unit.mesh.delivery.bench import App
 from tests.virtual_clock import VirtualClock
 
 TOPIC = Topic("pubsub", "A")
