@@ -22,7 +22,7 @@ from mesh.delivery.suspension import Suspension
 from mesh.delivery.target import HeaderEncoder, Judgement, Prepared, Target, Verdict
 from mesh.delivery.watch import DeliveryWatch, Outcome
 from mesh.envelope import hop_headers
-from mesh.errors import AppError, AppUnreachable, BrokerError, MeshError
+from mesh.errors import AppError, AppUnreachable, BrokerError, MeshError, MessageTooLarge
 from mesh.ports import AppResponse, Clock, Delivery, EventLog, Group, HeaderLines, Topic
 from mesh.resiliency.breaker import BreakerOpen
 from mesh.routing import Skipped
@@ -370,11 +370,13 @@ class Deliverer:
         topic = self._plan.dead_letter
         try:
             if topic is not None and not published:
-                await self._log.publish(topic, marked(letter))
+                await self._publish(topic, letter)
                 published = True
             if self._dead_letters is not None:
                 await self._dead_letters.keep(letter)
-        except BrokerError as error:
+        except Exception as error:
+            if not isinstance(error, BrokerError):
+                logger.error("the letter of event %s", letter.position, exc_info=error)
             self._unburied[letter.position] = letter, published
             if len(self._unburied) > MAX_UNBURIED:
                 self._unburied.popitem(last=False)
@@ -395,3 +397,9 @@ class Deliverer:
         )
         self._deliveries.dead_lettered()
         self._settle(delivery, Outcome.DEAD)
+
+    async def _publish(self, topic: Topic, letter: Letter) -> None:
+        try:
+            await self._log.publish(topic, marked(letter))
+        except MessageTooLarge:  # so the event does without the attributes, rather than the topic without the event
+            await self._log.publish(topic, letter.message)

@@ -7,7 +7,8 @@ from itertools import islice
 
 import pytest
 
-from mesh.delivery import BackOff, Deliverer, EventTarget, Judgement, Outcome, Plan, Reason
+from brokers.memory import MemoryEventLog
+from mesh.delivery import BackOff, Deliverer, EventTarget, Judgement, Letter, Outcome, Plan, Reason
 from mesh.delivery.explanation import explain
 from mesh.delivery.letters import NAMES, strip
 from mesh.delivery.plan import schedule
@@ -233,6 +234,30 @@ async def test_a_store_that_is_away_costs_neither_the_letter_nor_a_call(bench: B
     assert len(bench.dead) == (dead_letter is not None)
     async with asyncio.timeout(5):
         await bench.subscription.close()
+
+
+async def test_an_event_too_large_for_attributes_goes_without(bench: Bench) -> None:
+    bench.log = MemoryEventLog(bench.clock, max_message_size=len(EVENT))
+    await bench.subscribe(Plan(attempts=1, dead_letter=DEAD))
+    bench.app.answers = [answer(500)]
+    await bench.publish()
+    assert [letter.payload == EVENT for letter in bench.dead] == [False, True]
+    assert bench.deliverer.in_hand == 0
+
+
+async def test_a_store_that_is_broken_holds_nothing_up(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Store):
+        async def keep(self, letter: Letter) -> None:
+            if not self.letters:
+                self.letters[letter.position] = letter
+                raise RuntimeError("a bug")
+
+    await bench.subscribe(Plan(attempts=1), store=Broken())
+    bench.app.answers = [answer(500)]
+    await bench.publish()
+    assert "a bug" in caplog.text
+    await bench.clock.advance(60)
+    assert (bench.deliverer.in_hand, len(bench.app.calls)) == (0, 1)
 
 
 async def test_an_app_that_ends_costs_no_letter(bench: Bench) -> None:
