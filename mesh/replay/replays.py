@@ -22,7 +22,7 @@ from mesh.delivery.deliverer import Deliverer
 from mesh.delivery.event_target import EventTarget
 from mesh.delivery.letters import DeadLetters
 from mesh.delivery.watch import DeliveryWatch
-from mesh.errors import ApiError, BrokerError, Code, MeshError, clip
+from mesh.errors import ApiError, BrokerError, BrokerUnavailable, Code, MeshError, clip
 from mesh.ownership import Lease
 from mesh.ownership.waits import end, within
 from mesh.ports import AppChannel, Clock, Feature, Group, Start, Topic
@@ -166,9 +166,10 @@ class Replays:
             raise ApiError(Code.MALFORMED_REQUEST, _not_subscribed(topic))
         try:
             await component.log.read(address, start.start(), limit=1)
-        except ValueError:
-            message = f"'{clip(start.position or '')}' is no position of this broker"
-            raise ApiError(Code.MALFORMED_REQUEST, message) from None
+        except BrokerUnavailable:
+            raise
+        except BrokerError as error:  # it refuses this place
+            raise ApiError(Code.MALFORMED_REQUEST, f"from: {error}") from None
         return component
 
     def _end(self, to: Point | None, now: float) -> Point:

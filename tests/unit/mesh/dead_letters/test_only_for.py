@@ -16,6 +16,7 @@ class Delivered:
     """As much of a delivery as is looked at."""
 
     mode = Mode.STRUCTURED
+    topic = TOPIC.name
 
     def __init__(self, payload, **headers):
         self.payload = payload
