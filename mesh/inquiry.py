@@ -52,7 +52,7 @@ class Answers(NamedTuple):
 
 
 class Witness:
-    """Answers the questions on one subject, from `start` to `stop`."""
+    """Answers the questions on one subject, from `start` to `close`."""
 
     def __init__(
         self, subject: str, name: str, table: Table, clock: Clock, answer: Callable[[bytes], bytes | None]
@@ -75,7 +75,7 @@ class Witness:
             create_task(self._attend(heard), name=f"{self._subject}: presence"),
         ]
 
-    async def stop(self) -> None:
+    async def close(self) -> None:
         """Never raises."""
         if self._tasks:
             await end(*self._tasks)

@@ -381,8 +381,7 @@ def assemble(
     )
     if recorder is not None:
         witness = Witness(testimony.SUBJECT, sidecar, journal, clock, testimony.answers(recorder.testify))
-        runtime.connected.append(witness.start)
-        runtime.closing.append(witness.stop)
+        runtime.companions.append(witness)
     runtime.ending.append(pulls.turn_away)
     runtime.closing += [pulls.close, control.stop]
     runtime.ending.append(state_extras.close)

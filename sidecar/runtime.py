@@ -134,8 +134,6 @@ class Runtime:
         self._watching: asyncio.Task[None] | None = None
         self.ending: list[Callable[[], None]] = []
         """Called when the sidecar begins to stop, before it waits for requests."""
-        self.connected: list[Callable[[], None]] = []
-        """Called once there was a connection to the broker."""
         self.closing: list[Callable[[], Awaitable[None]]] = []
         """Awaited one after another when requests are answered, and tables are still open."""
         self.companions: list[Companion] = []
@@ -206,8 +204,6 @@ class Runtime:
         await self._observers.start()
         self.on_ready()
         await self._backbone.log.start()
-        for begin in self.connected:
-            begin()
         await self._components.load(self._manifests.components)
         await self._complete_endpoints()
         self._health.reached("runtime")

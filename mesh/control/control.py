@@ -99,7 +99,7 @@ class Control:
             task.cancel()
         await asyncio.gather(*self._watching, return_exceptions=True)
         self._watching = []
-        await self._witness.stop()
+        await self._witness.close()
 
     # Subscriptions of this sidecar
 

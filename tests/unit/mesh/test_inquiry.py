@@ -19,7 +19,7 @@ async def witnesses(clock, table, **answers):
     try:
         yield there
     finally:
-        await asyncio.gather(*(witness.stop() for witness in there))
+        await asyncio.gather(*(witness.close() for witness in there))
 
 
 @pytest.fixture

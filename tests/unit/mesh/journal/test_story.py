@@ -278,4 +278,4 @@ async def test_sidecars_are_asked_through_a_table(clock):
     garbled = asyncio.create_task(inquirer.ask(b"what?"))
     await clock.advance(inquiry.PATIENCE)
     assert (await garbled).silent == ["billing-1", "shop-1"]
-    await asyncio.gather(*(witness.stop() for witness in witnesses))
+    await asyncio.gather(*(witness.close() for witness in witnesses))
