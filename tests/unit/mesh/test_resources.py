@@ -478,10 +478,10 @@ def test_subscriptions_of_both_versions(loads: Loads) -> None:
         """)
     rules = "    rules:\n    - match: event.type == 'x'\n      path: /x\n    - path: /y\n"
     old, new = loads(v1, SUBSCRIPTION + rules).subscriptions
-    assert (old.topic, old.default, old.dead_letter_topic, old.bulk) == ("5", "old", "dead", True)
+    assert (old.topic, old.default, old.dead_letter_topic, old.bulk) == ("5", "old", "dead", (10, 0))
     assert old.metadata == {"rawPayload": "true", "n": "1"}
     assert new.rules == (("event.type == 'x'", "/x"), ("", "/y"))
-    assert (new.name, new.default, new.bulk) == ("orders", "/orders", False)
+    assert (new.name, new.default, new.bulk) == ("orders", "/orders", None)
 
 
 def test_filters_of_a_subscription(loads: Loads) -> None:

@@ -180,7 +180,10 @@ def test_incomplete_entries_are_skipped_with_a_warning(entry: Any, missing: str)
             {"metadata": {"filters": '[{"sql":"TRUE"}]'}, "filters": [{"sql": "TRUE"}]},
             "metadata.filters: there are filters beside the metadata too",
         ),
-        ({"bulkSubscribe": {"enabled": True}}, "bulkSubscribe is not there yet"),
+        (
+            {"bulkSubscribe": {"enabled": True, "maxMessagesCount": -1}},
+            "bulkSubscribe.maxMessagesCount: must be from 1 to 1000 (got -1)",
+        ),
         ({"deadLetterTopic": "a.>"}, "a dead letter topic has no wildcards"),
         ({"metadata": {"maxAttempts": "0"}}, "metadata.maxAttempts: must be -1 or at least 1"),
         ({"metadata": {"maxattempts": "2"}}, "metadata.maxattempts: write it 'maxAttempts'"),
