@@ -50,7 +50,8 @@ def message(binding: str, item: Item, now: float, headers: Mapping[str, str] = {
         "datacontenttype": item.content_type if is_media_type(item.content_type) else OCTETS,
     }
     if item.metadata:
-        text = json.dumps(dict(item.metadata), separators=(",", ":"))  # ASCII: any name and value survives
+        metadata = {_whole(name): _whole(value) for name, value in item.metadata.items()}
+        text = json.dumps(metadata, separators=(",", ":"))  # ASCII: any name and value survives
         if len(text) > MAX_METADATA:
             raise BrokerError(
                 f"an item of {binding} has {len(text)} bytes of metadata, at most {MAX_METADATA} are kept"
@@ -67,6 +68,11 @@ def message(binding: str, item: Item, now: float, headers: Mapping[str, str] = {
         dedupe_id=addressing.identity(source, given) if given else None,
         headers=headers,
     )
+
+
+def _whole(text: str) -> str:
+    """`text` with `?` in the place of half a surrogate pair, which no reader of JSON takes."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def trigger(record: Record) -> Trigger:
