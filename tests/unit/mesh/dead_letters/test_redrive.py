@@ -122,14 +122,14 @@ async def test_topics_out_of_scope():
 
 async def test_an_event_that_dies_again_is_not_sent_again_by_the_same_run(bench):
     """Also when the clock of who notes its death is behind."""
-    await bench.keep(letter(1))
+    await bench.keep(letter(1), letter(2, died=1.0))
     bench.join()
     run = await bench.redrives.start(ALL, rate=1.0)
     await settle()
-    _, message = bench.published[0]
-    await bench.keep(letter(2, message=message, died=0.0))
+    [(_, message)] = bench.published
+    await bench.keep(letter(3, message=message, died=0.0))
     run = await bench.run(run, 10)
-    assert (run.state, len(bench.published)) == (State.DONE, 1)
+    assert (run.state, len(bench.published)) == (State.DONE, 2)
     assert await bench.ids(ALL) == ["1"]
 
 
