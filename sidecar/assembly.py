@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import ChainMap
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from starlette.types import ASGIApp
 
@@ -262,8 +263,15 @@ def assemble(
     router = Router(invoke_api if serves_invoke else None, permits=configuration.serves, around=starting.around)
     body_limit = flags.max_body_size or 0
     pubsub = PubSub(flags.app_id, pubsubs, clock, resiliency=resiliency, telemetry=observers.telemetry, watch=recorder)
+    of_inputs = Component(name=addressing.BINDINGS, log=backbone.log)
+    letters_from = ChainMap({of_inputs.name: of_inputs}, cast(dict[str, Component], pubsubs))
     inbox = Inbox(letters, pubsubs, clock)
-    redrives = Redrives(pubsub, inbox, backbone.tables, clock)
+    redrives = Redrives(
+        PubSub(flags.app_id, letters_from, clock, resiliency=resiliency, telemetry=observers.telemetry),
+        inbox,
+        backbone.tables,
+        clock,
+    )
     crew = Crew(backbone.tables, flags.app_id, clock)
     crew.works_on(redrives.runs, redrives.work)
     replays = Replays(

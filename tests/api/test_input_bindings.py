@@ -148,6 +148,23 @@ async def test_a_failure_comes_again(start: Start, tmp_path: Path) -> None:
         assert [one.headers["meshwire-attempt"] for one in got] == ["1", "2", "3"]
 
 
+async def test_what_is_given_up_can_be_sent_again(start: Start, tmp_path: Path) -> None:
+    component(tmp_path, "hook", "bindings.webhook", port=str(free_port()), signature="none")
+    answers = iter((410, 200))
+    async with App(answer=lambda request: next(answers) if request.method == "POST" else 200) as app:
+        api = await start(f"--resources-path={tmp_path}", app=app)
+        await trigger(api, "hook", b"1", "?metadata.a=b")
+        async with asyncio.timeout(10):
+            while not (found := (await api.call("GET", "/mesh/v1/dead-letters")).json["deadLetters"]):
+                await asyncio.sleep(0.01)
+        (letter,) = found
+        assert letter["id"].startswith("$bindings/app1.hook/")
+        answer = await api.call("POST", "/mesh/v1/dead-letters:redrive", [JSON], b'{"filter": {"reason": "refused"}}')
+        assert answer.status == 202, answer
+        first, second = await app.got(2)
+        assert (second.body, second.headers["a"], second.path) == (b"1", "b", first.path)
+
+
 async def test_an_answer_that_asks_for_more(start: Start, tmp_path: Path) -> None:
     """`state` and `to`, as Dapr documents them; what fails makes the delivery fail."""
     component(tmp_path, "hook", "bindings.webhook", port=str(free_port()), signature="none")
