@@ -18,6 +18,8 @@ from benchmarks.processes import peer
 ALL = (
     "publish",
     "deliver",
+    "order",
+    "webhook",
     "state",
     "schedule",
     "invoke",

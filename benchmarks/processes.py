@@ -150,7 +150,9 @@ def peer(path: Path, resources: Path | None, pubsub: str) -> Kind:
 class Sidecar(Process):
     """A sidecar of some `Kind`, alone or beside an app on `app_port`. Returns before it is ready."""
 
-    def __init__(self, kind: Kind, log: Path, *, app_id: str = "bench", app_port: int | None = None) -> None:
+    def __init__(
+        self, kind: Kind, log: Path, *, app_id: str = "bench", app_port: int | None = None, flags: Sequence[str] = ()
+    ) -> None:
         self.kind = kind
         self.port = free_port()
         arguments = [*kind.command, "--app-id", app_id, "--dapr-http-port", str(self.port)]
@@ -159,7 +161,7 @@ class Sidecar(Process):
             arguments += [flag, str(free_port())]
         if app_port is not None:
             arguments += ["--app-port", str(app_port), "--app-protocol", "http"]
-        super().__init__(arguments, log, kind.environ)
+        super().__init__([*arguments, *flags], log, kind.environ)
 
     def publish_path(self, topic: str) -> str:
         return f"/v1.0/publish/{self.kind.pubsub}/{topic}"

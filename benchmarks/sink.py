@@ -33,6 +33,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     probes: bool = False
     """Count probes, and no other event, instead of leaving them out."""
     limit: float = 60.0
+    metadata: dict[str, str] = {}
+    """Of the subscription."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +51,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 class Sink:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        subscriptions = json.dumps([{"pubsubname": plan.pubsub, "topic": TOPIC, "route": ROUTE.decode()}]).encode()
+        subscription = {"pubsubname": plan.pubsub, "topic": TOPIC, "route": ROUTE.decode(), "metadata": plan.metadata}
+        subscriptions = json.dumps([subscription]).encode()
         self._answers = {
             ROUTE: OK,
             b"/dapr/subscribe": b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"

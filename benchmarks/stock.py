@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from itertools import cycle
 
 import msgspec
 import nats
@@ -31,12 +32,16 @@ class Publish(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Fill(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Empty the stream `purge` and store `events` on `subject`."""
+    """Empty the stream `purge` and store `events` on `subject`.
+
+    `keyed` has subjects by the keys of the events that are to be stored there in turns, in place of `subject`.
+    """
 
     url: str
     subject: str
     purge: str
     events: int
+    keyed: dict[str, str] = {}
 
 
 class Consume(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -105,12 +110,17 @@ async def _publish(js: JetStreamContext, plan: Publish) -> Result:
 async def _fill(js: JetStreamContext, plan: Fill) -> Result:
     await js.purge_stream(plan.purge)
     source = Source()
+    keys = cycle(plan.keyed.items())
     watch = Stopwatch()
     for start in range(0, plan.events, IN_FLIGHT):
         stored = []
         for _ in range(min(IN_FLIGHT, plan.events - start)):
             data, headers = source.next()
-            stored.append(await js.publish_async(plan.subject, data, headers=headers))
+            subject = plan.subject
+            if plan.keyed:
+                key, subject = next(keys)
+                headers["ce-partitionkey"] = key
+            stored.append(await js.publish_async(subject, data, headers=headers))
         await asyncio.gather(*stored)
     return watch.stop(plan.events)
 
