@@ -115,11 +115,19 @@ async def find_consumer(connection: Connection, stream: str, name: str) -> dict[
 
 async def ensure_consumer(connection: Connection, stream: str, config: dict[str, Any]) -> dict[str, Any]:
     """Make the durable consumer unless it exists; bring an older one's settings up to date. Returns its info."""
+    info = await update_consumer(connection, stream, config)
+    if info is None:
+        # Two members may come here at once: the same request twice is no error.
+        return await _create_consumer(connection, stream, config["durable_name"], config, "")
+    return info
+
+
+async def update_consumer(connection: Connection, stream: str, config: dict[str, Any]) -> dict[str, Any] | None:
+    """Bring the settings of the durable consumer up to date. Returns its info, or `None` when there is none."""
     name = config["durable_name"]
     info = await find_consumer(connection, stream, name)
     if info is None:
-        # Two members may come here at once: the same request twice is no error.
-        return await _create_consumer(connection, stream, name, config, "")
+        return None
     start = {"deliver_policy", "opt_start_seq", "opt_start_time"}
     found = info["config"]
     wanted = found | {key: value for key, value in config.items() if key not in start}

@@ -110,6 +110,7 @@ class OrderedLanes:
                 ttl=LEASE_TTL,
                 revoke_limit=REVOKE_LIMIT,
             )
+        self._begins: list[tuple[str, int]] = []
         self._lanes: dict[int, Lane] = {}
         self._ending: set[Lane] = set()
         """Lanes that are not worked any more, while something of theirs may be in hand."""
@@ -120,17 +121,19 @@ class OrderedLanes:
 
     async def start(self) -> None:
         """Make the consumers that are not there, and join. Raises `BrokerError`."""
-        await self._around.restore_stream()
+        made = await self._around.restore_stream()
         keys = [ordered_progress.progress_key(config["durable_name"]) for config in self._configs]
         known = [None for _ in keys] if self._table is None else await self._table.get_many(keys)
         # One that was worked before has its place on record: if it is gone, only its owner may make it again.
-        await asyncio.gather(
+        infos = await asyncio.gather(
             *(
-                jetstream.ensure_consumer(self._connection, self._stream, config)
+                (jetstream.ensure_consumer if record is None else jetstream.update_consumer)(
+                    self._connection, self._stream, config
+                )
                 for config, record in zip(self._configs, known, strict=True)
-                if record is None
             )
         )
+        self._begins = [(made, 1 if info is None else info["ack_floor"]["stream_seq"] + 1) for info in infos]
         self._forget_connection = self._connection.on_reconnected(self._reconnected)
         self._ticked = self._loop.time()
         self._timer = self._loop.call_later(TICK, self._tick)
@@ -193,7 +196,12 @@ class OrderedLanes:
                 self.gained(partition, token)
 
         lane = self._lanes[partition] = Lane(
-            self._around, self._configs[partition], token, held=held, lost_stream=lost_stream
+            self._around,
+            self._configs[partition],
+            token,
+            begin=self._begins[partition],
+            held=held,
+            lost_stream=lost_stream,
         )
         lane.start()
 

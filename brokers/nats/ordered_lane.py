@@ -173,8 +173,9 @@ class Surroundings:
 class Lane:
     """One tenure: from `gained` to `revoke` or `lost`.
 
-    `held` is asked at the last moment whether it still lasts. `lost_stream` is called when the stream is not the one
-    that it was: everything begins anew, with another object.
+    `begin` tells the stream, by when it was made, and the first message of the group: for a consumer that vanishes
+    before anything is on record. `held` is asked at the last moment whether the tenure still lasts. `lost_stream` is
+    called when the stream is not the one that it was: everything begins anew, with another object.
     """
 
     def __init__(
@@ -183,6 +184,7 @@ class Lane:
         config: dict[str, Any],
         token: FenceToken | None,
         *,
+        begin: tuple[str, int],
         held: Callable[[], bool],
         lost_stream: Callable[[Lane], None],
     ) -> None:
@@ -192,6 +194,7 @@ class Lane:
         self._config = config
         self.name: str = config["durable_name"]
         self._token = token
+        self._begin_stream, self._begin = begin
         self._is_held = held
         self._lost_stream = lost_stream
         self._loop = asyncio.get_running_loop()
@@ -210,6 +213,7 @@ class Lane:
         self._pull_subject = f"$JS.API.CONSUMER.MSG.NEXT.{around.stream}.{self.name}".encode()
         self._ack_prefix = b""
         self._pause = 0.0
+        self._opened = 0.0
         self._open = True
         self._void = False
         self._idle: asyncio.Future[None] | None = None
@@ -278,6 +282,8 @@ class Lane:
         """Set the consumer back to the oldest message that is not done, and read on from there."""
         if not self._open or self._opening is not None:
             return
+        if self._loop.time() - self._opened > 2 * LONGEST_PAUSE:
+            self._pause = 0.0
         if reason:
             logger.warning("consumer %s: %s; setting it back", self.name, reason)
         self._stop_listening()  # also ends the open pulls: the server keeps none that nobody listens for
@@ -306,7 +312,7 @@ class Lane:
         self._stop_listening = self._connection.listen(self._inbox, self._on_message)
         self._requested = 0
         self._delivered = 0
-        self._heard = self._loop.time()
+        self._opened = self._heard = self._loop.time()
         self.pull()
 
     async def _set_back(self) -> None:
@@ -320,7 +326,7 @@ class Lane:
         if self._work is None:
             if answer is None and (earlier is None or earlier.stream != made):
                 # Nobody has worked it. Or the stream was lost, and this is a new one: it is read from its beginning.
-                await self._create(1 if earlier is not None else None)
+                await self._create(self._begin if made == self._begin_stream else 1)
                 answer = await self._reset()
             floor = 0 if answer is None else int(answer["reset_seq"]) - 1
             self._work = Work(made, floor, earlier)
@@ -335,7 +341,7 @@ class Lane:
     async def _reset(self) -> dict[str, Any] | None:
         """From now on the consumer delivers what follows its floor. `None` when there is none: nats-server 2.15 would
         not answer then."""
-        if await jetstream.find_consumer(self._connection, self._around.stream, self.name) is None:
+        if await jetstream.update_consumer(self._connection, self._around.stream, self._config) is None:
             return None
         return await jetstream.call(self._connection, f"CONSUMER.RESET.{self._around.stream}.{self.name}")
 
@@ -352,11 +358,9 @@ class Lane:
             await jetstream.delete_consumer(self._connection, self._around.stream, self.name)
             await self._create(self._work.first)
 
-    async def _create(self, first: int | None) -> None:
-        config = self._config
-        if first is not None:
-            config = config | {"deliver_policy": "by_start_sequence", "opt_start_seq": max(1, first)}
-            config.pop("opt_start_time", None)
+    async def _create(self, first: int) -> None:
+        config = self._config | {"deliver_policy": "by_start_sequence", "opt_start_seq": max(1, first)}
+        config.pop("opt_start_time", None)
         await jetstream.ensure_consumer(self._connection, self._around.stream, config)
 
     # Taking messages
@@ -447,7 +451,6 @@ class Lane:
             self._heard = now  # what the server sent meanwhile is yet to be read
         if self._connection.problem is not None or self._opening is not None:
             return
-        self._pause = 0.0
         if self._requested and now - self._heard > 2 * HEARTBEAT:
             self.reopen("no heartbeat")
             return

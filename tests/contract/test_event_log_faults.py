@@ -22,7 +22,7 @@ from brokers.nats.event_log import NatsEventLog
 from mesh import addressing
 from mesh.delivery import dead_letter
 from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError, InvalidEvent, MessageTooLarge
-from mesh.ports import Delivery, EventLog, Group, Message, Mode, Topic
+from mesh.ports import Delivery, EventLog, Group, Message, Mode, Order, Topic
 from tests.contract.implementations import nats_event_log
 from tests.contract.inbox import Inbox
 from tests.contract.nats_server import NatsServer, cluster
@@ -356,12 +356,12 @@ async def test_what_a_dead_process_held_goes_to_another(
     connection = Connection(Lookup(lambda: Servers([server.url])), name="dying")
     other = NatsEventLog(connection, namespace=namespace)
     await other.start()
-    await other.subscribe(SHIPPING, dying, concurrency=8)
+    await other.subscribe(SHIPPING, dying, concurrency=8, order=Order.NONE)
     for number in range(5):
         await log.publish(ORDERS, raw(f"{number}"))
     await dying.reaches(5)
     await connection.close()  # without a word about what it holds
-    await log.subscribe(SHIPPING, living, concurrency=8)
+    await log.subscribe(SHIPPING, living, concurrency=8, order=Order.NONE)
     died = time.monotonic()
     await living.reaches(5)
     assert set(living.payloads) == set(dying.payloads)
@@ -492,7 +492,7 @@ async def test_a_consumer_that_cannot_be_mended_is_not_hurried(
     log: EventLog, server: NatsServer, admin: JetStreamContext, stream: str
 ) -> None:
     arrivals = inbox()
-    await log.subscribe(SHIPPING, arrivals, concurrency=8)
+    await log.subscribe(SHIPPING, arrivals, concurrency=8, order=Order.NONE)
     async with observed(server, "$JS.API.CONSUMER.INFO.>") as looks:
         for info in await consumers_of(admin, stream):
             config = info.config.as_dict() | {"max_batch": 1}  # every pull for more is refused from now on
@@ -508,15 +508,15 @@ async def test_a_consumer_that_cannot_be_mended_is_not_hurried(
 async def test_a_consumer_that_is_as_it_should_be_is_left_alone(
     log: EventLog, server: NatsServer, admin: JetStreamContext, stream: str
 ) -> None:
-    await log.subscribe(SHIPPING, inbox(), concurrency=8)
+    await log.subscribe(SHIPPING, inbox(), concurrency=8, order=Order.NONE)
     async with observed(server, "$JS.API.CONSUMER.CREATE.>") as changes:
-        await log.subscribe(SHIPPING, inbox(), concurrency=8)
+        await log.subscribe(SHIPPING, inbox(), concurrency=8, order=Order.NONE)
         assert not changes
         info, *_ = await consumers_of(admin, stream)
         info.config.max_ack_pending = 5
         await admin.add_consumer(stream, info.config)
         changes.clear()
-        await log.subscribe(SHIPPING, inbox(), concurrency=8)
+        await log.subscribe(SHIPPING, inbox(), concurrency=8, order=Order.NONE)
         await until(lambda: changes, within=5)
     assert [info.config.max_ack_pending for info in await consumers_of(admin, stream)] == [10_000, 10_000]
 
@@ -713,3 +713,106 @@ async def test_the_servers_own_limit_counts(tmp_path: Path, namespace: str) -> N
                 await log.publish(ORDERS, raw(b"x" * 3000))
             await log.publish(ORDERS, raw(b"x" * 1000))
             assert log.problem is None
+
+
+# Groups in order
+
+
+async def test_a_lane_is_as_it_should_be_again_when_somebody_changed_it(
+    log: EventLog, admin: JetStreamContext, stream: str
+) -> None:
+    subscription = await log.subscribe(SHIPPING, inbox(), concurrency=8, order=Order.STRICT)
+    [info] = await consumers_of(admin, stream)
+    info.config.max_ack_pending = 5
+    await admin.add_consumer(stream, info.config)
+    await subscription.close()
+    await log.subscribe(SHIPPING, inbox(), concurrency=8, order=Order.STRICT)
+    assert [info.config.max_ack_pending for info in await consumers_of(admin, stream)] == [100_000]
+
+
+async def test_a_lane_that_vanished_while_nobody_worked_it_goes_on_where_it_was(
+    log: EventLog, admin: JetStreamContext, stream: str
+) -> None:
+    """What was published while it was not there is not missed."""
+    arrivals = inbox()
+    subscription = await log.subscribe(SHIPPING, arrivals, concurrency=8, order=Order.STRICT)
+    await log.publish(ORDERS, raw("0"))
+    await arrivals.reaches(1)
+    await subscription.close()
+    [info] = await consumers_of(admin, stream)
+    await admin.delete_consumer(stream, info.name)
+    await log.publish(ORDERS, raw("1"))
+    await log.subscribe(SHIPPING, arrivals, concurrency=8, order=Order.STRICT)
+    await log.publish(ORDERS, raw("2"))
+    await arrivals.reaches(3)
+    assert arrivals.payloads == [b"0", b"1", b"2"]
+
+
+async def test_a_foreign_pull_takes_nothing_from_a_lane(
+    log: EventLog, server: NatsServer, admin: JetStreamContext, stream: str
+) -> None:
+    """As a member leaves it that sleeps: what it would be sent is not what comes next."""
+    arrivals = inbox()
+    await log.subscribe(SHIPPING, arrivals, concurrency=8, order=Order.STRICT)
+    await log.publish(ORDERS, raw("0"))
+    await arrivals.reaches(1)
+    [info] = await consumers_of(admin, stream)
+    client = await nats.connect(server.url)
+    taken = await client.subscribe("sleeper")
+    await client.publish(
+        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{info.name}", b'{"batch":5,"expires":20000000000}', reply=taken.subject
+    )
+    await client.flush()
+    for number in range(1, 50):
+        await log.publish(ORDERS, raw(f"{number}"))
+    await arrivals.reaches(50)
+    assert arrivals.payloads == [f"{number}".encode() for number in range(50)]
+    await client.close()
+
+
+async def test_a_lane_goes_on_in_order_when_the_broker_is_killed(log: EventLog, server: NatsServer) -> None:
+    """What was sent on the lost connection, and acknowledged there, comes again; what is in hand does not."""
+    held: list[Delivery] = []
+
+    def settle(delivery: Delivery) -> None:
+        if delivery.payload == b"blocked:0":
+            held.append(delivery)
+        else:
+            delivery.ack()
+
+    arrivals = inbox(settle)
+    await log.subscribe(SHIPPING, arrivals, concurrency=8, order=Order.KEY)
+    for number in range(100):
+        await log.publish(ORDERS, raw(f"blocked:{number}", key="blocked"))
+        await log.publish(ORDERS, raw(f"free:{number}", key="free"))
+    await until(lambda: b"free:99" in arrivals.payloads, within=10)
+    server.kill()
+    server.start()
+    for number in range(100, 110):
+        await log.publish(ORDERS, raw(f"blocked:{number}", key="blocked"))
+        await log.publish(ORDERS, raw(f"free:{number}", key="free"))
+    await until(lambda: b"free:109" in arrivals.payloads, within=10)
+    assert len(held) == 1
+    held[0].ack()
+    await until(lambda: b"blocked:109" in arrivals.payloads, within=10)
+    for key in ("blocked", "free"):
+        numbers = [payload for payload in arrivals.payloads if payload and payload.startswith(key.encode())]
+        assert numbers == [f"{key}:{number}".encode() for number in range(110)]
+
+
+@pytest.mark.parametrize(
+    ("former", "order"), [(Order.NONE, Order.KEY), (Order.KEY, Order.STRICT), (Order.STRICT, Order.NONE)]
+)
+async def test_a_group_that_changes_its_order_misses_nothing(
+    log: EventLog, admin: JetStreamContext, stream: str, former: Order, order: Order
+) -> None:
+    await (await log.subscribe(SHIPPING, inbox(), concurrency=8, order=former)).close()
+    for number in range(20):
+        await log.publish(ORDERS, raw(f"{number}", key="k" if number % 2 else None))
+    before = {info.name for info in await consumers_of(admin, stream)}
+    arrivals = inbox()
+    await log.subscribe(SHIPPING, arrivals, concurrency=8, order=order)
+    await arrivals.reaches(20)
+    assert set(arrivals.payloads) == {f"{number}".encode() for number in range(20)}
+    left = {info.name for info in await consumers_of(admin, stream)}
+    assert {name.rpartition("_")[2] for name in left & before} <= {"u"}
