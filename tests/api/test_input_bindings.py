@@ -247,8 +247,22 @@ async def test_a_port_that_is_taken(start: Start, tmp_path: Path) -> None:
     await until(api, "hook", source="running")
 
 
+async def test_items_wait_for_an_app_that_was_never_there(start: Start, tmp_path: Path) -> None:
+    hook = Hook()
+    hook.component(tmp_path)
+    app = App()
+    api = Api(f"--resources-path={tmp_path}", app=app)
+    await api.listening()
+    await until(api, "hook", source="running", delivery="not running")
+    for body in (b"1", b"2"):
+        assert (await hook.post(body)).status == 202
+    async with app:
+        assert sorted(one.body for one in await app.got(2)) == [b"1", b"2"]
+        await api.stop()
+
+
 async def test_a_component_that_is_changed_takes_over_its_port(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(folder_watch, "PERIOD", 0.02)
     monkeypatch.setattr(folder_watch, "QUIET", 0.02)
@@ -264,6 +278,7 @@ async def test_a_component_that_is_changed_takes_over_its_port(
         await until(api, "hook", source="running", delivery="running")
         assert (await hook.post(b"1")).status == 202
         await app.got(1, "/elsewhere")
+        assert "runs again" not in caplog.text, "it was free when the successor began"
         (tmp_path / "hook.yaml").unlink()
         async with asyncio.timeout(10):
             while (await api.call("GET", "/mesh/v1/bindings")).json["inputs"]:
