@@ -60,7 +60,7 @@ class KafkaRecords:
         self.server.start()
 
     def stop(self) -> None:
-        self.server.stop()
+        self.server.remove()
 
     async def source(self) -> Topic:
         return Topic(self.server)

@@ -63,7 +63,7 @@ def kafka_server() -> Iterator[KafkaServer]:
     server = KafkaServer()
     server.start()
     yield server
-    server.stop()
+    server.remove()
 
 
 async def test_records_of_a_key_stay_in_order_and_bring_their_metadata(kafka_server: KafkaServer) -> None:

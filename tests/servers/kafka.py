@@ -5,12 +5,11 @@ It keeps everything in memory: a restart forgets topics and offsets. A group's e
 
 from __future__ import annotations
 
-import atexit
+import shutil
 import signal
 import socket
 import subprocess
 import time
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
@@ -60,11 +59,6 @@ class KafkaServer:
             self._process.wait(START_LIMIT)
             self._process = None
 
-
-@cache
-def kafka() -> KafkaServer:
-    """The server that the tests of this process share; nobody stops it. Each test has topics of its own."""
-    server = KafkaServer()
-    atexit.register(server.stop)
-    server.start()
-    return server
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self.log.parent, ignore_errors=True)
