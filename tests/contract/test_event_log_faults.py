@@ -227,11 +227,11 @@ async def test_a_reason_once_given_is_told_though_the_last_attempt_is_cut_short(
     store = {"store_dir": str(tmp_path / "small"), "max_file_store": 1 << 20}
     with NatsServer(tmp_path / "nats", jetstream=store) as server:
         async with connected(server, namespace) as log:
-            refused, check = asyncio.Event(), log._check
+            refused, check = asyncio.Event(), log._position
 
-            def noting(reply: Reply) -> None:
+            def noting(reply: Reply) -> str:
                 try:
-                    check(reply)
+                    return check(reply)
                 except BrokerUnavailable:
                     refused.set()
                     raise
@@ -240,7 +240,7 @@ async def test_a_reason_once_given_is_told_though_the_last_attempt_is_cut_short(
                 while True:
                     await log.publish(ORDERS, raw(bytes(600_000)))
 
-            monkeypatch.setattr(log, "_check", noting)
+            monkeypatch.setattr(log, "_position", noting)
             filling = asyncio.create_task(fill())
             await asyncio.wait_for(refused.wait(), 5)
             server.freeze()
