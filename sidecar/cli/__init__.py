@@ -50,7 +50,7 @@ COMMANDS = {
         "fire an input binding by hand",
         (
             "meshwire trigger nightly --app-id reports",
-            "meshwire trigger github --data '{\"zen\": \"Keep it logically awesome.\"}' -m X-GitHub-Event=ping",
+            'meshwire trigger github --data \'{"zen": "Keep it logically awesome."}\' -m X-GitHub-Event=ping',
         ),
     ),
     "invoke": Command(
