@@ -21,6 +21,7 @@ from brokers.faststream.topics import Mesh
 from brokers.nats import codec
 from brokers.nats.connection import Connection, Lookup, Servers
 from brokers.nats.event_log import NatsEventLog
+from brokers.nats.tables import NatsTables
 from mesh import envelope, ids
 from mesh.errors import ConfigurationError, MeshError, clip
 from mesh.event import Attributes
@@ -56,11 +57,10 @@ class MeshBroker(NatsBroker):
 
     async def _connect(self) -> Client:
         connection = await super()._connect()
-        log = NatsEventLog(
-            Connection(self._lookup, name=self.mesh.app_id),
-            namespace=self.mesh.namespace,
-            prefix=self.mesh.prefix,
-        )
+        own = Connection(self._lookup, name=self.mesh.app_id)
+        namespace, prefix = self.mesh.namespace, self.mesh.prefix
+        tables = NatsTables(own, namespace=namespace, prefix=prefix)
+        log = NatsEventLog(own, namespace=namespace, prefix=prefix, tables=tables)
         try:
             await log.start()
         except BaseException:

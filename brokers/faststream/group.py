@@ -68,7 +68,9 @@ class _Member:
 
     async def start(self) -> None:
         try:
-            self._subscription = await self._log.subscribe(self._group, self._take, concurrency=self._concurrency)
+            self._subscription = await self._log.subscribe(
+                self._group, self._take, concurrency=self._concurrency, order=self._plan.order
+            )
         except BaseException:
             for task in self._tasks:  # what came before it failed goes to other members
                 task.cancel()
@@ -84,13 +86,13 @@ class _Member:
             if task is not current:  # a handler that stops its own subscriber
                 task.cancel()
         for received in list(self._unsettled):
-            received.give_back(0)
+            received.release()
         if self._subscription is not None:
             await self._subscription.close()
 
     def _take(self, delivery: Delivery) -> None:
         if self._stopping:
-            delivery.retry(0)
+            delivery.release()
             return
         received = Received(self, delivery, self._subject)
         self._unsettled.add(received)
@@ -122,7 +124,10 @@ class _Member:
             else:
                 received.done()
                 return
-        received.give_back(0 if self._stopping else self._plan.pause(delivery.attempt))
+        if self._stopping:
+            received.release()
+        else:
+            received.give_back(self._plan.pause(delivery.attempt))
 
     async def drop(self, received: Received, delivery: Delivery) -> None:
         if self._plan.dead_letter is not None:
@@ -148,6 +153,9 @@ class Received(Msg):
 
     def give_back(self, delay: float) -> None:
         self._settle(partial(self.delivery.retry, delay))
+
+    def release(self) -> None:
+        self._settle(self.delivery.release)
 
     def _settle(self, verdict: Callable[[], None]) -> None:
         self._ackd = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from itertools import count
@@ -27,13 +28,14 @@ from brokers.faststream import Event, Mesh, MeshBroker, MeshMessage
 from brokers.nats import jetstream
 from brokers.nats.connection import Connection, Lookup, Servers
 from brokers.nats.event_log import NatsEventLog
+from brokers.nats.ordered import KEYED_LANES
 from mesh import addressing
 from mesh.codec import json as json_codec
 from mesh.delivery import Plan
 from mesh.errors import BrokerError, ConfigurationError, InvalidEvent, MeshError
 from mesh.event import CloudEvent as StoredEvent
 from mesh.event import DataForm
-from mesh.ports import Group, Message, Mode, Topic
+from mesh.ports import Delivery, Group, Message, Mode, Topic
 from tests.contract.implementations import nats_event_log
 from tests.contract.inbox import Inbox
 from tests.contract.nats_server import NatsServer
@@ -344,7 +346,7 @@ async def test_an_event_is_not_done_before_its_answer_is_stored(
     await broker.start()
     await log.publish(topic("A"), simple(1))
     assert [await got.next(), await got.next()] == [1, 1]
-    await settled(broker, mesh, "A")
+    await settled(log, mesh, "A")
 
 
 async def test_the_trace_goes_on(broker: MeshBroker, mesh: Mesh, log: NatsEventLog, inbox: Inbox) -> None:
@@ -402,7 +404,7 @@ async def test_what_fails_goes_to_the_dead_letter_topic(
 
     [delivery] = await inbox.reaches(1)
     assert (delivery.attributes, delivery.payload) == (letter.attributes, letter.payload)
-    await settled(broker, mesh, "A")
+    await settled(log, mesh, "A")
 
 
 async def test_what_is_no_order_goes_to_the_dead_letter_topic(
@@ -444,7 +446,7 @@ async def test_the_handler_may_drop_and_delay(broker: MeshBroker, mesh: Mesh, lo
     await broker.start()
     await log.publish(topic("A"), simple(1))
     assert (await got.next())[0] == 1
-    await settled(broker, mesh, "A")
+    await settled(log, mesh, "A")
     await log.publish(topic("A"), simple(2))
     (_, first), (_, second) = await got.next(), await got.next()
     assert 0.3 <= second - first < 0.5
@@ -462,23 +464,13 @@ async def test_an_expired_event_is_not_handled(broker: MeshBroker, mesh: Mesh, l
     await log.publish(topic("A"), simple(1, expirytime="2020-01-01T00:00:00Z"))
     await log.publish(topic("A"), simple(2, expirytime="2999-01-01T00:00:00Z"))
     assert await got.next() == 2
-    await settled(broker, mesh, "A")
+    await settled(log, mesh, "A")
 
 
-async def info(broker: MeshBroker, mesh: Mesh, name: str, lane: str = "u") -> Any:
-    stream = addressing.event_stream(mesh.prefix, mesh.namespace)
-    durable = addressing.durable(Group(mesh.app_id, topic(name)), lane)
-    assert broker._connection is not None
-    return await broker._connection.jetstream().consumer_info(stream, durable)
-
-
-async def settled(broker: MeshBroker, mesh: Mesh, name: str) -> None:
+async def settled(log: NatsEventLog, mesh: Mesh, name: str) -> None:
     """Returns when the group has nothing left to handle."""
     async with asyncio.timeout(5):
-        while True:
-            lanes = [await info(broker, mesh, name, lane) for lane in "uk"]
-            if not any(lane.num_ack_pending or lane.num_pending for lane in lanes):
-                return
+        while await log.backlog(Group(mesh.app_id, topic(name))) != (0, 0):
             await asyncio.sleep(0.01)
 
 
@@ -490,7 +482,7 @@ async def test_a_service_takes_the_place_of_a_sidecar(
         await log.publish(topic("A"), simple(number, **({"partitionkey": "k"} if number else {})))
     await inbox.reaches(3)
     await sidecar.close()
-    before = [await config(log, mesh, lane) for lane in "uk"]
+    before = [await config(log, mesh, lane) for lane in ("u", *KEYED_LANES)]
     for number in range(3, 6):
         await log.publish(topic("A"), simple(number, **({"partitionkey": "k"} if number > 3 else {})))
 
@@ -503,7 +495,7 @@ async def test_a_service_takes_the_place_of_a_sidecar(
     await broker.start()
     assert sorted([await got.next() for _ in range(3)]) == [3, 4, 5]
     await got.nothing_more()
-    assert [await config(log, mesh, lane) for lane in "uk"] == before
+    assert [await config(log, mesh, lane) for lane in ("u", *KEYED_LANES)] == before
 
     await broker.stop()
     await log.publish(topic("A"), simple(6))
@@ -534,6 +526,40 @@ async def test_replicas_share_the_events(server: NatsServer, mesh: Mesh, log: Na
     await got.nothing_more()
     for broker in brokers:
         await broker.stop()
+
+
+async def test_a_service_and_a_sidecar_keep_the_order_of_a_key(
+    broker: MeshBroker, mesh: Mesh, log: NatsEventLog
+) -> None:
+    handled: dict[str, list[int]] = defaultdict(list)
+
+    def note(key: str, number: int) -> None:
+        handled[key].append(number)
+
+    def take(delivery: Delivery) -> None:
+        note(str(delivery.attributes["partitionkey"]), int(str(delivery.attributes["id"])))
+        delivery.ack()
+
+    @broker.subscriber(**mesh.topic("A"))
+    async def handle(order: Order, event: Event) -> None:
+        await asyncio.sleep(0.001 * (order.number % 3))
+        note(event.get_extension("partitionkey"), order.number)
+
+    await log.subscribe(Group(mesh.app_id, topic("A")), take, concurrency=8)
+    await broker.start()
+    keys = [f"key-{number}" for number in range(10)]
+    for number in range(20):
+        await asyncio.gather(*(log.publish(topic("A"), simple(number, partitionkey=key)) for key in keys))
+    async with asyncio.timeout(15):
+        while sum(map(len, handled.values())) < 200:
+            await asyncio.sleep(0.01)
+    for key in keys:
+        assert list(dict.fromkeys(handled[key])) == list(range(20))
+
+
+def test_an_order_that_is_none_is_refused(mesh: Mesh) -> None:
+    with pytest.raises(ConfigurationError, match="order must be one of none, key, strict"):
+        mesh.topic("A", order="keys")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("options", [{}, {"concurrency": 2}])
@@ -599,7 +625,7 @@ async def test_a_handler_that_does_not_end_is_cancelled(
     await log.publish(topic("A"), simple(2, partitionkey="k"))
     await started.wait()
     async with asyncio.timeout(5):
-        while (await info(broker, mesh, "A", "k")).num_ack_pending == 0:
+        while await log.backlog(Group(mesh.app_id, topic("A"))) != (0, 2):
             await asyncio.sleep(0.01)
     await asyncio.wait_for(broker.stop(), 5)
     assert cancelled.is_set()
