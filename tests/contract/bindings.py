@@ -16,6 +16,7 @@ from tests.contract.nats_bindings import NatsStream
 from tests.contract.postgresql_bindings import PostgresRows, PostgresStatements
 from tests.contract.redis_bindings import RedisKeys
 from tests.contract.web_bindings import Http, Smtp
+from tests.contract.webhook_bindings import Webhook
 
 Invoke = Callable[..., Awaitable[Result]]
 """`invoke(operation, data=b"", **metadata)`."""
@@ -87,6 +88,7 @@ class OutputBacking(Protocol):
 
 INPUTS: list[Callable[[], InputBacking]] = [
     *(Files, FilesDeleted, FilesMoved, KafkaRecords, MqttMessages, NatsStream, PostgresRows, Sqs),
+    Webhook,
 ]
 OUTPUTS: list[Callable[[], OutputBacking]] = [
     *(DynamoDb, Http, KafkaRecords, LocalStorage, MqttMessages, NatsStream, PostgresStatements, RedisKeys),
