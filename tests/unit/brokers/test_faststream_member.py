@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,8 @@ TOPIC = Topic("pubsub", "A")
 class HalfStarted(MemoryEventLog):
     """Delivers, and then fails to join: as a log whose second lane cannot be had."""
 
-    async def subscribe(self, group: Group, handler: Handler, *, concurrency: int) -> MemorySubscription:
-        await super().subscribe(group, handler, concurrency=concurrency)
+    async def subscribe(self, group: Group, handler: Handler, **options: Any) -> MemorySubscription:
+        await super().subscribe(group, handler, **options)
         await self.publish(TOPIC, Message(mode=Mode.STRUCTURED, payload=b"{}"))
         await asyncio.sleep(0)
         raise BrokerUnavailable("no second lane")
