@@ -98,20 +98,29 @@ class MemoryEventLog:
         check_start(start)
         queue = self._queues.get(group)
         if queue is None:
-            queue = self._queues[group] = _GroupQueue(group, self._clock, self._max_messages, order)
-            if addressing.is_pattern(group.topic.name):
-                self._by_pattern.append(queue)
-            else:
-                self._by_topic.setdefault(group.topic, []).append(queue)
-            if start != NOW:
-                for record in self._from(group.topic, start):
-                    queue.put(record)
+            queue = self._found(group, order)
+            for record in self._from(group.topic, start):
+                queue.put(record)
         elif queue.order is not order:
-            raise BrokerError(
-                f"the group of {group.app_id} for the topic {group.topic.name} has the order '{queue.order.value}': "
-                f"a member cannot have '{order.value}'"
-            )
+            if queue.members:
+                raise BrokerError(
+                    f"the group of {group.app_id} for the topic {group.topic.name} has members with another order than "
+                    f"'{order.value}'; they have to end first"
+                )
+            entries = queue.entries
+            self.forget_group(group)
+            queue = self._found(group, order)
+            for entry in entries:
+                queue.put(entry.record, entry.attempts)
         return MemorySubscription(self, queue, handler, concurrency, lasting)
+
+    def _found(self, group: Group, order: Order) -> _GroupQueue:
+        queue = self._queues[group] = _GroupQueue(group, self._clock, self._max_messages, order)
+        if addressing.is_pattern(group.topic.name):
+            self._by_pattern.append(queue)
+        else:
+            self._by_topic.setdefault(group.topic, []).append(queue)
+        return queue
 
     async def unsubscribe(self, group: Group) -> bool:
         self._check_open()
@@ -276,11 +285,12 @@ class MemorySubscription:
         return True
 
     async def close(self) -> None:
-        if self in self._queue.members:
-            self._queue.members.remove(self)
+        self._concurrency = 0
         try:
             await self._idle.wait()
         finally:  # cancelled: what is left in hand goes to other members
+            if self in self._queue.members:
+                self._queue.members.remove(self)
             for delivery in list(self.in_hand):
                 delivery.retry(0.0)
             if not self._lasting and not self._queue.members:
@@ -349,9 +359,9 @@ class _Entry:
 
     __slots__ = ("attempts", "due", "record")
 
-    def __init__(self, record: MemoryRecord) -> None:
+    def __init__(self, record: MemoryRecord, attempts: int) -> None:
         self.record = record
-        self.attempts = 0
+        self.attempts = attempts
         self.due = False
         """Its turn has come: nothing of its key is before it."""
 
@@ -373,10 +383,15 @@ class _GroupQueue:
         waiting = sum(not entry.attempts for entry in self._unhandled.values())
         return Backlog(waiting, len(self._unhandled) - waiting)
 
-    def put(self, record: MemoryRecord) -> None:
+    @property
+    def entries(self) -> list[_Entry]:
+        """What is yet to be handled, oldest first."""
+        return list(self._unhandled.values())
+
+    def put(self, record: MemoryRecord, attempts: int = 0) -> None:
         if len(self._unhandled) >= self._limit:
             self.forget(next(iter(self._unhandled.values())))
-        entry = self._unhandled[record.number] = _Entry(record)
+        entry = self._unhandled[record.number] = _Entry(record, attempts)
         key = self._key(entry)
         if key is None:
             self._begin(entry)

@@ -179,6 +179,11 @@ class NatsEventLog:
             raise BrokerError("order needs tables: who works which part of a topic is on record there")
         subscription = NatsSubscription(handler, concurrency, self._subscriptions.discard)
         former = await self._former_lanes(group, order)
+        if any(info["num_waiting"] for info in former):
+            raise BrokerError(
+                f"the group of {group.app_id} for the topic {group.topic.name} has members with another order than "
+                f"'{order.value}'; they have to end first"
+            )
         if former:  # the group had another order: what was not handled then is handled now
             start = Start(position=str(min(info["ack_floor"]["stream_seq"] for info in former) + 1))
         lanes: list[Consumer | OrderedLanes] = [
@@ -246,7 +251,7 @@ class NatsEventLog:
         """The consumers that the members of a group share: one for events without a key, and one for those with one
         where they are in no order."""
         root = addressing.pattern_root(self._prefix, self._namespace, group.topic)
-        deep = group.topic.name.endswith(">")  # at any depth, so that no filter can tell keys from parts of the topic
+        deep = _is_deep(group.topic)  # at any depth, so that no filter can tell keys from parts of the topic
         if order is Order.STRICT or (order is Order.KEY and deep):
             return []
         if deep:
@@ -259,7 +264,7 @@ class NatsEventLog:
     def _ordered_lanes(self, group: Group, order: Order, start: Start, lasting: bool) -> list[dict[str, Any]]:
         """The consumers that one member of a group has at a time."""
         root = addressing.pattern_root(self._prefix, self._namespace, group.topic)
-        lanes = ordered.lanes(root, order, deep=group.topic.name.endswith(">"), lasting=lasting)
+        lanes = ordered.lanes(root, order, deep=_is_deep(group.topic), lasting=lasting)
         return [
             self._lane(group, lane, subjects, start, lasting)
             | {"ack_wait": int(ordered.ACK_WAIT * _NANOSECONDS), "max_ack_pending": ordered.MAX_ACK_PENDING}
@@ -308,7 +313,7 @@ class NatsEventLog:
         if check_start(start) == NOW:
             return Page([], None)
         root = addressing.pattern_root(self._prefix, self._namespace, topic)
-        subjects = addressing.deep_filter(root) if topic.name.endswith(">") else f"{root}*"
+        subjects = addressing.deep_filter(root) if _is_deep(topic) else f"{root}*"
         return await read_page(self._connection, self._stream, subjects, start, limit, self._topic_of(topic))
 
     async def _restore_stream(self) -> str:
@@ -332,6 +337,11 @@ class NatsEventLog:
 
 
 _ALL_LANES = (UNKEYED_LANE, KEYED_LANE, WIDE_LANE, *ordered.KEYED_LANES, ordered.STRICT_LANE)
+
+
+def _is_deep(topic: Topic) -> bool:
+    """Whether it stands for topics at any depth."""
+    return topic.name.rpartition(".")[2] == ">"
 
 
 def _beginning(start: Start) -> dict[str, Any]:

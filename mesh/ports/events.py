@@ -239,7 +239,8 @@ class EventLog(Protocol):
         lasting: bool = True,
     ) -> Subscription:
         """Join `group`. A group that is new begins at `start`; from then on it misses nothing, also while it has no
-        member. At most `concurrency` deliveries are unsettled at once. All members must ask for the same `order`.
+        member. At most `concurrency` deliveries are unsettled at once. All members must ask for the same `order`;
+        it changes when a member comes while there is no other.
 
         With `lasting=False` (`BROADCAST`) the group ends soon after its only member has gone or cannot be reached,
         with its position.

@@ -377,6 +377,26 @@ async def test_the_backlog_counts_what_waits_and_what_is_in_hand(
     await implementation.quiet()
 
 
+async def test_members_are_of_one_order(log: EventLog, inbox: MakeInbox, needs: Needs) -> None:
+    """The order may change when the last member has gone. What was left to do is done in the new one."""
+    needs(Feature.KEY_ORDER)
+    held = inbox()
+    first = await log.subscribe(SHIPPING, held, concurrency=8, order=LOOSE)
+    await log.publish(ORDERS, raw("before", key="a"))
+    await held.reaches(1)
+    with pytest.raises(BrokerError, match="another order than 'key'"):
+        await log.subscribe(SHIPPING, keep, concurrency=8, order=Order.KEY)
+    await first.close()
+    for number in range(10):
+        await log.publish(ORDERS, raw(f"{number}", key="a"))
+    arrivals = inbox()
+    await log.subscribe(SHIPPING, arrivals, concurrency=8, order=Order.KEY)
+    await arrivals.reaches(10)
+    assert arrivals.payloads == [b"%d" % number for number in range(10)]
+    with pytest.raises(BrokerError, match="another order than 'none'"):
+        await log.subscribe(SHIPPING, keep, concurrency=8, order=LOOSE)
+
+
 async def test_what_is_not_declared_is_refused(log: EventLog, implementation: Implementation) -> None:
     for order, feature in ((Order.KEY, Feature.KEY_ORDER), (Order.STRICT, Feature.STRICT_ORDER)):
         if feature not in implementation.features:
