@@ -52,7 +52,7 @@ SPEC = ComponentSpec(
         "further ones have topics of their own."
     ),
     open=_backbone,
-    features=("MESSAGE_TTL",),
+    features=("MESSAGE_TTL", "SUBSCRIBE_WILDCARDS"),
     shared=True,
     example="""\
 apiVersion: dapr.io/v1alpha1

@@ -17,7 +17,7 @@ SPEC = ComponentSpec(
     title="Memory",
     about="Events in the memory of this sidecar, for tests: no other sidecar sees them, and they end with the process.",
     open=_open,
-    features=("MESSAGE_TTL",),
+    features=("MESSAGE_TTL", "SUBSCRIBE_WILDCARDS"),
     example="""\
 apiVersion: dapr.io/v1alpha1
 kind: Component

@@ -108,7 +108,11 @@ async def test_metadata(start, tmp_path):
         assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
         described = answer.json
         components = {component.pop("name"): component for component in described.pop("components")}
-        assert components["pubsub"] == {"type": "pubsub.meshwire", "version": "v1", "capabilities": ["MESSAGE_TTL"]}
+        assert components["pubsub"] == {
+            "type": "pubsub.meshwire",
+            "version": "v1",
+            "capabilities": ["MESSAGE_TTL", "SUBSCRIBE_WILDCARDS"],
+        }
         assert components["statestore"]["type"] == "state.meshwire"
         assert {"ETAG", "TRANSACTIONAL", "ACTOR"} <= set(components["statestore"]["capabilities"])
         assert described == {
