@@ -131,10 +131,12 @@ class NatsEventLog:
         """Where the message is stored. Raises unless `reply` says that it is. Anybody who hears it may answer it."""
         answer = reply.payload
         if answer.startswith(self._stored):
-            if b'"duplicate"' in answer:
-                return ""
-            first = answer.find(b'"seq":') + 6
-            return answer[first : first + _digits(answer, first)].decode()
+            # {"stream":"…", "seq":7} with "domain" and "duplicate" behind, where they apply
+            first = answer.find(b'"seq":', len(self._stored)) + 6
+            last = answer.find(b",", first)
+            if last < 0:
+                return answer[first:-1].decode()
+            return "" if b'"duplicate"' in answer else answer[first:last].decode()
         if reply.no_responders:
             raise _NoStream("no JetStream stream took the event: it was removed, or it has no leader right now")
         if b'"error"' in reply.payload:
@@ -353,14 +355,6 @@ def _beginning(start: Start) -> dict[str, Any]:
     if start.time <= 0:
         return {"deliver_policy": "all"}
     return {"deliver_policy": "by_start_time", "opt_start_time": moment(start.time)}
-
-
-def _digits(text: bytes, first: int) -> int:
-    """How many digits stand there."""
-    end = first
-    while text[end : end + 1].isdigit():
-        end += 1
-    return end - first
 
 
 class _NoStream(BrokerUnavailable):

@@ -16,13 +16,13 @@ import nats.js.api
 import pytest
 from nats.js import JetStreamContext
 
-from brokers.nats import consumer, event_log
+from brokers.nats import consumer, event_log, reading
 from brokers.nats.connection import Connection, Lookup, Reply, Servers
 from brokers.nats.event_log import NatsEventLog
 from mesh import addressing
 from mesh.delivery import dead_letter
 from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError, InvalidEvent, MessageTooLarge
-from mesh.ports import Delivery, EventLog, Group, Message, Mode, Order, Topic
+from mesh.ports import OLDEST, Delivery, EventLog, Group, Message, Mode, Order, Topic
 from tests.contract.implementations import nats_event_log
 from tests.contract.inbox import Inbox
 from tests.contract.nats_server import NatsServer, cluster
@@ -457,8 +457,9 @@ async def test_a_deleted_consumer_is_made_again_and_nothing_is_missed(
     arrivals = inbox(hold_the_first)
     await log.subscribe(SHIPPING, arrivals, concurrency=8)
     await log.publish(ORDERS, raw("held"))
-    await log.publish(ORDERS, raw("before"))
-    await arrivals.reaches(2)
+    for number in range(32):  # in every lane: one that has not begun yet has no place to go on from
+        await log.publish(ORDERS, raw("before", key=f"{number}"))
+    await arrivals.reaches(33)
     for info in await consumers_of(admin, stream):
         await admin.delete_consumer(stream, info.name)
     held[0].retry(0.0)  # nobody is there to hear it
@@ -816,3 +817,82 @@ async def test_a_group_that_changes_its_order_misses_nothing(
     assert set(arrivals.payloads) == {f"{number}".encode() for number in range(20)}
     left = {info.name for info in await consumers_of(admin, stream)}
     assert {name.rpartition("_")[2] for name in left & before} <= {"u"}
+
+
+# Positions, pauses, passing groups, reading
+
+
+async def test_a_publish_tells_its_position_within_a_domain(tmp_path: Path, namespace: str) -> None:
+    """The acknowledgement says more there."""
+    jetstream = {"store_dir": str(tmp_path / "store"), "domain": "hub"}
+    with NatsServer(tmp_path / "own", jetstream=jetstream) as own:
+        async with connected(own, namespace) as log:
+            told = [await log.publish(ORDERS, raw(f"{number}", dedupe_id=f"{number % 11}")) for number in range(12)]
+            assert told == [*(f"{number}" for number in range(1, 12)), ""]
+            page = await log.read(ORDERS, OLDEST, limit=100)
+            assert [record.position for record in page.records] == told[:-1]
+
+
+async def test_a_passing_group_that_is_away_for_long_misses_nothing(
+    log: EventLog, admin: JetStreamContext, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_log, "INACTIVE", 0.2)
+    arrivals = inbox()
+    member = await log.subscribe(SHIPPING, arrivals, concurrency=8, order=Order.NONE, lasting=False)
+    await log.publish(ORDERS, raw("before"))
+    await arrivals.reaches(1)
+    member.set_concurrency(0)
+    await log.publish(ORDERS, raw("meanwhile"))
+    async with asyncio.timeout(10):
+        while await consumers_of(admin, stream):
+            await asyncio.sleep(0.05)
+    await log.publish(ORDERS, raw("later"))
+    member.set_concurrency(8)
+    await arrivals.reaches(3)
+    assert arrivals.payloads == [b"before", b"meanwhile", b"later"]
+
+
+async def test_a_group_that_is_stopped_stays_so_when_the_server_restarts(log: EventLog, server: NatsServer) -> None:
+    arrivals = inbox()
+    member = await log.subscribe(SHIPPING, arrivals, concurrency=8, order=Order.NONE)
+    member.set_concurrency(0)
+    server.kill()
+    server.start()
+    await log.publish(ORDERS, raw("1"))
+    await asyncio.sleep(0.2)
+    assert arrivals.payloads == []
+    member.set_concurrency(8)
+    await arrivals.reaches(1)
+
+
+async def test_a_page_of_a_stream_that_is_gone_is_an_error(log: EventLog, admin: JetStreamContext, stream: str) -> None:
+    await log.publish(ORDERS, raw("1"))
+    await admin.delete_stream(stream)
+    with pytest.raises(BrokerUnavailable, match="nobody answers"):
+        await log.read(ORDERS, OLDEST, limit=10)
+
+
+async def test_a_page_that_stops_coming_is_an_error(
+    log: EventLog, server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "SILENCE_LIMIT", 0.2)
+    await log.publish(ORDERS, raw("1"))
+    server.freeze()
+    try:
+        with pytest.raises(BrokerUnavailable, match="did not answer in time"):
+            await log.read(ORDERS, OLDEST, limit=10)
+    finally:
+        server.thaw()
+    assert len((await log.read(ORDERS, OLDEST, limit=10)).records) == 1
+
+
+async def test_an_event_that_another_peer_stored_is_read_too(
+    log: EventLog, admin: JetStreamContext, namespace: str
+) -> None:
+    subject = f"mesh.{namespace}.event.pubsub.orders.7"
+    await admin.publish(subject, b"{}", headers={"ce-id": "1", "CE-Type": "t", "x-mine": "yes"})
+    (record,) = (await log.read(ORDERS, OLDEST, limit=10)).records
+    assert (record.topic, record.mode, record.payload) == ("orders", Mode.BINARY, b"{}")
+    assert record.headers == {"x-mine": "yes"}
+    with pytest.raises(InvalidEvent):
+        _ = record.attributes
