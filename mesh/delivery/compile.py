@@ -143,7 +143,9 @@ def compile_plan(
         limit = attempts_of(retry)
         origins["attempts"] = retry_origin
         if limit is not None and limit > MAX_ATTEMPTS:
-            raise ConfigurationError(f"{retry_origin}: maxRetries must be less than {MAX_ATTEMPTS} for deliveries")
+            raise ConfigurationError(
+                f"{retry_origin}: makes {limit} attempts, at most {MAX_ATTEMPTS} may be for deliveries: set maxRetries"
+            )
     else:
         limit = None if dead_letter is None else 1
         origins["attempts"] = DEFAULT
@@ -245,11 +247,15 @@ def attempts_of(retry: Retry) -> int | None:
     if not retry.exponential:
         return limit
     pauses = _exponential(retry)
-    elapsed, attempt = pauses.nominal(1), 1
-    while elapsed <= retry.max_elapsed and (limit is None or attempt < limit):
+    attempt, elapsed = 1, pauses.nominal(1)
+    while elapsed <= retry.max_elapsed and (pause := pauses.nominal(attempt)) < pauses.longest:
         attempt += 1
         elapsed += pauses.nominal(attempt)
-    return attempt
+    if elapsed <= retry.max_elapsed:  # from here on all pauses are the same, and there may be millions
+        if not pause:
+            return limit
+        attempt += int((retry.max_elapsed - elapsed) // pause) + 1
+    return attempt if limit is None else min(attempt, limit)
 
 
 def _exponential(retry: Retry) -> BackOff:

@@ -22,8 +22,8 @@ from mesh.delivery.suspension import Suspension
 from mesh.delivery.target import HeaderEncoder, Judgement, Prepared, Target, Verdict
 from mesh.delivery.watch import DeliveryWatch, Outcome
 from mesh.envelope import hop_headers
-from mesh.errors import AppError, AppUnreachable, BrokerError, MeshError, MessageTooLarge
-from mesh.ports import AppResponse, Clock, Delivery, EventLog, Group, HeaderLines, Topic
+from mesh.errors import AppUnreachable, BrokerError, MeshError, MessageTooLarge
+from mesh.ports import AppResponse, Clock, Delivery, EventLog, Group, HeaderLines, Message, Mode, Topic
 from mesh.resiliency.breaker import BreakerOpen
 from mesh.routing import Skipped
 from mesh.telemetry import NO_TRACER, SILENCE, UNTRACED, Span, Telemetry
@@ -41,6 +41,8 @@ MAX_REMEMBERED = 10_000
 MAX_UNBURIED = 1_000
 """Letters that nobody took yet: how many are remembered, so that the app is not called for them again."""
 ATTEMPT_HEADER = "meshwire-attempt"
+_FORGOTTEN = Message(mode=Mode.RAW, payload=None)
+"""In place of the message of an unburied letter, which comes with it again."""
 
 
 def _attempt_line(attempt: int) -> HeaderLines:
@@ -126,15 +128,20 @@ class Deliverer:
 
     async def close(self) -> None:
         """Returns when every dead letter that is under way is stored or given up."""
-        if self._burying:
-            await asyncio.gather(*self._burying)
         if self._suspension is not None:
             self._suspension.close()
+        await asyncio.gather(*self._burying, return_exceptions=True)
+
+    def abandon(self) -> None:
+        """Before `close`: the dead letters under way are given up, and their events come again."""
+        for task in self._burying:
+            task.cancel()
 
     def handle(self, delivery: Delivery) -> None:
         self.in_hand += 1
         if self._unburied and (unburied := self._unburied.get(delivery.position)) is not None:
-            self._bury(delivery, *unburied)
+            letter, published = unburied
+            self._bury(delivery, msgspec.structs.replace(letter, message=dead_letter(delivery, self._group)), published)
         else:
             self._deliver(delivery, None)
 
@@ -163,13 +170,15 @@ class Deliverer:
             call = prepared.route.send(prepared.body, lines, timeout=self._plan.timeout)
         except BreakerOpen:
             self._wait(delivery)
-        except MeshError as error:
-            span.end(str(error))
+        except Exception as error:  # whatever it is, the broker waits for an answer
+            reason = self._in_words(error, delivery)
+            span.end(reason)
             if self._suspension is not None and isinstance(prepared, Prepared):
                 self._suspension.forget(generation)
+            judged = Judgement(Verdict.RETRY, reason)
             if self._watch is not None:
-                self._watch.attempted(delivery, delivery.attempt, error, 0.0, None)
-            self._give_up(delivery, Reason.MALFORMED, Judgement(Verdict.RETRY, str(error)), None)
+                self._watch.attempted(delivery, delivery.attempt, judged, 0.0, None)
+            self._give_up(delivery, Reason.MALFORMED, judged, None)
         else:
             under_way = _Call(delivery, prepared, held_since, now, begun, span, generation)
             call.add_done_callback(partial(self._answered, under_way))
@@ -209,7 +218,10 @@ class Deliverer:
         error = call.exception()
         if error is None:
             response = call.result()
-            judged = self._target.judge(response, self._clock.now())
+            try:
+                judged = self._target.judge(response, self._clock.now())
+            except Exception as failure:
+                judged = Judgement(Verdict.RETRY, self._in_words(failure, delivery), response.status)
             if self._observed:
                 self._deliveries.end(made.begun, judged.verdict.value, _said(response, judged.verdict))
                 if span.recording:
@@ -233,13 +245,16 @@ class Deliverer:
             self._deliveries.end(made.begun, Verdict.RETRY.value, "")
             if self._suspension is not None:
                 self._suspension.learn(made.generation, failed=True)
-            if isinstance(error, AppError):
-                reason = str(error)
-            else:
-                reason = "an error in the sidecar"
-                logger.error("event %s of topic %s", delivery.position, self._topic.name, exc_info=error)
+            reason = self._in_words(error, delivery)
             span.end(reason)
             self._fail(made, Judgement(Verdict.RETRY, reason))
+
+    def _in_words(self, error: BaseException, delivery: Delivery) -> str:
+        """For people. What nobody foresaw is told whole in the log only."""
+        if isinstance(error, MeshError):
+            return str(error)
+        logger.error("event %s of topic %s", delivery.position, self._topic.name, exc_info=error)
+        return "an error in the sidecar"
 
     def _tell(self, made: _Call, judged: Judgement, next_in: float | None) -> None:
         if self._watch is not None:
@@ -287,7 +302,7 @@ class Deliverer:
             self._retry(delivery, judged.reason, pause)
             return
         self._tell(made, judged, None)
-        exhausted = not judged.final and attempt == plan.attempts
+        exhausted = not judged.final and plan.attempts is not None and attempt >= plan.attempts
         self._give_up(delivery, Reason.ATTEMPTS if exhausted else Reason.REFUSED, judged, made.prepared)
 
     def _retry(self, delivery: Delivery, reason: str, pause: float) -> None:
@@ -377,7 +392,7 @@ class Deliverer:
         except Exception as error:
             if not isinstance(error, BrokerError):
                 logger.error("the letter of event %s", letter.position, exc_info=error)
-            self._unburied[letter.position] = letter, published
+            self._unburied[letter.position] = msgspec.structs.replace(letter, message=_FORGOTTEN), published
             if len(self._unburied) > MAX_UNBURIED:
                 self._unburied.popitem(last=False)
             where = "the store" if topic is None or published else f"the dead letter topic {topic.name}"

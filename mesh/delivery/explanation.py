@@ -7,7 +7,7 @@ from itertools import islice
 
 import msgspec
 
-from mesh.delivery.plan import BackOff, Plan, schedule
+from mesh.delivery.plan import BackOff, Plan, schedule, scheduled
 from mesh.quantities import duration_text
 from mesh.resiliency.retry import Codes
 
@@ -99,7 +99,7 @@ def _then(plan: Plan, listed: int) -> str:
         return f"and so on until it succeeds, after pauses of {pause}"
     if plan.attempts <= listed:
         return ""
-    *_, last = schedule(plan)
+    last = scheduled(plan, plan.attempts)
     return (
         f"{plan.attempts - listed} more, the last one (attempt {plan.attempts}) "
         f"after {last.earliest:.0f} to {last.latest:.0f} s"

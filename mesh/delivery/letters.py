@@ -41,6 +41,8 @@ class Reason(Enum):
     """No routing rule takes it, and there is no default route."""
     MALFORMED = "malformed"
     """It is no event, or one that cannot be routed or sent."""
+    OVERSIZED = "oversized"
+    """The broker never had it: an item of an input binding, larger than it takes."""
 
 
 class Letter(msgspec.Struct, frozen=True, kw_only=True):

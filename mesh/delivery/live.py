@@ -86,9 +86,14 @@ class Live:
                     start=self._start,
                     lasting=self._lasting,
                 )
-            except BrokerError as error:
+            except Exception as error:
                 logger.warning(
-                    "cannot subscribe to topic %s of %s, again in %.1f s: %s", topic.name, topic.pubsub, pause, error
+                    "cannot subscribe to topic %s of %s, again in %.1f s: %s",
+                    topic.name,
+                    topic.pubsub,
+                    pause,
+                    str(error) or type(error).__name__,
+                    exc_info=None if isinstance(error, BrokerError) else error,
                 )
             else:
                 self.gate.attach(self.subscription)
@@ -104,12 +109,17 @@ class Live:
         self.deliverer.drain()
 
     async def end(self) -> None:
-        """Take no more. Returns when what is in the app's hands is settled."""
+        """Take no more. Returns when what is in the app's hands is settled; cancelled, what is not comes again."""
         self.drain()
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.gather(self._starting, return_exceptions=True)
         self.gate.detach()
-        if self.subscription is not None:
-            await self.subscription.close()
-        await self.deliverer.close()
+        try:
+            if self.subscription is not None:
+                await self.subscription.close()
+        except asyncio.CancelledError:
+            self.deliverer.abandon()
+            raise
+        finally:
+            await self.deliverer.close()

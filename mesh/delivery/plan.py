@@ -45,7 +45,21 @@ class BackOff(msgspec.Struct, frozen=True, kw_only=True):
 
     def pause(self, attempt: int, spread: float) -> float:
         """`spread` is a number from 0 up to 1: where between the shortest and the longest pause."""
-        return self.nominal(attempt) * (1 - self.jitter + 2 * self.jitter * spread)
+        return self._spread(self.nominal(attempt), spread)
+
+    def total(self, pauses: int, spread: float) -> float:
+        """The first `pauses` pauses together. Counts only as far as they grow: there may be a million."""
+        total = 0.0
+        for attempt in range(1, pauses + 1):
+            pause = self.nominal(attempt)
+            if self.nominal(attempt + 1) == pause:
+                total += pause * (pauses + 1 - attempt)
+                break
+            total += pause
+        return self._spread(total, spread)
+
+    def _spread(self, seconds: float, spread: float) -> float:
+        return seconds * (1 - self.jitter + 2 * self.jitter * spread)
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,3 +115,9 @@ def schedule(plan: Plan) -> Iterator[Scheduled]:
         earliest += plan.back_off.pause(attempt, 0.0)
         latest += plan.back_off.pause(attempt, 1.0)
         attempt += 1
+
+
+def scheduled(plan: Plan, attempt: int) -> Scheduled:
+    """One attempt of `schedule`."""
+    earliest, latest = (plan.back_off.total(attempt - 1, spread) for spread in (0.0, 1.0))
+    return Scheduled(attempt, earliest, latest)

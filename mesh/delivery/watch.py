@@ -6,7 +6,6 @@ from enum import Enum
 from typing import Protocol
 
 from mesh.delivery.target import Judgement
-from mesh.errors import MeshError
 from mesh.ports import Record
 from mesh.routing import Skipped
 
@@ -33,9 +32,7 @@ class DeliveryWatch(Protocol):
         """There was no call to make. `settled` follows."""
         ...
 
-    def attempted(
-        self, record: Record, attempt: int, found: Judgement | MeshError, seconds: float, next_in: float | None
-    ) -> None:
+    def attempted(self, record: Record, attempt: int, found: Judgement, seconds: float, next_in: float | None) -> None:
         """The app answered, or did not, after `seconds`; or the message cannot be delivered. The next attempt comes in
         `next_in` seconds; `None`: there is none, and `settled` follows."""
         ...

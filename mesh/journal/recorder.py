@@ -7,7 +7,7 @@ import zlib
 from mesh import addressing
 from mesh.delivery.target import Judgement, Verdict
 from mesh.delivery.watch import DeliveryWatch, Outcome
-from mesh.errors import BrokerError, MeshError
+from mesh.errors import BrokerError
 from mesh.journal.ring import MAX_REASON, Ring
 from mesh.journal.steps import Step, What, identity
 from mesh.journal.testimony import Question, Testimony
@@ -103,9 +103,7 @@ class _Subscription:
             self._note(record, What.SKIPPED, reason=_WHY[why])
             self._skipped = record
 
-    def attempted(
-        self, record: Record, attempt: int, found: Judgement | MeshError, seconds: float, next_in: float | None
-    ) -> None:
+    def attempted(self, record: Record, attempt: int, found: Judgement, seconds: float, next_in: float | None) -> None:
         name = self._name(record)
         if name is None:
             return
@@ -114,10 +112,7 @@ class _Subscription:
             for header, what in _RESENT:
                 if header in record.headers:
                     self._note(record, what, time=began, to=_clipped(record.headers[header]))
-        if isinstance(found, Judgement):
-            status, reason, outcome = found.status or 0, found.reason, found.verdict.value
-        else:
-            status, reason, outcome = 0, str(found), Verdict.RETRY.value
+        reason, outcome = found.reason, found.verdict.value
         self._attempt = Step(
             what=What.ATTEMPT,
             time=began,
@@ -126,7 +121,7 @@ class _Subscription:
             group=self._group,
             position=record.position,
             attempt=attempt,
-            status=status,
+            status=found.status or 0,
             duration=seconds,
             outcome=outcome if next_in is not None or outcome != Verdict.RETRY.value else "failed",
             reason=_clipped(reason) if reason else "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from itertools import islice
 
 import pytest
@@ -11,8 +12,8 @@ from brokers.memory import MemoryEventLog
 from mesh.delivery import BackOff, Deliverer, EventTarget, Judgement, Letter, Outcome, Plan, Reason
 from mesh.delivery.explanation import explain
 from mesh.delivery.letters import NAMES, strip
-from mesh.delivery.plan import schedule
-from mesh.errors import AppError, MeshError
+from mesh.delivery.plan import schedule, scheduled
+from mesh.errors import AppError
 from mesh.ports import AppResponse, Group, Message, Mode, Record
 from mesh.resiliency.breaker import BreakerSettings
 from mesh.resiliency.retry import parse_codes
@@ -50,6 +51,17 @@ async def test_attempts_happen_at_the_times_that_explain_tells_once_each(
     for moment, attempt in zip(bench.app.times, told, strict=True):
         assert attempt.earliest - 0.002 <= moment <= attempt.latest + 0.002
     assert store.only.attempts == plan.attempts
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_last_attempt_is_told_without_counting_up_to_it(plan: Plan) -> None:
+    *_, last = schedule(plan)
+    assert scheduled(plan, last.attempt) == pytest.approx(last)
+    began = time.process_time()
+    for factor in (1.0, 100.0):
+        many = Plan(attempts=1_000_000, back_off=BackOff(first=30, factor=factor, longest=30))
+        assert "(attempt 1000000)" in explain("pubsub", "A", "here", many, {}).then
+    assert time.process_time() - began < 0.05
 
 
 async def test_without_a_limit_attempts_follow_explain_for_as_long_as_one_looks(bench: Bench) -> None:
@@ -274,6 +286,64 @@ async def test_an_app_that_ends_costs_no_letter(bench: Bench) -> None:
     assert (store.letters, bench.dead) == ({}, [])
 
 
+async def test_letters_under_way_at_the_end_are_given_up_with_their_events(bench: Bench) -> None:
+    class Slow(Store):
+        stopped = False
+
+        async def keep(self, _letter: Letter) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.stopped = True
+
+    store = Slow()
+    await bench.subscribe(Plan(attempts=1), store=store)
+    bench.app.answers = [answer(500)]
+    await bench.publish()
+    ending = asyncio.create_task(bench.live.end())
+    await bench.clock.settle()
+    ending.cancel()
+    await asyncio.gather(ending, return_exceptions=True)
+    assert store.stopped
+    backlog = await bench.log.backlog(Group("app", TOPIC))
+    assert backlog is not None
+    assert backlog.unsettled == 1
+
+
+async def test_more_attempts_than_the_plan_has_are_still_exhausted(bench: Bench) -> None:
+    """A plan may have become shorter while its event waited."""
+    store = Store()
+    await bench.subscribe(Plan(attempts=5, back_off=BackOff(first=2, factor=1)), store=store)
+    bench.app.answers = [answer(500)] * 3
+    await bench.publish()
+    await bench.clock.advance(3)
+    bench.deliverer._plan = Plan(attempts=2)
+    await bench.clock.advance(2)
+    assert (store.only.reason, store.only.attempts) == (Reason.ATTEMPTS, 3)
+
+
+# What nobody foresaw
+
+
+@pytest.mark.parametrize("step", ["prepare", "judge"])
+async def test_a_bug_of_ours_leaves_nothing_in_hand(
+    bench: Bench, step: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    store = Store()
+    monkeypatch.setattr(EventTarget, step, fail)
+    await bench.subscribe(Plan(attempts=2), store=store)
+    await bench.publish()
+    await bench.clock.advance(60)
+    assert store.only.text == "an error in the sidecar"
+    assert "a bug" in caplog.text
+    assert (bench.deliverer.in_hand, len(bench.app.calls)) == (0, 2 if step == "judge" else 0)
+    async with asyncio.timeout(5):
+        await bench.live.end()
+
+
 # Circuit breaker
 
 OPENS_AT_3 = BreakerSettings(timeout=30.0, max_requests=2, trip=lambda counts: counts.consecutive_failures >= 3)
@@ -365,9 +435,9 @@ class Watch:
         self.seen.append(why)
 
     def attempted(
-        self, _record: Record, attempt: int, found: Judgement | MeshError, _seconds: float, next_in: float | None
+        self, _record: Record, attempt: int, found: Judgement, _seconds: float, next_in: float | None
     ) -> None:
-        self.seen.append((attempt, found.status if isinstance(found, Judgement) else str(found), next_in))
+        self.seen.append((attempt, found.status or found.reason, next_in))
 
     def settled(self, _record: Record, outcome: Outcome) -> None:
         self.seen.append(outcome)
@@ -389,7 +459,7 @@ async def test_a_watch_is_told_of_retries_and_success(bench: Bench) -> None:
 async def test_a_watch_is_told_of_letters(bench: Bench) -> None:
     bench.app.answers = [AppError("broke off"), answer(500)]
     plan = Plan(attempts=2)
-    assert await told(bench, plan, store=Store()) == [(1, None, 0.5), (2, 500, None), Outcome.DEAD]
+    assert await told(bench, plan, store=Store()) == [(1, "broke off", 0.5), (2, 500, None), Outcome.DEAD]
 
 
 async def test_a_watch_is_told_of_what_is_dropped_and_late(bench: Bench) -> None:

@@ -117,6 +117,8 @@ def test_the_inbound_policies_are_the_plan(files: Files) -> None:
         # Dapr: no retry begins later than 15 minutes after the first attempt.
         ("{policy: exponential}", 25),
         ("{policy: exponential, maxInterval: 1s, maxRetries: 100}", 101),
+        ("{policy: exponential, maxInterval: 0, maxRetries: 100}", 101),
+        ("{policy: exponential, maxInterval: 1s}", 901),
     ],
 )
 def test_how_many_attempts_a_retry_policy_is(files: Files, policy: str, attempts: int | None) -> None:
@@ -245,6 +247,14 @@ def test_a_component_and_a_policy_that_names_it_contradict_each_other(files: Fil
 def test_policies_whose_times_overflow_are_refused(files: Files, policy: str) -> None:
     files.policies, files.targets = f"{{retries: {{r: {policy}}}}}", "{components: {shop: {inbound: {retry: r}}}}"
     with pytest.raises(ConfigurationError, match=r"spec.policies.retries.r: pauses must be at most"):
+        files.compiled()
+
+
+@pytest.mark.parametrize("more", ["maxInterval: 1ns", "maxInterval: 0, maxRetries: 2147483647"])
+def test_policies_with_too_many_attempts_are_refused_and_not_counted_one_by_one(files: Files, more: str) -> None:
+    files.policies = f"{{retries: {{r: {{policy: exponential, {more}}}}}}}"
+    files.targets = "{components: {shop: {inbound: {retry: r}}}}"
+    with pytest.raises(ConfigurationError, match=r"spec.policies.retries.r: makes [0-9]+ attempts, at most 1000000"):
         files.compiled()
 
 

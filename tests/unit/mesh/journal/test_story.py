@@ -9,7 +9,7 @@ from brokers.memory_tables import MemoryTables
 from mesh import addressing, inquiry
 from mesh.delivery.target import Judgement, Verdict
 from mesh.delivery.watch import Outcome
-from mesh.errors import AppError, BrokerUnavailable
+from mesh.errors import BrokerUnavailable
 from mesh.inquiry import Answers, Inquirer, Witness
 from mesh.journal import story, testimony
 from mesh.journal.recorder import SAMPLE, Recorder
@@ -130,7 +130,7 @@ async def test_delivered_after_a_retry_by_another_app(clock):
 async def test_other_ends(clock, outcome, state):
     recorder = Recorder("billing", clock)
     watch, record = recorder.watch(BILLING), Stored(structured())
-    watch.attempted(record, 1, AppError("the app broke off"), 0.5, None)
+    watch.attempted(record, 1, Judgement(Verdict.RETRY, "the app broke off"), 0.5, None)
     watch.settled(record, outcome)
     content = told(recorder).content
     assert [(line["what"], line.get("outcome"), line.get("reason")) for line in content["steps"]] == [
