@@ -6,18 +6,16 @@ for reading; each group is a queue of its own besides.
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from functools import partial
 from itertools import count
 
 from brokers.event_arguments import check_start
-from brokers.key_order import KeyOrder
+from brokers.memory_groups import MemoryGroup, MemoryRecord, MemorySubscription, text
 from mesh import addressing
 from mesh.clock import SystemClock
 from mesh.errors import BrokerError, BrokerUnavailable, MessageTooLarge
-from mesh.event import Attributes, AttributeValue
-from mesh.ports import NOW, Backlog, Clock, Feature, Group, Handler, Message, Mode, Order, Page, Record, Start, Topic
+from mesh.ports import NOW, Backlog, Clock, Feature, Group, Handler, Message, Order, Page, Record, Start, Topic
 
 DEDUPE_WINDOW = 120.0
 """Seconds for which a caller's id is remembered."""
@@ -44,9 +42,9 @@ class MemoryEventLog:
         self._kept: dict[Topic, deque[MemoryRecord]] = {}
         self._kept_order: deque[tuple[Topic, int]] = deque()  # with sizes
         self._kept_bytes = 0
-        self._queues: dict[Group, _GroupQueue] = {}
-        self._by_topic: dict[Topic, list[_GroupQueue]] = {}  # those without wildcards
-        self._by_pattern: list[_GroupQueue] = []
+        self._queues: dict[Group, MemoryGroup] = {}
+        self._by_topic: dict[Topic, list[MemoryGroup]] = {}  # those without wildcards
+        self._by_pattern: list[MemoryGroup] = []
         self._seen: OrderedDict[tuple[Topic, str], float] = OrderedDict()
         self._positions = count(1)
         self.problem: str | None = "the log is not started"
@@ -108,14 +106,15 @@ class MemoryEventLog:
                     f"'{order.value}'; they have to end first"
                 )
             entries = queue.entries
-            self.forget_group(group)
+            self._forget(group)
             queue = self._found(group, order)
             for entry in entries:
                 queue.put(entry.record, entry.attempts)
-        return MemorySubscription(self, queue, handler, concurrency, lasting)
+        deserted = None if lasting else partial(self._forget, group)
+        return MemorySubscription(queue, handler, concurrency, deserted)
 
-    def _found(self, group: Group, order: Order) -> _GroupQueue:
-        queue = self._queues[group] = _GroupQueue(group, self._clock, self._max_messages, order)
+    def _found(self, group: Group, order: Order) -> MemoryGroup:
+        queue = self._queues[group] = MemoryGroup(group, self._clock, self._max_messages, order)
         if addressing.is_pattern(group.topic.name):
             self._by_pattern.append(queue)
         else:
@@ -124,9 +123,9 @@ class MemoryEventLog:
 
     async def unsubscribe(self, group: Group) -> bool:
         self._check_open()
-        return self.forget_group(group)
+        return self._forget(group)
 
-    def forget_group(self, group: Group) -> bool:
+    def _forget(self, group: Group) -> bool:
         """False when there is none."""
         queue = self._queues.pop(group, None)
         if queue is None:
@@ -199,274 +198,11 @@ class MemoryEventLog:
         return False
 
 
-class MemoryRecord:
-    """A `Record`, and what a group makes its deliveries of."""
-
-    __slots__ = ("address", "expiry", "message", "number", "time")
-
-    def __init__(self, number: int, topic: Topic, message: Message, now: float) -> None:
-        self.number = number
-        self.address = topic
-        self.message = message
-        self.time = now
-        self.expiry = None if message.ttl is None else now + message.ttl
-
-    @property
-    def mode(self) -> Mode:
-        return self.message.mode
-
-    @property
-    def attributes(self) -> Attributes:
-        return {name: _text(value) for name, value in self.message.attributes.items()}
-
-    @property
-    def payload(self) -> bytes | None:
-        return self.message.payload
-
-    @property
-    def content_type(self) -> str | None:
-        return self.message.content_type
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {name.lower(): value for name, value in self.message.headers.items()}
-
-    @property
-    def position(self) -> str:
-        return str(self.number)
-
-    @property
-    def topic(self) -> str:
-        return self.address.name
-
-
-class MemorySubscription:
-    """One member of a group."""
-
-    def __init__(
-        self, log: MemoryEventLog, queue: _GroupQueue, handler: Handler, concurrency: int, lasting: bool
-    ) -> None:
-        self.handler = handler
-        self._log = log
-        self._queue = queue
-        self._concurrency = concurrency
-        self._lasting = lasting
-        self.in_hand: set[MemoryDelivery] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        queue.members.append(self)
-        queue.dispatch()
-
-    @property
-    def free(self) -> bool:
-        return len(self.in_hand) < self._concurrency
-
-    def set_concurrency(self, concurrency: int) -> None:
-        self._concurrency = concurrency
-        self._queue.dispatch()
-
-    def take(self, delivery: MemoryDelivery) -> None:
-        self.in_hand.add(delivery)
-        self._idle.clear()
-        # Not called from here: a handler that settles at once would come back in, as deep as the queue is long.
-        asyncio.get_running_loop().call_soon(self._handle, delivery)
-
-    def _handle(self, delivery: MemoryDelivery) -> None:
-        if delivery in self.in_hand:
-            self.handler(delivery)
-
-    def let_go(self, delivery: MemoryDelivery) -> bool:
-        """Whether `delivery` was in hand until now."""
-        if delivery not in self.in_hand:
-            return False
-        self.in_hand.remove(delivery)
-        if not self.in_hand:
-            self._idle.set()
-        return True
-
-    async def close(self) -> None:
-        self._concurrency = 0
-        try:
-            await self._idle.wait()
-        finally:  # cancelled: what is left in hand goes to other members
-            if self in self._queue.members:
-                self._queue.members.remove(self)
-            for delivery in list(self.in_hand):
-                delivery.retry(0.0)
-            if not self._lasting and not self._queue.members:
-                self._log.forget_group(self._queue.group)
-
-
-class MemoryDelivery:
-    """A `Delivery` of `MemorySubscription`."""
-
-    __slots__ = ("_entry", "_member", "_queue", "attempt")
-
-    def __init__(self, queue: _GroupQueue, member: MemorySubscription, entry: _Entry) -> None:
-        self._queue = queue
-        self._member = member
-        self._entry = entry
-        self.attempt = entry.attempts
-
-    @property
-    def mode(self) -> Mode:
-        return self._entry.record.mode
-
-    @property
-    def attributes(self) -> Attributes:
-        return self._entry.record.attributes
-
-    @property
-    def payload(self) -> bytes | None:
-        return self._entry.record.payload
-
-    @property
-    def content_type(self) -> str | None:
-        return self._entry.record.content_type
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return self._entry.record.headers
-
-    @property
-    def position(self) -> str:
-        return self._entry.record.position
-
-    @property
-    def topic(self) -> str:
-        return self._entry.record.topic
-
-    @property
-    def time(self) -> float:
-        return self._entry.record.time
-
-    def ack(self) -> None:
-        if self._member.let_go(self):
-            self._queue.forget(self._entry)
-
-    def retry(self, delay: float) -> None:
-        if self._member.let_go(self):
-            self._queue.put_back(self._entry, delay)
-
-    def release(self) -> None:
-        if self._member.let_go(self):
-            self._entry.attempts -= 1
-            self._queue.put_back(self._entry, 0.0)
-
-
-class _Entry:
-    """A message in the queue of one group."""
-
-    __slots__ = ("attempts", "due", "record")
-
-    def __init__(self, record: MemoryRecord, attempts: int) -> None:
-        self.record = record
-        self.attempts = attempts
-        self.due = False
-        """Its turn has come: nothing of its key is before it."""
-
-
-class _GroupQueue:
-    """What one group has yet to handle, and its members."""
-
-    def __init__(self, group: Group, clock: Clock, limit: int, order: Order) -> None:
-        self.group = group
-        self.order = order
-        self.members: list[MemorySubscription] = []
-        self._clock = clock
-        self._limit = limit
-        self._unhandled: OrderedDict[int, _Entry] = OrderedDict()  # by position, oldest first
-        self._due: OrderedDict[int, _Entry] = OrderedDict()  # those that wait for a free member, next one first
-        self._keys = KeyOrder[_Entry](self._begin)
-
-    def backlog(self) -> Backlog:
-        waiting = sum(not entry.attempts for entry in self._unhandled.values())
-        return Backlog(waiting, len(self._unhandled) - waiting)
-
-    @property
-    def entries(self) -> list[_Entry]:
-        """What is yet to be handled, oldest first."""
-        return list(self._unhandled.values())
-
-    def put(self, record: MemoryRecord, attempts: int = 0) -> None:
-        if len(self._unhandled) >= self._limit:
-            self.forget(next(iter(self._unhandled.values())))
-        entry = self._unhandled[record.number] = _Entry(record, attempts)
-        key = self._key(entry)
-        if key is None:
-            self._begin(entry)
-        else:
-            self._keys.add(key, entry)
-        self.dispatch()
-
-    def _key(self, entry: _Entry) -> str | None:
-        """What stands in a line with others of the same text; `None` stands in none."""
-        if self.order is Order.STRICT:
-            return ""
-        return entry.record.message.key if self.order is Order.KEY else None
-
-    def _begin(self, entry: _Entry) -> bool:
-        """Its turn has come. False when it was forgotten meanwhile."""
-        if entry.record.number not in self._unhandled:
-            return False
-        entry.due = True
-        self._due[entry.record.number] = entry
-        return True
-
-    def put_back(self, entry: _Entry, delay: float) -> None:
-        if delay > 0:
-            self._clock.call_later(delay, lambda: self._make_due(entry))
-        else:
-            self._make_due(entry)
-        self.dispatch()
-
-    def forget(self, entry: _Entry) -> None:
-        self._drop(entry)
-        self.dispatch()
-
-    def _drop(self, entry: _Entry) -> None:
-        if self._unhandled.pop(entry.record.number, None) is not None:
-            self._due.pop(entry.record.number, None)
-            key = self._key(entry)
-            if key is not None and entry.due:
-                self._keys.done(key)
-
-    def clear(self) -> None:
-        self._unhandled.clear()
-        self._due.clear()
-        self.members.clear()
-
-    def dispatch(self) -> None:
-        """Hand what is due to members with a free place, in turn."""
-        while self._due and (member := next((member for member in self.members if member.free), None)):
-            self.members.remove(member)
-            self.members.append(member)
-            _, entry = self._due.popitem(last=False)
-            expiry = entry.record.expiry
-            if expiry is not None and expiry <= self._clock.now():
-                self._drop(entry)
-                continue
-            entry.attempts += 1
-            member.take(MemoryDelivery(self, member, entry))
-
-    def _make_due(self, entry: _Entry) -> None:
-        if entry.record.number in self._unhandled:
-            self._due[entry.record.number] = entry
-            self.dispatch()
-
-
 def _covers(pattern: Topic, topic: Topic) -> bool:
     return pattern.pubsub == topic.pubsub and addressing.covers(pattern.name, topic.name)
 
 
-def _text(value: AttributeValue) -> str:
-    """An attribute as a header carries it (CloudEvents core, "Type System")."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value)
-
-
 def _size(message: Message) -> int:
     size = len(message.payload or b"") + len(message.content_type or "")
-    size += sum(len(name) + len(_text(value).encode()) for name, value in message.attributes.items())
+    size += sum(len(name) + len(text(value).encode()) for name, value in message.attributes.items())
     return size + sum(len(name) + len(value.encode()) for name, value in message.headers.items())
