@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import ChainMap
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from starlette.types import ASGIApp
 
@@ -65,6 +65,7 @@ from sidecar.api.state_extras import StateExtrasApi
 from sidecar.api.subscriptions import SubscriptionsApi
 from sidecar.api.triggers import TriggersApi
 from sidecar.app_health import AppHealth
+from sidecar.backbone import Backbone, open_backbone
 from sidecar.channel import OutsideWorld, open_app_channel
 from sidecar.components import Components, Surroundings, Upkeep
 from sidecar.flags import SidecarFlags
@@ -77,73 +78,14 @@ from sidecar.http.responses import CatchErrors
 from sidecar.http.routing import Router
 from sidecar.http.server import HttpServer, socket_path
 from sidecar.metadata import describe
-from sidecar.runtime import App, Backbone, ReadAgain, Runtime
+from sidecar.runtime import App, ReadAgain, Runtime
 from sidecar.settings import CALLERS_VERIFIED, BrokerAddress, Settings
 from sidecar.telemetry import Observers
-
-if TYPE_CHECKING:
-    from brokers.nats.connection import Connection
 
 logger = logging.getLogger("meshwire.runtime")
 
 HEADER_SLACK = 4096
 """Bytes of header beyond `--read-buffer-size` that are still taken, as Dapr's server does."""
-
-
-def open_backbone(broker: BrokerAddress, me: Peer, *, prefix: str, replicas: int = 1) -> Backbone:
-    if broker.kind == "memory":
-        from brokers.memory import MemoryEventLog
-        from brokers.memory_alarms import MemoryAlarmClocks
-        from brokers.memory_requests import MemoryExchange, MemoryRequests
-        from brokers.memory_tables import MemoryTables
-
-        return Backbone(MemoryEventLog(), MemoryRequests(MemoryExchange(), me), MemoryTables(), MemoryAlarmClocks())
-    from brokers.nats.alarms import NatsAlarmClocks
-    from brokers.nats.event_log import NatsEventLog
-    from brokers.nats.requests import NatsRequests
-    from brokers.nats.tables import NatsTables
-
-    connection = nats_connection(broker, me.app_id)
-    tables = NatsTables(connection, namespace=me.namespace, prefix=prefix, replicas=replicas)
-    return Backbone(
-        NatsEventLog(connection, namespace=me.namespace, prefix=prefix, replicas=replicas, tables=tables),
-        NatsRequests(connection, me, prefix=prefix),
-        tables,
-        NatsAlarmClocks(connection, namespace=me.namespace, prefix=prefix, replicas=replicas),
-    )
-
-
-def open_event_log(broker: BrokerAddress, *, name: str, namespace: str, prefix: str) -> EventLog:
-    """The event log of the backbone alone, not started. `name` is what the broker shows for this client."""
-    if broker.kind == "memory":
-        from brokers.memory import MemoryEventLog
-
-        return MemoryEventLog()
-    from brokers.nats.event_log import NatsEventLog
-    from brokers.nats.tables import NatsTables
-
-    connection = nats_connection(broker, name)
-    tables = NatsTables(connection, namespace=namespace, prefix=prefix)
-    return NatsEventLog(connection, namespace=namespace, prefix=prefix, tables=tables)
-
-
-def nats_connection(broker: BrokerAddress, name: str) -> Connection:
-    from brokers.nats.connection import Connection, Lookup, Servers
-
-    if broker.folder is None:
-        servers = Servers(broker.servers)
-        lookup = Lookup(lambda: servers)
-    else:
-        from brokers.nats import embedded
-
-        folder = broker.folder
-
-        def find() -> Servers | None:
-            endpoint = embedded.endpoint(folder)
-            return None if endpoint is None else Servers([endpoint.url], endpoint.token)
-
-        lookup = Lookup(find, lambda: embedded.failure(folder))
-    return Connection(lookup, name=name)
 
 
 def assemble(

@@ -23,10 +23,9 @@ from brokers.nats.connection import Connection
 from mesh.errors import ConfigurationError, MeshError
 from mesh.ids import random_id
 from mesh.ports import Delivery, Group, Message, Mode, NoResponder, Peer, Request, Response, Topic
-from sidecar.assembly import nats_connection, open_backbone
+from sidecar.backbone import Backbone, nats_connection, open_backbone
 from sidecar.cli.api import address_of, call
 from sidecar.registry import Entry
-from sidecar.runtime import Backbone
 from sidecar.settings import BrokerAddress, redacted
 
 NAME = "meshwire-doctor"

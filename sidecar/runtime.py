@@ -15,9 +15,7 @@ from mesh import subscriptions
 from mesh.bindings.input import Inputs
 from mesh.errors import AppError, BrokerError, ConfigurationError
 from mesh.invocation import Callee
-from mesh.ports import AppChannel, EventLog, Requests, Server
-from mesh.ports.alarms import AlarmClocks
-from mesh.ports.tables import Tables
+from mesh.ports import AppChannel, Server
 from mesh.pubsub import DEFAULT_COMPONENT
 from mesh.resiliency.policy import Policy
 from mesh.resiliency.retry import Failure
@@ -25,6 +23,7 @@ from mesh.resources import Resources
 from mesh.subscriber import Subscriber
 from mesh.subscriptions import SubscriptionSpec
 from sidecar.app_health import AppHealth
+from sidecar.backbone import Backbone
 from sidecar.channel import OutsideWorld
 from sidecar.components import Components
 from sidecar.folder_watch import FolderWatch
@@ -56,15 +55,6 @@ class End(Enum):
     """SIGHUP: start again, with the files read anew."""
     OVERDUE = "overdue"
     """The shutdown took longer than its grace."""
-
-
-class Backbone(NamedTuple):
-    """The broker of the mesh, not started. All share the connection of the log, which is closed last."""
-
-    log: EventLog
-    requests: Requests
-    tables: Tables
-    alarms: AlarmClocks
 
 
 class ReadAgain(NamedTuple):

@@ -48,7 +48,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 async def _forget(group: Group, broker: BrokerAddress, namespace: str) -> bool:
-    from sidecar.assembly import open_event_log
+    from sidecar.backbone import open_event_log
 
     prefix = os.environ.get("MESHWIRE_PREFIX") or DEFAULT_PREFIX
     log = open_event_log(broker, name="unsubscribe", namespace=namespace, prefix=prefix)

@@ -25,8 +25,9 @@ from mesh.ports import OLDEST, AppResponse, Group, Message, Mode, Peer, Topic
 from mesh.pubsub import DEFAULT_COMPONENT
 from sidecar import flags
 from sidecar.assembly import assemble
+from sidecar.backbone import Backbone
 from sidecar.channel.http import HttpAppChannel
-from sidecar.runtime import Backbone, Runtime
+from sidecar.runtime import Runtime
 from sidecar.settings import Settings
 from sidecar.testing.apps import AppServer, Event, Handler, Recorder, Seen, by_topic, subscribing
 from sidecar.testing.background import LIMIT, Background

@@ -9,7 +9,7 @@ import pytest
 from brokers.nats.embedded import ensure_keeper, hold, mesh_folder
 from mesh.addressing import DEFAULT_PREFIX
 from mesh.ports import Group, Topic
-from sidecar.assembly import open_event_log
+from sidecar.backbone import open_event_log
 from sidecar.cli import main, unsubscribe
 from sidecar.settings import parse_broker
 from tests.contract.nats_server import NatsServer
