@@ -156,6 +156,7 @@ class NatsEventLog:
                 raise error
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)
+            timeout = ATTEMPT_TIMEOUT
             try:
                 await self._connection.wait_connected(remaining)
                 if isinstance(error, _NoStream):

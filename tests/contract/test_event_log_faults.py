@@ -22,7 +22,7 @@ from brokers.nats.event_log import NatsEventLog
 from mesh import addressing
 from mesh.delivery import dead_letter
 from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError, InvalidEvent, MessageTooLarge
-from mesh.ports import OLDEST, Delivery, EventLog, Group, Message, Mode, Order, Topic
+from mesh.ports import OLDEST, Delivery, EventLog, Group, Message, Mode, Order, Start, Topic
 from tests.contract.implementations import nats_event_log
 from tests.contract.inbox import Inbox
 from tests.contract.nats_server import NatsServer, cluster
@@ -315,6 +315,12 @@ async def test_the_leader_of_a_cluster_may_die(
         log = nats_event_log([server.url for server in servers], namespace, replicas=3)
         stack.push_async_callback(log.close)
         await asyncio.wait_for(log.start(), 20)  # it waits for the cluster to elect its first leader
+        for server in servers:  # of which two lag behind the leader
+            async with connected(server, namespace) as reader:
+                for number in range(100):
+                    position = await log.publish(Topic("pubsub", "read"), raw(f"{number}"))
+                    page = await reader.read(Topic("pubsub", "read"), Start(position=position), limit=10)
+                    assert [record.position for record in page.records] == [position]
         arrivals = inbox()
         await asyncio.wait_for(log.subscribe(SHIPPING, arrivals, concurrency=64), 10)
         acknowledged: list[bytes] = []
