@@ -102,7 +102,7 @@ class Witness:
         key = (self._subject, ANSWER, question.key[-1], self._name)
         try:
             await self._table.commit([Put(key=key, value=answer, ttl=RECORD_TTL)])
-        except BrokerError as error:
+        except MeshError as error:  # also a question with a name that is no part of a key
             logger.debug("%s: a question stays without an answer: %s", self._subject, error)
 
     async def _attend(self, heard: asyncio.Event) -> None:

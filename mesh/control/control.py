@@ -165,7 +165,7 @@ class Control:
         if isinstance(change, Entry):
             try:
                 setting = settings.decode(change.value)
-            except msgspec.DecodeError as error:
+            except ValueError as error:
                 logger.warning("what is set for subscription %s cannot be read: %s", "/".join(change.key[1:]), error)
                 return
         if change.revision > self._settings.get(name, (NOTHING, ABSENT))[1]:
@@ -206,7 +206,7 @@ class Control:
         for sidecar, given in answers.given.items():
             try:
                 there[sidecar] = _decode(given)
-            except msgspec.DecodeError:
+            except (ValueError, RecursionError):
                 silent.append(sidecar)
         return Replicas(there, silent)
 
@@ -216,9 +216,10 @@ class Control:
             entry = await self._table.get(name.key)
             try:
                 before = NOTHING if entry is None else settings.decode(entry.value)
-            except msgspec.DecodeError as error:
-                raise BrokerError(f"{'/'.join(name.key)} cannot be read: {error}") from None
-            after = settings.changed(before, action)
+            except ValueError as error:
+                logger.warning("what is set for subscription %s is replaced: %s", "/".join(name.key[1:]), error)
+                before = None
+            after = settings.changed(before or NOTHING, action)
             if after == before:
                 return ABSENT if entry is None else entry.revision
             change: Put | Delete

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from mesh.ports import Clock, Delivery, Handler, Subscription
+from mesh.ports import Clock, Delivery, Handler, Subscription, Timer
 
 BURST = 0.1
 """Seconds whose events may come at once after a quiet time, at a limited rate; at least one event."""
@@ -26,7 +26,8 @@ class Gate:
         self._wishes: dict[str, int] = {}
         self._subscription: Subscription | None = None
         self._bucket: _Bucket | None = None
-        self._waiting = False
+        self._timer: Timer | None = None
+        """When there are more tokens."""
 
     @property
     def allowed(self) -> int:
@@ -51,7 +52,8 @@ class Gate:
 
     def detach(self) -> None:
         """The subscription is being closed."""
-        self._subscription = None  # and with it the timer ends
+        self._subscription = None
+        self._stop_timer()
 
     def wish(self, who: str, most: int | None) -> None:
         """At most `most` in hand (0: take no more), until `who` wishes otherwise; `None` is no wish."""
@@ -69,6 +71,7 @@ class Gate:
         if rate == self.rate:
             return
         self._bucket = None if rate is None else _Bucket(rate, self._clock.now())
+        self._stop_timer()  # at the rate before it may be due in an hour
         self._weigh()
 
     def around(self, handler: Handler) -> Handler:
@@ -92,14 +95,17 @@ class Gate:
         tokens = bucket.fill(now)
         # Without a token nothing may take the place of what is settled, so then it is 0, not what is in hand.
         self.wish("rate", 0 if tokens < 1 else self._in_hand() + math.floor(tokens))
-        if tokens < bucket.burst and not self._waiting and self._subscription is not None:
-            self._waiting = True
-            self._clock.call_later(bucket.time_to_next(), self._weigh_again)
+        if tokens < bucket.burst and self._timer is None and self._subscription is not None:
+            self._timer = self._clock.call_later(bucket.time_to_next(), self._weigh_again)
 
     def _weigh_again(self) -> None:
-        self._waiting = False
-        if self._subscription is not None:
-            self._weigh()
+        self._timer = None
+        self._weigh()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class _Bucket:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
+from msgspec import Meta
 
 from mesh.errors import MeshError, clip
 from mesh.ports.tables import Key
@@ -47,9 +47,9 @@ class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
     paused: bool = False
     draining: bool = False
     """Paused by an order to drain: whoever looks wants to know when nothing is in hand any more."""
-    rate: float | None = None
+    rate: Annotated[float, Meta(ge=MIN_RATE, le=MAX_RATE)] | None = None
     """Events per second of each replica."""
-    concurrency: int | None = None
+    concurrency: Annotated[int, Meta(ge=1, le=MAX_CONCURRENCY)] | None = None
     """Events in hand at once, of each replica."""
 
     @property
@@ -60,7 +60,15 @@ class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
 NOTHING = Setting()
 
 encode = msgspec.json.Encoder().encode
-decode = msgspec.json.Decoder(Setting).decode
+_decode = msgspec.json.Decoder(Setting).decode
+
+
+def decode(value: bytes) -> Setting:
+    """Raises `ValueError` for what is no setting: whoever may write to the broker can write anything."""
+    try:
+        return _decode(value)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -101,7 +109,7 @@ def parse(body: bytes) -> Action:
         )
     if asked.wait_seconds and asked.action != "drain":
         raise InvalidAction(f"waitSeconds belongs to the action drain, not to {asked.action}")
-    if not 0 <= asked.wait_seconds <= MAX_WAIT or math.isnan(asked.wait_seconds):
+    if not 0 <= asked.wait_seconds <= MAX_WAIT:
         raise InvalidAction(f"waitSeconds must be from 0 to {MAX_WAIT:g} (got {asked.wait_seconds:g})")
     return asked
 

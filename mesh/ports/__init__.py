@@ -5,7 +5,7 @@ the hot path are here; those of tables, alarms and stores are imported from thei
 """
 
 from mesh.ports.app import AppChannel, AppResponse, AppRoute, HeaderLines
-from mesh.ports.clock import Clock
+from mesh.ports.clock import Clock, Timer
 from mesh.ports.events import (
     NOW,
     OLDEST,
@@ -70,5 +70,6 @@ __all__ = [
     "Server",
     "Start",
     "Subscription",
+    "Timer",
     "Topic",
 ]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Protocol
+
+
+class Timer(Protocol):
+    def cancel(self) -> None:
+        """Do not call any more, and let go of what the call would have needed."""
+        ...
 
 
 class Clock(Protocol):
@@ -14,6 +19,6 @@ class Clock(Protocol):
         """Seconds since the epoch."""
         ...
 
-    def call_later(self, delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle | object: ...
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer: ...
 
     async def sleep(self, delay: float) -> None: ...

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, Protocol, TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 from mesh.errors import MeshError, clip
 from mesh.ports import Clock
@@ -158,10 +158,6 @@ class Policy:
         return _Outcome(result, None, failed(result))
 
 
-class _Timer(Protocol):
-    def cancel(self) -> None: ...
-
-
 async def _within(seconds: float, attempt: Callable[[], Awaitable[T]], clock: Clock) -> T:
     """`asyncio.timeout`, on our clock."""
     task = asyncio.current_task()
@@ -174,7 +170,7 @@ async def _within(seconds: float, attempt: Callable[[], Awaitable[T]], clock: Cl
         expired = True
         task.cancel()
 
-    timer = cast(_Timer, clock.call_later(seconds, expire))
+    timer = clock.call_later(seconds, expire)
     try:
         result = await attempt()
     except (asyncio.CancelledError, Exception) as error:

@@ -9,7 +9,7 @@ from mesh.control import control as module
 from mesh.control.control import Control
 from mesh.control.gate import Gate
 from mesh.control.setting import NOTHING, Name, Setting, parse
-from mesh.errors import BrokerError, BrokerUnavailable
+from mesh.errors import BrokerUnavailable
 from mesh.ports.tables import Put
 from tests.virtual_clock import VirtualClock
 
@@ -144,14 +144,26 @@ async def test_changes_at_the_same_time_add_up(start, clock):
     assert two.control.setting(ORDERS) == Setting(paused=True, rate=7, concurrency=2)
 
 
-async def test_an_unreadable_record_changes_nothing(start, clock, table, caplog):
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"pause!",
+        b"\xff",
+        b'{"rate":0}',
+        b'{"rate":1e300}',
+        b'{"concurrency":-5}',
+        b'{"more":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+    ids=range(6),
+)
+async def test_an_unreadable_record_changes_nothing_and_can_be_replaced(start, clock, table, caplog, garbage):
     one = await start("one")
-    await table.commit([Put(key=ORDERS.key, value=b"pause!")])
+    await table.commit([Put(key=ORDERS.key, value=garbage)])
     await clock.settle()
-    assert one.allowed == 64
+    assert (one.allowed, one.gates[ORDERS].rate) == (64, None)
     assert "pubsub/orders cannot be read" in caplog.text
-    with pytest.raises(BrokerError, match="cannot be read"):
-        await one.control.act(ORDERS, action('{"action": "pause"}'))
+    await finished(clock, one.control.act(ORDERS, action('{"action": "pause"}')))
+    assert (one.allowed, one.control.setting(ORDERS)) == (0, Setting(paused=True))
 
 
 class Away:

@@ -95,6 +95,17 @@ async def test_a_rate_is_taken_away_at_once(clock):
     assert broker.gate.rate is None
 
 
+async def test_a_rate_that_is_raised_does_not_wait_for_the_moment_of_the_old_one(clock):
+    broker = Broker(clock, 0.001)
+    broker.gate.limit(0.001)
+    broker.start()
+    await clock.advance(1.0)
+    broker.gate.limit(10)
+    await clock.advance(5.0)
+    assert len(broker.times) >= 50
+    assert clock.pending <= 2
+
+
 async def test_what_comes_too_many_is_paid_by_waiting(clock):
     broker = Broker(clock)
     broker.gate.limit(1)
