@@ -52,6 +52,7 @@ class SqsBinding:
     """
 
     exclusive = False
+    refuses = True
     operations = OPERATIONS
 
     def __init__(self, client: Client, clock: Clock, queue: str) -> None:

@@ -113,6 +113,7 @@ class FileWatch:
     """An `InputBinding`. One file is under way at a time, the one that was changed first before the others."""
 
     exclusive = True
+    refuses = True
 
     def __init__(
         self,

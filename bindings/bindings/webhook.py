@@ -157,6 +157,7 @@ class WebhookBinding:
     """An `InputBinding`; every replica listens."""
 
     exclusive = False
+    refuses = True
 
     def __init__(self, setup: Setup, check: Check) -> None:
         settings = setup.settings

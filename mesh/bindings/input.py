@@ -81,7 +81,7 @@ class Inputs:
         if running is None:
             raise ApiError(Code.BINDING_NOT_FOUND, f"there is no input binding {clip(name)}")
         try:
-            await running.accept(item)
+            await running.store(item)
         except BrokerError as error:
             status = 413 if isinstance(error, MessageTooLarge) else 503 if isinstance(error, BrokerUnavailable) else 502
             text = f"the trigger of binding {clip(name)} was not stored: {error}"

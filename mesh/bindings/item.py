@@ -16,7 +16,7 @@ from mesh import addressing, ids
 from mesh.bindings.headers import printable
 from mesh.codec import json as json_codec
 from mesh.codec.media_type import is_media_type
-from mesh.errors import BrokerError, InvalidEvent
+from mesh.errors import InvalidEvent, MessageTooLarge
 from mesh.event import Attributes
 from mesh.ports import Message, Mode, Record
 from mesh.ports.bindings import Item
@@ -30,6 +30,14 @@ OCTETS = "application/octet-stream"
 _decode_metadata = msgspec.json.Decoder(dict[str, str]).decode
 
 
+class MetadataTooLarge(MessageTooLarge):
+    """The metadata of an item are more than any app would take as headers."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, MAX_METADATA)
+        self.args = (f"the item has {size} bytes of metadata, at most {MAX_METADATA} can be sent to an app",)
+
+
 class Trigger(NamedTuple):
     """What the app is sent for an item."""
 
@@ -37,8 +45,8 @@ class Trigger(NamedTuple):
     metadata: Mapping[str, str]
 
 
-def message(binding: str, item: Item, now: float, headers: Mapping[str, str] = {}) -> Message:
-    """`headers` are the context of this hop. Raises `BrokerError` for metadata that no broker will carry."""
+def message(binding: str, item: Item, now: float) -> Message:
+    """Of any size; `check` tells whether it can be stored."""
     source = f"/bindings/{quote(binding, safe='', errors='replace')}"
     given = printable(item.id) if item.id else ""
     attributes: Attributes = {
@@ -46,17 +54,12 @@ def message(binding: str, item: Item, now: float, headers: Mapping[str, str] = {
         "id": given or ids.random_id(),
         "source": source,
         "type": addressing.BINDING_TRIGGERED,
-        "time": ids.utc_time(now if item.time is None else item.time),
+        "time": _time(item.time, now),
         "datacontenttype": item.content_type if is_media_type(item.content_type) else OCTETS,
     }
     if item.metadata:
         metadata = {_whole(name): _whole(value) for name, value in item.metadata.items()}
-        text = json.dumps(metadata, separators=(",", ":"))  # ASCII: any name and value survives
-        if len(text) > MAX_METADATA:
-            raise BrokerError(
-                f"an item of {binding} has {len(text)} bytes of metadata, at most {MAX_METADATA} are kept"
-            )
-        attributes[METADATA] = text
+        attributes[METADATA] = json.dumps(metadata, separators=(",", ":"))  # ASCII: any name and value survives
     key = printable(item.key) if item.key else None
     if key is not None:
         attributes["partitionkey"] = key
@@ -66,8 +69,22 @@ def message(binding: str, item: Item, now: float, headers: Mapping[str, str] = {
         attributes=attributes,
         key=key,
         dedupe_id=addressing.identity(source, given) if given else None,
-        headers=headers,
     )
+
+
+def check(message: Message) -> None:
+    """Raises `MetadataTooLarge`."""
+    size = len(str(message.attributes.get(METADATA, "")))
+    if size > MAX_METADATA:
+        raise MetadataTooLarge(size)
+
+
+def _time(moment: float | None, now: float) -> str:
+    """When the item arose; sources let anybody choose times, also such that no calendar has."""
+    try:
+        return ids.utc_time(now if moment is None else moment)
+    except (ValueError, OverflowError):
+        return ids.utc_time(now)
 
 
 def _whole(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from hashlib import blake2b
 
 import msgspec
 
@@ -16,9 +17,10 @@ from mesh.bindings.source import Source
 from mesh.bindings.target import BindingTarget
 from mesh.delivery import DeadLetters, Deliverer, DeliveryWatch, Plan
 from mesh.delivery.compile import compile_plan
+from mesh.delivery.letters import Letter, Reason
 from mesh.envelope import hop_headers
-from mesh.errors import AppError, BrokerError, MeshError
-from mesh.ports import OLDEST, AppChannel, Clock, EventLog, Group, Subscription
+from mesh.errors import AppError, BrokerError, MeshError, MessageTooLarge, clip
+from mesh.ports import OLDEST, AppChannel, Clock, EventLog, Group, Message, Subscription
 from mesh.ports.bindings import InputBinding, Item
 from mesh.ports.tables import Tables
 from mesh.resiliency.targets import Resiliency
@@ -67,9 +69,9 @@ class RunningInput:
         ).plan
         if around.channel is not None:
             self._target = BindingTarget(component, around.channel, around.app_id, around.follow)
-        self._source = Source(
-            around.app_id, component.name, binding, self.accept, tables=around.tables, clock=around.clock
-        )
+        refuses = around.dead_letters is None or getattr(binding, "refuses", False)
+        accept = self.store if refuses else self.accept
+        self._source = Source(around.app_id, component.name, binding, accept, tables=around.tables, clock=around.clock)
         self._why_not = ""
         """Why the source does not run."""
         self._delivering: asyncio.Task[None] | None = None
@@ -88,12 +90,47 @@ class RunningInput:
         return "starting" if self._delivering is not None and not self._why_not else "not running"
 
     async def accept(self, item: Item) -> None:
-        """Store the item (`mesh.ports.bindings.Accept`)."""
+        """Store the item, or keep it as a dead letter when it is too large for the broker: its source would offer it
+        for ever, and nothing behind it. Raises `BrokerError`."""
+        message = self._message(item)
+        try:
+            await self._publish(message)
+        except MessageTooLarge as error:
+            await self._bury(message, error)
+
+    async def store(self, item: Item) -> None:
+        """Raises `BrokerError`; `MessageTooLarge` for an item that will never be stored."""
+        await self._publish(self._message(item))
+
+    def _message(self, item: Item) -> Message:
+        return items.message(self.component.name, item, self._around.clock.now())
+
+    async def _publish(self, message: Message) -> None:
+        items.check(message)
         topic, tracer = self._topic, self._around.telemetry.tracer
         with spans.publishing(tracer, topic.pubsub, topic.name, None) as span:
             hop = hop_headers(span.context, None)
-            message = items.message(self.component.name, item, self._around.clock.now(), hop)
-            await self._around.log.publish(topic, message)
+            await self._around.log.publish(topic, msgspec.structs.replace(message, headers=hop))
+
+    async def _bury(self, message: Message, error: MessageTooLarge) -> None:
+        letters, now, name = self._around.dead_letters, self._around.clock.now(), str(message.attributes["id"])
+        assert letters is not None  # noqa: S101 - else nobody calls this
+        # The broker gives it no position. The same item must become the same letter.
+        position = f"oversized-{blake2b(name.encode(), digest_size=16).hexdigest()}"
+        await letters.keep(
+            Letter(
+                group=self._group,
+                topic=self._topic,
+                position=position,
+                stored=now,
+                message=message,
+                reason=Reason.OVERSIZED,
+                text=str(error),
+                first_failure=now,
+                last_failure=now,
+            )
+        )
+        logger.error("item %s of binding %s became a dead letter: %s", clip(name), self.component.name, error)
 
     def begin(self) -> None:
         """Run the source, unless the app has to be asked first."""

@@ -32,8 +32,8 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 Accept = Callable[[Item], Awaitable[None]]
 """Returns when the item is stored durably; only then may the source be told that it is done with.
 
-Raises `BrokerError` when it is not stored: the source keeps it and offers it again. Items may be accepted
-concurrently.
+Raises `BrokerError` when it is not stored: the source keeps it and offers it again. One that the broker will never take
+is kept as a dead letter and counts as stored; but see `RefusingInputBinding`. Items may be accepted concurrently.
 """
 
 
@@ -79,6 +79,14 @@ class LastingInputBinding(InputBinding, Protocol):
         """The component was taken out of the manifests while the sidecar ran: remove what was kept. Not called when
         the sidecar ends. Raises `StoreError`, `BrokerError`."""
         ...
+
+
+class RefusingInputBinding(InputBinding, Protocol):
+    """One that has another place for an item that the broker will never take: with a sender who is told, in the folder
+    or the queue where it is. It is known by this attribute."""
+
+    refuses: bool
+    """`accept` raises `MessageTooLarge` for such an item, which is then the source's to deal with."""
 
 
 class Invocation(msgspec.Struct, frozen=True, kw_only=True):

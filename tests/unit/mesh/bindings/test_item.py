@@ -10,7 +10,7 @@ from mesh.bindings import item as items
 from mesh.bindings.headers import safe
 from mesh.bindings.item import METADATA, OCTETS, Trigger
 from mesh.codec.attributes import check_all
-from mesh.errors import BrokerError, InvalidEvent
+from mesh.errors import InvalidEvent, MessageTooLarge
 from mesh.event import Attributes
 from mesh.ports import Message, Mode
 from mesh.ports.bindings import Item
@@ -69,9 +69,15 @@ def test_whatever_a_source_says_survives(text: str) -> None:
     assert message.attributes["datacontenttype"] == OCTETS
 
 
-def test_metadata_that_no_broker_will_carry() -> None:
-    with pytest.raises(BrokerError, match="32768 are kept"):
-        stored(Item(data=b"", metadata={"a": "ü" * 10_000}))
+def test_metadata_that_no_app_would_take() -> None:
+    items.check(stored(Item(data=b"", metadata={"a": "ü" * 5_000})))
+    with pytest.raises(MessageTooLarge, match="32768 can be sent"):
+        items.check(stored(Item(data=b"", metadata={"a": "ü" * 10_000})))
+
+
+@pytest.mark.parametrize("moment", [1e300, -1e300, float("nan"), float("inf"), 253_402_300_800.0])
+def test_a_time_that_no_calendar_has_is_now(moment: float) -> None:
+    assert stored(Item(data=b"", time=moment)).attributes["time"] == "2023-11-14T22:13:20Z"
 
 
 def test_what_somebody_else_publishes() -> None:
