@@ -33,7 +33,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     wanted = parser.add_argument_group("filter: all dead letters that")
     wanted.add_argument("--pubsub", "-p", help="died in subscriptions of this pub/sub component")
     wanted.add_argument("--topic", "-t", help="died in the subscription to this topic")
-    wanted.add_argument("--reason", help="died for it: attempts, refused, dropped, expired, unrouted, malformed, oversized")
+    wanted.add_argument(
+        "--reason", help="died for it: attempts, refused, dropped, expired, unrouted, malformed, oversized"
+    )
     wanted.add_argument("--status", help="died with this HTTP status")
     wanted.add_argument("--since", metavar="TIME", help="died since then, such as 90m (ago) or 2026-05-04T12:30:00Z")
     wanted.add_argument("--until", metavar="TIME", help="died before then")
