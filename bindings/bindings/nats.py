@@ -29,6 +29,11 @@ MAX_WAITING = 1000
 """Messages of a plain subject that wait in memory; beyond, the oldest are lost."""
 PULL = 5.0
 """Seconds that a request for messages lasts."""
+LOG_PAUSE = 10.0
+"""Seconds between two log lines about messages that are lost."""
+ENDED = (b"404", b"408")
+"""What the server says of a request for messages that has ended as it should: there are none, it has lasted its time.
+What else it says is of a consumer that cannot be read."""
 
 
 class Message(NamedTuple):
@@ -38,9 +43,12 @@ class Message(NamedTuple):
     payload: bytes
 
     @property
-    def is_status(self) -> bool:
-        """A word of the server's, such as that a request for messages has ended."""
-        return self.headers.startswith(b"NATS/1.0 ")
+    def status(self) -> bytes:
+        """A word of the server's, such as that a request for messages has ended; empty for a message, which alone
+        can be answered."""
+        if self.reply or not self.headers.startswith(b"NATS/1.0 "):
+            return b""
+        return self.headers[9:].split(b"\r\n", 1)[0]
 
 
 class NatsBinding:
@@ -141,11 +149,17 @@ class SubjectBinding(NatsBinding):
         """As `InputBinding.run`."""
         connection = await self.connection()
         waiting: asyncio.Queue[Message] = asyncio.Queue(MAX_WAITING)
+        lost, silent_until = 0, 0.0
 
         def take(*message: bytes) -> None:
+            nonlocal lost, silent_until
             if waiting.full():
-                log.warning("messages of %s come faster than they are stored: one is lost", self._subject)
                 waiting.get_nowait()
+                lost += 1
+                now = asyncio.get_running_loop().time()
+                if now >= silent_until:
+                    silent_until = now + LOG_PAUSE
+                    log.warning("messages of %s come faster than they are stored: %d are lost", self._subject, lost)
             waiting.put_nowait(Message(*message))
 
         stop = connection.listen(self._subject, take, self.settings["queueGroup"] or self._name)
@@ -182,7 +196,7 @@ class StreamBinding(NatsBinding):
             except TimeoutError:
                 return  # the connection was lost meanwhile
             missing -= len(messages)
-            offered = [message for message in messages if not message.is_status]
+            offered = [message for message in messages if not message.status]
             try:
                 await accept_all(accept, [_item(message) for message in offered])
             except BaseException:
@@ -191,7 +205,9 @@ class StreamBinding(NatsBinding):
                 raise
             for message in offered:
                 connection.send(message.reply, b"+ACK")
-            if len(offered) < len(messages):
+            for status in (message.status for message in messages if message.status):
+                if not status.startswith(ENDED):
+                    raise StoreUnavailable(f"NATS: the consumer cannot be read: {status.decode('ascii', 'replace')}")
                 return
 
     async def _ensure_consumer(self, connection: Connection, stream: str, durable: str) -> None:
@@ -232,7 +248,7 @@ def _drained(waiting: asyncio.Queue[Message], most: int = MAX_WAITING) -> list[M
 
 
 def _item(message: Message) -> Item:
-    subject = message.subject.decode()
+    subject = message.subject.decode("utf-8", "replace")
     metadata = {**(parse_block(message.headers) if message.headers else {}), "subject": subject}
     words = message.reply.decode().split(".")
     if words[:2] != ["$JS", "ACK"] or len(words) < 9:

@@ -189,6 +189,37 @@ async def test_a_stream_that_is_missing_or_does_not_take_the_subject_is_told(nat
     await binding.close()
 
 
+async def test_a_consumer_that_is_removed_is_told_and_made_anew(nats_server: NatsServer) -> None:
+    stream = await nats_bindings.Stream(nats_server).made()
+    binding, inbox = stream.binding(), Inbox()
+    client = await nats.connect(nats_bindings.url(nats_server))
+    await stream.offer(1)
+    async with running(binding, inbox) as task:
+        await inbox.holds(1)
+        await client.jetstream().delete_consumer(stream.name, "reader")
+        with pytest.raises(StoreUnavailable, match="cannot be read: "):
+            await asyncio.wait_for(asyncio.shield(task), LIMIT)
+    async with running(stream.binding(), inbox):
+        await stream.offer(2)
+        assert (await inbox.holds(3))[-1].data == b'{"number": 2}'
+    await client.close()
+
+
+async def test_a_message_that_looks_like_a_word_of_the_server_is_one_all_the_same(nats_server: NatsServer) -> None:
+    stream = await nats_bindings.Stream(nats_server).made()
+    _, writer = await asyncio.open_connection("127.0.0.1", nats_server.port)
+    account = f'"user":"{nats_bindings.USER}","pass":"{nats_bindings.PASSWORD}"'
+    headers = b"NATS/1.0 503\r\n\r\n"
+    writer.write(b'CONNECT {"headers":true,"verbose":false,%b}\r\n' % account.encode())
+    writer.write(b"HPUB %b.a %d %d\r\n%b1\r\n" % (stream.name.encode(), len(headers), len(headers) + 1, headers))
+    await writer.drain()
+    inbox = Inbox()
+    async with running(stream.binding(), inbox):
+        await stream.offer(2)
+        assert [item.data for item in await inbox.holds(2)] == [b"1", b'{"number": 2}']
+    writer.close()
+
+
 async def test_what_is_sent_to_a_stream_is_stored_once_it_returns(nats_server: NatsServer) -> None:
     stream = await nats_bindings.Stream(nats_server).made()
     binding = stream.binding(subject=f"{stream.name}.>")
