@@ -86,7 +86,11 @@ class BulkRoute:
         self._batch += 1
         if not entries:
             return
-        call = self._route.send(self._body(entries), timeout=self._timeout)
+        try:
+            call = self._route.send(self._body(entries), timeout=self._timeout)
+        except Exception as error:  # that of all of them, not only of the one which made the batch full
+            call = asyncio.get_running_loop().create_future()
+            call.set_exception(error)
         call.add_done_callback(lambda done: _answer(entries, done))
 
     def _body(self, entries: list[_Entry]) -> bytes:

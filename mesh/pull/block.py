@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -17,7 +17,7 @@ from mesh.delivery.watch import DeliveryWatch
 from mesh.errors import ApiError, Code, MeshError
 from mesh.ports import Clock, Group, HeaderLines
 from mesh.pubsub import Component
-from mesh.pull.group import DEMAND, Clients
+from mesh.pull.group import DEMAND, IDLE_LIMIT, Clients
 from mesh.pull.locks import EndedLock, ForeignToken, Lock, Locks, UnknownToken
 from mesh.pull.request import Pull
 from mesh.resiliency.targets import Resiliency
@@ -31,9 +31,6 @@ MAX_LOCKS = 10_000
 """Events in the hands of all its clients."""
 MAX_WAITING = 1_000
 """Clients that wait."""
-IDLE_LIMIT = 20.0
-"""Seconds without a client after which a group is left, and its keys are for other sidecars; it keeps its place."""
-
 
 NOWHERE = Route("", "/")
 """Where events that are pulled are pushed to."""
@@ -91,6 +88,8 @@ class Pulls:
         self._groups: dict[Name, _Group] = {}
         self._ending: dict[Name, asyncio.Task[None]] = {}
         self._waiting = 0
+        self._promised = 0
+        """Events that those who wait may get."""
         self._closed = False
         self.locks = Locks(sidecar, clock)
         self.began: list[Callable[[Name, Live], None]] = []
@@ -103,10 +102,12 @@ class Pulls:
         self._check_limits(asked.max_messages)
         group = self._group(name, asked)
         self._waiting += 1
+        self._promised += asked.max_messages
         try:
             return await group.clients.pull(asked.max_messages, asked.wait_seconds, asked.lock_seconds)
         finally:
             self._waiting -= 1
+            self._promised -= asked.max_messages
 
     def settle(self, tokens: Iterable[str], how: Callable[[str], object]) -> list[Failed]:
         """Do `how` (`Locks.ack` and the like) to each. Returns what could not be done."""
@@ -137,15 +138,16 @@ class Pulls:
         for name in list(self._groups):
             self._end(name)
         self.locks.give_back_all()
-        await asyncio.gather(*self._ending.values())
+        await asyncio.gather(*self._ending.values(), return_exceptions=True)
 
     def _check_limits(self, wanted: int) -> None:
         if self._closed:
             raise ApiError(Code.PULL, "the sidecar ends")
-        if len(self.locks) + wanted > MAX_LOCKS:
+        if len(self.locks) + self._promised + wanted > MAX_LOCKS:
             raise ApiError(
                 Code.PULL_LIMIT,
-                f"clients of this sidecar have {len(self.locks)} events in hand, of at most {MAX_LOCKS}: settle some",
+                f"clients of this sidecar have {len(self.locks)} events in hand and wait for {self._promised} more, of "
+                f"at most {MAX_LOCKS}: settle some",
             )
         if self._waiting >= MAX_WAITING:
             raise ApiError(Code.PULL_LIMIT, f"{MAX_WAITING} clients wait already: pull again later")
@@ -190,7 +192,7 @@ class Pulls:
         except MeshError as error:
             resource = ("pubsub", name.pubsub)
             raise ApiError(Code.TOPIC_INVALID, str(error), resource=resource, metadata={"topic": name.topic}) from None
-        clients = Clients(self._app_id, self.locks, self._clock, lambda: self._note_idle(name))
+        clients = Clients(self._app_id, self.locks, self._clock, lambda: self._leave(name, clients))
         address = Group(self._app_id, component.address(name.topic), name.group)
         live = Live(
             group=address,
@@ -212,14 +214,9 @@ class Pulls:
         live.begin(self._ending.get(name))
         return _Group(component, clients, live)
 
-    def _note_idle(self, name: Name) -> None:
+    def _leave(self, name: Name, clients: Clients) -> None:
         group = self._groups.get(name)
-        if group is not None:
-            self._clock.call_later(IDLE_LIMIT, lambda: self._leave(name, group))
-
-    def _leave(self, name: Name, group: _Group) -> None:
-        """If it is idle still, since it became so."""
-        if self._groups.get(name) is group and group.clients.idle_for(self._clock.now()) >= IDLE_LIMIT:
+        if group is not None and group.clients is clients:
             self._end(name)
 
     def _end(self, name: Name) -> None:
@@ -236,7 +233,7 @@ class Pulls:
 
         task.add_done_callback(forget)
 
-    async def _finish(self, group: _Group, earlier: Awaitable[None] | None) -> None:
+    async def _finish(self, group: _Group, earlier: asyncio.Task[None] | None) -> None:
         if earlier is not None:
-            await earlier
+            await asyncio.wait((earlier,))
         await group.live.end()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from mesh import addressing, inbound
 from mesh.control.gate import Gate
 from mesh.delivery.target import EXCERPT, Judgement, Prepared, Verdict
-from mesh.ports import AppResponse, Clock, Delivery, HeaderLines
+from mesh.ports import AppResponse, Clock, Delivery, HeaderLines, Timer
 from mesh.pull.locks import REJECTED, Lock, Locks
 from mesh.routing import Skipped
 
@@ -17,6 +17,8 @@ PROMPT = 0.3
 """Seconds that the broker gets for its first answer, also when the client would not wait."""
 LINGER = 0.02
 """Seconds from the first event to the answer, in which more may come."""
+IDLE_LIMIT = 20.0
+"""Seconds without a client after which a group is left, and its keys are for other sidecars; it keeps its place."""
 DEMAND = "demand"
 """Whose wish of the gate it is: what clients have in hand and ask for, and no event more."""
 
@@ -26,11 +28,10 @@ _SUCCESS = Judgement(Verdict.SUCCESS)
 class _Asking:
     """A client that waits."""
 
-    __slots__ = ("done", "locks", "open", "seconds")
+    __slots__ = ("done", "locks", "open")
 
-    def __init__(self, wanted: int, seconds: float) -> None:
+    def __init__(self, wanted: int) -> None:
         self.open = wanted
-        self.seconds = seconds
         self.locks: list[Lock] = []
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -43,14 +44,14 @@ class Clients:
     """The `Target` of a group that is pulled from: whoever asks first gets the event, and answers for it."""
 
     def __init__(self, app_id: str, locks: Locks, clock: Clock, idle: Callable[[], None]) -> None:
-        """`idle` is called when nobody asks and nobody has anything in hand any more."""
+        """`idle` is called when for `IDLE_LIMIT` nobody has asked or had anything in hand."""
         self._only = addressing.token(app_id)
         self._locks = locks
         self._clock = clock
         self._idle = idle
         self._asking: deque[_Asking] = deque()
         self._in_hand = 0
-        self._idle_since = clock.now()
+        self._leaving: Timer | None = None
         self._closed = False
         self.gate: Gate | None = None
 
@@ -58,19 +59,15 @@ class Clients:
     def in_hand(self) -> int:
         return self._in_hand
 
-    def idle_for(self, now: float) -> float:
-        """Seconds for which nobody has asked or had anything in hand."""
-        return 0.0 if self._asking or self._in_hand else now - self._idle_since
-
     async def pull(self, wanted: int, wait: float, lock_seconds: float) -> Sequence[Lock]:
         """Up to `wanted` events: those that come until there are so many, `LINGER` after the first one, or none within
         `wait` seconds. Cancelled, it gives back what it had."""
-        asking = _Asking(wanted, lock_seconds)
+        asking = _Asking(wanted)
         self._asking.append(asking)
         self._wish()
         if self._closed:
             asking.finish()
-        self._clock.call_later(max(wait, PROMPT), asking.finish)
+        timer = self._clock.call_later(max(wait, PROMPT), asking.finish)
         try:
             await asking.done
         except asyncio.CancelledError:
@@ -78,6 +75,8 @@ class Clients:
             for lock in asking.locks:
                 lock.give_back()
             raise
+        finally:
+            timer.cancel()  # it would keep the events until the longest wait is over
         self._leave(asking)
         if self._closed:
             for lock in asking.locks:
@@ -90,6 +89,8 @@ class Clients:
     def turn_away(self) -> None:
         """All who wait go away empty, also those who come later."""
         self._closed = True
+        if self._leaving is not None:
+            self._leaving.cancel()
         for asking in self._asking:
             asking.finish()
 
@@ -136,9 +137,11 @@ class Clients:
     def _wish(self) -> None:
         if self.gate is not None:
             self.gate.wish(DEMAND, self._in_hand + sum(asking.open for asking in self._asking))
-        if not (self._asking or self._in_hand):
-            self._idle_since = self._clock.now()
-            self._idle()
+        if self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
+        if not (self._asking or self._in_hand or self._closed):
+            self._leaving = self._clock.call_later(IDLE_LIMIT, self._idle)
 
 
 class _Offer:

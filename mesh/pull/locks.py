@@ -9,7 +9,7 @@ from enum import Enum
 
 from mesh import ids
 from mesh.errors import AppError, MeshError, clip
-from mesh.ports import AppResponse, Clock, Delivery
+from mesh.ports import AppResponse, Clock, Delivery, Timer
 
 REMEMBERED = 10_000
 """Tokens that are no longer good and still recognized, so that a late client learns why."""
@@ -41,7 +41,7 @@ class End(Enum):
 class Lock:
     """One event that was handed out, or is about to be."""
 
-    __slots__ = ("answer", "body", "deadline", "delivery", "ends", "resting", "seconds", "token")
+    __slots__ = ("answer", "body", "deadline", "delivery", "ends", "resting", "timer", "token")
 
     def __init__(self, delivery: Delivery, body: bytes, ends: Callable[[], None]) -> None:
         """`ends` is called once when it is in nobody's hands any more."""
@@ -49,8 +49,9 @@ class Lock:
         self.body = body
         self.ends = ends
         self.token = ""
-        self.seconds = 0.0
         self.deadline = 0.0
+        """For the client, in seconds since the epoch; what counts is the timer."""
+        self.timer: Timer | None = None
         self.resting = False
         """Released with a delay: no client has it, and none gets it yet."""
         self.answer: asyncio.Future[AppResponse] = asyncio.get_running_loop().create_future()
@@ -78,10 +79,8 @@ class Locks:
     def hold(self, lock: Lock, seconds: float) -> None:
         """The client has it from now on, for so long."""
         lock.token = f"{self._sidecar}.{ids.random_id()}"
-        lock.seconds = seconds
-        lock.deadline = self._clock.now() + seconds
         self._held[lock.token] = lock
-        self._clock.call_later(seconds, lambda: self._look_at(lock))
+        self._ends_in(seconds, lock)
 
     def find(self, token: str) -> Lock:
         """Raises `UnknownToken`, `ForeignToken`, `EndedLock`."""
@@ -113,8 +112,7 @@ class Locks:
         lock = self.find(token)
         if delay > 0:
             lock.resting = True
-            lock.deadline = self._clock.now() + delay
-            self._clock.call_later(delay, lambda: self._look_at(lock))
+            self._ends_in(delay, lock)
         else:
             self._forget(lock, End.RELEASED)
             lock.give_back()
@@ -122,8 +120,7 @@ class Locks:
     def renew(self, token: str, seconds: float) -> float:
         """The lock holds for `seconds` from now on. Returns when it ends, in seconds since the epoch."""
         lock = self.find(token)
-        lock.deadline = self._clock.now() + seconds
-        self._clock.call_later(seconds, lambda: self._look_at(lock))
+        self._ends_in(seconds, lock)
         return lock.deadline
 
     def give_back_all(self) -> None:
@@ -132,10 +129,14 @@ class Locks:
             self._forget(lock, End.RELEASED)
             lock.give_back()
 
-    def _look_at(self, lock: Lock) -> None:
-        """A deadline that was set is over; a later one may have been set since."""
-        if self._held.get(lock.token) is not lock or self._clock.now() < lock.deadline:
-            return
+    def _ends_in(self, seconds: float, lock: Lock) -> None:
+        """One timer for each lock, since it keeps the event; and only the timer decides: clocks are set back."""
+        if lock.timer is not None:
+            lock.timer.cancel()
+        lock.deadline = self._clock.now() + seconds
+        lock.timer = self._clock.call_later(seconds, lambda: self._over(lock))
+
+    def _over(self, lock: Lock) -> None:
         if lock.resting:
             self._forget(lock, End.RELEASED)
             lock.give_back()
@@ -152,6 +153,8 @@ class Locks:
             lock.ends()
 
     def _forget(self, lock: Lock, end: End) -> None:
+        if lock.timer is not None:
+            lock.timer.cancel()
         self._held.pop(lock.token, None)
         self._ended[lock.token] = end
         if len(self._ended) > REMEMBERED:

@@ -135,4 +135,4 @@ def _tokens(asked: TokensT) -> TokensT:
 
 def _within(name: str, value: float, least: float, most: float) -> None:
     if not least <= value <= most:  # also refuses what is not a number
-        raise InvalidRequest(f"{name} must be from {least:g} to {most:g} (got {value:g})")
+        raise InvalidRequest(f"{name} must be from {least:g} to {most:g} (got {clip(value)})")

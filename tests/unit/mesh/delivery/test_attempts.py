@@ -10,10 +10,11 @@ import pytest
 
 from brokers.memory import MemoryEventLog
 from mesh.delivery import BackOff, Deliverer, EventTarget, Judgement, Letter, Outcome, Plan, Reason
+from mesh.delivery.bulk import Bulk, BulkRoute
 from mesh.delivery.explanation import explain
 from mesh.delivery.letters import NAMES, strip
 from mesh.delivery.plan import schedule, scheduled
-from mesh.errors import AppError
+from mesh.errors import AppError, MeshError
 from mesh.ports import AppResponse, Group, Message, Mode, Record
 from mesh.resiliency.breaker import BreakerSettings
 from mesh.resiliency.retry import parse_codes
@@ -342,6 +343,19 @@ async def test_a_bug_of_ours_leaves_nothing_in_hand(
     assert (bench.deliverer.in_hand, len(bench.app.calls)) == (0, 2 if step == "judge" else 0)
     async with asyncio.timeout(5):
         await bench.live.end()
+
+
+async def test_a_call_that_cannot_be_made_fails_each_event_of_its_batch(bench: Bench) -> None:
+    def fail(*_: object, timeout: float) -> asyncio.Future[AppResponse]:
+        raise MeshError(f"no call within {timeout:g} s")
+
+    bench.app.send = fail  # type: ignore[method-assign]
+    route = BulkRoute(bench.app, TOPIC, Bulk(events=2), "application/json", bench.clock)
+    first = route.send(EVENT, timeout=3)
+    second = route.send(EVENT, timeout=3)
+    late = route.send(EVENT, timeout=3)
+    await bench.clock.advance(2)
+    assert [str(call.exception()) for call in (first, second, late)] == ["no call within 3 s"] * 3
 
 
 # Circuit breaker

@@ -376,3 +376,47 @@ async def test_an_answer_that_nobody_waits_for_takes_no_longer_than_the_broker(s
     began = clock.now()
     await sidecar().pull()
     assert clock.now() - began <= PROMPT + 0.02
+
+
+async def test_a_lock_that_ended_keeps_nothing(sidecar, log, clock):
+    one = sidecar()
+    await one.pull()
+    await clock.advance(60)
+    pending = clock.pending
+    await publish(log, *map(event, range(4)))
+    acked, released, rejected, renewed = await one.pull(max_messages=4, lock_seconds=3600)
+    one.settle("renew", renewed, 3000)
+    one.settle("renew", renewed, 30)
+    await clock.advance(1)
+    assert clock.pending == pending + 4
+    for how, lock, more in (("ack", acked, ()), ("release", released, (0,)), ("reject", rejected, ("bad",))):
+        one.settle(how, lock, *more)
+    one.settle("ack", renewed)
+    assert clock.pending <= pending + 1  # of the group, which is idle
+
+
+async def test_a_clock_that_is_set_back_keeps_neither_lock_nor_group(sidecar, log, clock):
+    one = sidecar()
+    await one.pull()
+    await publish(log, event(1))
+    await one.pull(lock_seconds=10)
+    now = clock.now
+    clock.now = lambda: now() - 5
+    await clock.advance(10)
+    assert one.watch.attempts[0][1] == "the lock expired before the client said what became of the event"
+    clock.now = lambda: now() - 10
+    await clock.advance(block.IDLE_LIMIT)
+    assert not one.pulls.running()
+
+
+async def test_clients_that_wait_are_promised_no_more_than_there_may_be(sidecar, monkeypatch):
+    monkeypatch.setattr(block, "MAX_LOCKS", 150)
+    one = sidecar()
+    waiting = asyncio.create_task(one.pulls.pull("pubsub", "A", Pull(max_messages=100, wait_seconds=60)))
+    await one.clock.settle()
+    with pytest.raises(ApiError, match="wait for 100 more, of at most 150") as refused:
+        await one.pulls.pull("pubsub", "A", Pull(max_messages=100))
+    assert refused.value.code is Code.PULL_LIMIT
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert list(await one.pull(max_messages=100)) == []

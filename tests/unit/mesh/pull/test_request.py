@@ -27,6 +27,7 @@ def about(rest):
         ('{"maxMessages": 0}', "maxMessages must be from 1 to 100 .got 0."),
         ('{"maxMessages": 101}', "maxMessages must be"),
         ('{"maxMessages": "5"}', "maxMessages"),
+        (f'{{"maxMessages": 1{400 * "0"}}}', "maxMessages must be from 1 to 100 .got 10000"),
         ('{"waitSeconds": -1}', "waitSeconds must be from 0 to 60"),
         ('{"waitSeconds": 61}', "waitSeconds must be"),
         ('{"waitSeconds": 1e400}', "waitSeconds|range"),
