@@ -29,6 +29,11 @@ DEFAULT_SOURCE = "Dapr"
 
 TRACE_ATTRIBUTES = ("traceid", "traceparent", "tracestate")
 EXPIRY_ATTRIBUTES = ("expirytime", "expiration")
+LETTER_ATTRIBUTE = "meshwirereason"
+"""The extension attribute that makes an event a dead letter. A letter tells what was, and has no end of its own."""
+KEPT_EXPIRED = 3600.0
+"""Seconds for which the broker keeps an event that has expired. Whoever would have delivered it finds it then, and can
+tell that it expired, or make a dead letter of it; an event that is gone is told of by nobody."""
 """When an event ends: the CloudEvents extension, and the attribute that Dapr adds for a TTL."""
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -192,7 +197,7 @@ def _wrap(publication: Publication, media_type: str, asked: Options, app_id: str
         payload=payload,
         key=asked.key,
         dedupe_id=addressing.identity(source, event_id) if "id" in overrides else None,
-        ttl=asked.ttl,
+        ttl=None if asked.ttl is None else asked.ttl + KEPT_EXPIRED,
         headers=publication.hop(),
     )
 
@@ -252,7 +257,7 @@ def _amend(members: dict[str, msgspec.Raw], publication: Publication, asked: Opt
         key=asked.key or _string(members.get("partitionkey")) or None,
         # An empty id names nothing: all such events would be repeats of the first.
         dedupe_id=addressing.identity(_string(event["source"]) or "", given_id) if given_id else None,
-        ttl=lifetime(asked.ttl, [_string(members.get(name)) for name in EXPIRY_ATTRIBUTES], now),
+        ttl=_kept(asked.ttl, [_string(event.get(name)) for name in EXPIRY_ATTRIBUTES], now),
         headers=publication.hop(),
     )
 
@@ -303,7 +308,7 @@ def event_message(
         attributes=attributes if mode is Mode.BINARY else {},
         key=key or (str(partition_key) if partition_key is not None else None),
         dedupe_id=addressing.identity(event.source, event.id),
-        ttl=lifetime(ttl, [str(attributes[name]) for name in EXPIRY_ATTRIBUTES if name in attributes], now),
+        ttl=_kept(ttl, [str(attributes[name]) for name in EXPIRY_ATTRIBUTES if name in attributes], now),
         headers=hop,
     )
 
@@ -329,6 +334,15 @@ def _missing_trace(given: Mapping[str, str | None], trace: TraceContext | None) 
     if trace.tracestate and "tracestate" not in given:
         missing["tracestate"] = trace.tracestate
     return missing
+
+
+def _kept(ttl: float | None, expiries: Sequence[str | None], now: float) -> float | None:
+    """Seconds for which the broker keeps what may be delivered for `ttl`, and until the first of `expiries`.
+
+    Longer than that where the event itself says when it ends; what it does not say only the broker can obey.
+    """
+    stated = lifetime(None, expiries, now)
+    return ttl if stated is None or (ttl is not None and ttl < stated) else stated + KEPT_EXPIRED
 
 
 def lifetime(ttl: float | None, expiries: Sequence[str | None], now: float) -> float | None:

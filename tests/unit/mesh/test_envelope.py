@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mesh import envelope
-from mesh.envelope import Publication
+from mesh.envelope import KEPT_EXPIRED, Publication
 from mesh.errors import ApiError, Code
 from mesh.ports import Message, Mode, Topic
 from mesh.trace import TraceContext
@@ -127,7 +127,7 @@ class TestEnvelope:
     )
     def test_ttl(self, metadata: dict[str, str], ttl: float | None, expiration: str | None) -> None:
         message = publish(b"x", metadata=metadata)
-        assert message.ttl == ttl
+        assert message.ttl == (None if ttl is None else ttl + KEPT_EXPIRED)
         assert event(message).get("expiration") == expiration
 
     def test_partition_key_is_no_attribute(self) -> None:
@@ -192,7 +192,12 @@ class TestCallersEvent:
     def test_partitionkey_and_expiry_reach_the_broker(self) -> None:
         body = b'{"id":"1","partitionkey":"k","expirytime":"2023-11-14T22:13:30Z"}'
         message = publish(body, CLOUD_EVENT, metadata={"ttlInSeconds": "60"})
-        assert (message.key, message.ttl) == ("k", 10.0)
+        assert (message.key, message.ttl) == ("k", 10.0 + KEPT_EXPIRED)
+
+    def test_an_end_that_the_event_does_not_tell_is_the_brokers(self) -> None:
+        body = b'{"id":"1","expiration":"2023-11-14T22:13:30Z"}'
+        assert publish(body, CLOUD_EVENT, metadata={"ttlInSeconds": "5"}).ttl == 5.0
+        assert publish(b"x", metadata={"ttlInSeconds": "5", "rawPayload": "true"}).ttl == 5.0
 
     @pytest.mark.parametrize("body", [b"", b"[]", b'"x"', b"{", b'{"a":\xff}', b"{}{}"])
     def test_what_is_no_object_is_refused(self, body: bytes) -> None:
