@@ -15,13 +15,14 @@ import msgspec
 
 from mesh import ids, trace
 from mesh.codec import json as json_codec
-from mesh.envelope import DEFAULT_SOURCE, DEFAULT_TYPE, EXPIRY_ATTRIBUTES, expiry
+from mesh.envelope import DEFAULT_SOURCE, DEFAULT_TYPE, EXPIRY_ATTRIBUTES, LETTER_ATTRIBUTE, expiry
 from mesh.errors import InvalidEvent
 from mesh.event import Attributes, CloudEvent
 from mesh.ports import Mode, Record, Topic
 
 _EXPIRY = frozenset(EXPIRY_ATTRIBUTES)
 _NAMES_A_TRACE = frozenset(("traceparent", "traceid"))
+_TEXTS = frozenset((*EXPIRY_ATTRIBUTES, LETTER_ATTRIBUTE, "traceparent", "traceid", "tracestate"))
 _NO_HEADERS: dict[str, str] = {}
 
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
@@ -37,7 +38,7 @@ class Inbound(msgspec.Struct, frozen=True, gc=False):
     body: bytes
     """The event in the JSON format."""
     expires: float | None
-    """When the event ends, in seconds since the epoch."""
+    """When the event ends, in seconds since the epoch; a dead letter never does."""
     hop: Mapping[str, str]
     """`traceparent`, `tracestate` and `baggage`, as far as there are any."""
 
@@ -90,7 +91,7 @@ def _texts(body: bytes) -> dict[str, str]:
     """The members of an event that are strings."""
     texts = {}
     for name, raw in json_codec.members(body).items():
-        if name in EXPIRY_ATTRIBUTES or name in ("traceparent", "traceid", "tracestate"):
+        if name in _TEXTS:
             try:
                 texts[name] = msgspec.json.decode(raw, type=str)
             except msgspec.DecodeError:
@@ -99,6 +100,8 @@ def _texts(body: bytes) -> dict[str, str]:
 
 
 def _expires(texts: Mapping[str, str]) -> float | None:
+    if LETTER_ATTRIBUTE in texts:
+        return None
     ends = [end for name in EXPIRY_ATTRIBUTES if (end := expiry(texts.get(name))) is not None]
     return min(ends, default=None)
 

@@ -95,6 +95,9 @@ async def parse(raw: Msg) -> MeshMessage:
 
 
 def _expiries(attributes: Attributes) -> list[str]:
+    """None of a dead letter: it has no end."""
+    if envelope.LETTER_ATTRIBUTE in attributes:
+        return []
     return [str(attributes[name]) for name in envelope.EXPIRY_ATTRIBUTES if name in attributes]
 
 

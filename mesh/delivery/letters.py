@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from mesh.codec import json as json_codec
+from mesh.envelope import LETTER_ATTRIBUTE
 from mesh.errors import MeshError
 from mesh.event import Attributes
 from mesh.ids import utc_time
@@ -17,7 +18,7 @@ from mesh.ports import Group, Message, Mode, Record, Topic
 
 KNATIVE = ("knativeerrordest", "knativeerrorcode", "knativeerrordata")
 OWN = (
-    "meshwirereason",
+    LETTER_ATTRIBUTE,
     "meshwireattempts",
     "meshwirefirstfailure",
     "meshwirelastfailure",
@@ -117,7 +118,7 @@ def extension_attributes(letter: Letter) -> Attributes:
     attributes: Attributes = {
         "knativeerrordest": f"meshwire://{group.app_id}{letter.destination}",
         "knativeerrorcode": letter.status or 500,
-        "meshwirereason": letter.reason.value,
+        LETTER_ATTRIBUTE: letter.reason.value,
         "meshwireattempts": letter.attempts,
         "meshwirefirstfailure": utc_time(letter.first_failure),
         "meshwirelastfailure": utc_time(letter.last_failure),

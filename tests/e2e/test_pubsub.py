@@ -300,6 +300,9 @@ async def test_expired_events_are_not_delivered(mesh):
         requests = await app.got(2, "/A")
         assert numbers(requests) == [2, 4]
         assert "expiration" in requests[0].event
+        late = await app.got(2, "/dead")
+        assert numbers(late) == [1, 3]
+        assert {request.event["meshwirereason"] for request in late} == {"expired"}
 
 
 # Groups

@@ -182,6 +182,18 @@ async def test_expired_events_go_to_the_dead_letter_topic_if_there_is_one(bench:
     assert len(bench.dead) == 1
 
 
+@pytest.mark.parametrize("mode", [Mode.STRUCTURED, Mode.BINARY])
+async def test_letters_do_not_expire(bench: Bench, mode: Mode) -> None:
+    await bench.subscribe(Plan())
+    attributes = {"specversion": "1.0", "id": "1", "source": "/a", "type": "t", "expirytime": "2023-11-14T22:13:20Z"}
+    attributes["meshwirereason"] = "expired"
+    binary = Message(mode=mode, payload=b"", attributes=dict(attributes))
+    structured = Message(mode=mode, payload=json.dumps(attributes).encode())
+    await bench.log.publish(TOPIC, binary if mode is Mode.BINARY else structured)
+    await bench.clock.settle()
+    assert len(bench.app.calls) == 1
+
+
 async def test_binary_events_arrive_whole(bench: Bench) -> None:
     await bench.subscribe(Plan())
     attributes = {"specversion": "1.0", "id": "1", "source": "/a", "type": "t", "datacontenttype": "image/png"}
