@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from collections import defaultdict
 from pathlib import Path
 
+import nats
 import psycopg
 import pytest
 
 from bindings.bindings.pgoutput import lsn_number
+from tests.contract.nats_server import NatsServer
 from tests.e2e.mesh import App, Mesh, Request, Sidecar, until
 from tests.servers.postgres import PASSWORD, PostgresServer
 
@@ -84,6 +87,8 @@ async def test_rows_survive_the_death_of_the_sidecar_in_order(tmp_path: Path) ->
     try:
         server.start()
         server.execute("CREATE TABLE orders (id int PRIMARY KEY, version int)")
+        # Another slot, which nobody advances, tells later what was committed.
+        server.execute("SELECT pg_create_logical_replication_slot('witness', 'test_decoding')")
         folder = tmp_path / "resources"
         folder.mkdir()
         settings = "".join(
@@ -98,6 +103,7 @@ async def test_rows_survive_the_death_of_the_sidecar_in_order(tmp_path: Path) ->
             for share in (0.2, 0.6):
                 await until(lambda share=share: number() >= share * total, lambda: f"{number()} of {total}", LIMIT)
                 sidecar.kill()
+                await is_behind_the_broker(server, mesh.server)
                 await sidecar.start().ready()
             await asyncio.gather(*writing)
             await until(lambda: number() >= total, lambda: f"{number()} of {total}:\n{sidecar.log[-3000:]}", LIMIT)
@@ -109,8 +115,46 @@ async def test_rows_survive_the_death_of_the_sidecar_in_order(tmp_path: Path) ->
         server.remove()
 
 
+async def is_behind_the_broker(server: PostgresServer, broker: NatsServer) -> None:
+    """All that the slot has let go of is stored: everything that was committed before its position."""
+    position = confirmed(server)
+    stored = await stored_rows(broker)
+    there = server.execute("SELECT lsn::text, data FROM pg_logical_slot_peek_changes('witness', NULL, NULL)")
+    rows: list[tuple[int, int]] = []
+    behind: set[tuple[int, int]] = set()
+    for lsn, data in there:
+        if data.startswith("table "):
+            rows.append(tuple(map(int, re.findall(r"\[integer\]:(\d+)", data))))  # type: ignore[arg-type]
+        elif data.startswith("COMMIT"):
+            if lsn_number(lsn) <= position:
+                behind.update(rows)
+            rows = []
+    assert behind, "nothing was let go of yet: the kill proves nothing"
+    assert behind <= stored, f"{len(behind - stored)} rows of {len(behind)} are gone from the slot, and stored nowhere"
+
+
+async def stored_rows(broker: NatsServer) -> set[tuple[int, int]]:
+    """Number and version of the rows that the broker has."""
+    client = await nats.connect(broker.url)
+    try:
+        stream = client.jetstream()
+        subject = "mesh.default.event.%24bindings.shop.rows.>"
+        subscription = await stream.subscribe(subject, ordered_consumer=True)
+        rows: set[tuple[int, int]] = set()
+        while True:
+            try:
+                row = json.loads((await subscription.next_msg(timeout=1)).data)["new"]
+            except nats.errors.TimeoutError:
+                return rows
+            rows.add((row["id"], row["version"]))
+    finally:
+        await client.close()
+
+
 def confirmed(server: PostgresServer) -> int:
-    return lsn_number(server.execute("SELECT confirmed_flush_lsn::text FROM pg_replication_slots")[0][0])
+    return lsn_number(
+        server.execute("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'orders'")[0][0]
+    )
 
 
 def flushed(server: PostgresServer) -> int:
