@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
 import stat
+import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
+from bindings import folders
 from bindings.invocations import check_metadata, check_size, decoded, required, unquoted
 from mesh.components import ComponentSpec, Field, Kind, Setup
 from mesh.errors import clip
@@ -23,23 +25,21 @@ from mesh.ports.stores import StoreError, StoreUnavailable
 T = TypeVar("T")
 
 OPERATIONS = ("create", "get", "list", "delete")
-TIME_LIMIT = 30.0
-"""Seconds for one operation, which a network file system can hold up."""
+AT_ONCE = 4
+"""Operations."""
 MAX_SIZE = 100 << 20
 """Bytes of a file."""
 MAX_LISTED = 100_000
-"""Files."""
+"""Files and folders."""
 BEING_WRITTEN = ".meshwire-"
 """How the names of files begin that are not complete yet."""
 
 _NOT_HERE = tuple(map(Path, ("/proc", "/sys", "/dev", "/boot", "/run/secrets", "/var/run/secrets")))
 _NO_SUCH_NAME = (errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class LocalStorage:
-    """An `OutputBinding`. Each name is opened one part after the other, without following links, from a root that
-    stays open: what happens on the disk meanwhile cannot lead elsewhere."""
+    """An `OutputBinding`. Each name is opened from a root that stays open."""
 
     operations = OPERATIONS
 
@@ -47,26 +47,35 @@ class LocalStorage:
         """`decode`: data to store that is valid base64 is decoded."""
         self._path = root
         self._decode = decode
+        self._disk = folders.Disk(AT_ONCE)
         self._root: int | None = None
+        self._closing = threading.Lock()
 
     async def start(self) -> None:
-        self._root = await _in_thread(self._open_root)
+        await self._run(self._open_root)
 
-    def _open_root(self) -> int:
+    def _open_root(self) -> None:
         path = self._path.resolve()
-        if any(path.is_relative_to(place) for place in _NOT_HERE):
-            raise StoreError(f"rootPath is {path}: nothing may be stored there")
+        for place in (place.resolve() for place in _NOT_HERE):
+            if path.is_relative_to(place) or place.is_relative_to(path):
+                raise StoreError(f"rootPath is {path}: nothing may be stored there")
         path.mkdir(parents=True, exist_ok=True)
         self._path = path
-        return os.open(path, _FOLDER)
+        self._close_root()
+        self._root = os.open(path, folders.FOLDER)
+
+    def _close_root(self) -> None:
+        with self._closing:
+            root, self._root = self._root, None
+            if root is not None:
+                os.close(root)
 
     async def ping(self) -> None:
-        await _in_thread(lambda: os.fstat(self._opened()))
+        await self._run(lambda: os.close(self._opened()))
 
     async def close(self) -> None:
-        root, self._root = self._root, None
-        if root is not None:
-            os.close(root)
+        self._disk.close()
+        self._close_root()
 
     async def invoke(self, invocation: Invocation) -> Result:
         check_metadata(invocation, ("fileName",))
@@ -74,17 +83,17 @@ class LocalStorage:
             case "create":
                 name = invocation.text("fileName") or str(uuid.uuid4())
                 parts, data = _parts(name), self._data(invocation.data)
-                await _in_thread(lambda: self._create(parts, data))
+                await self._run(lambda: self._create(parts, data))
                 return Result(data=msgspec.json.encode({"fileName": "/".join(parts)}))
             case "get":
                 parts = _parts(required(invocation, "fileName"))
-                return Result(data=await _in_thread(lambda: self._get(parts)))
+                return Result(data=await self._run(lambda: self._get(parts)))
             case "list":
                 parts = _parts(invocation.text("fileName") or ".", folder=True)
-                return Result(data=msgspec.json.encode(await _in_thread(lambda: self._list(parts))))
+                return Result(data=msgspec.json.encode(await self._run(lambda: self._list(parts))))
             case _:
                 parts = _parts(required(invocation, "fileName"))
-                await _in_thread(lambda: self._delete(parts))
+                await self._run(lambda: self._delete(parts))
                 return Result()
 
     def _data(self, data: bytes) -> bytes:
@@ -116,28 +125,27 @@ class LocalStorage:
 
     def _get(self, parts: list[str]) -> bytes:
         with self._folder(parts[:-1]) as folder:
-            # Without O_NONBLOCK the open of a pipe would wait for its writer.
-            file = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+            file = os.open(parts[-1], folders.FILE, dir_fd=folder)
             with os.fdopen(file, "rb") as stream:
                 found = os.fstat(file)
                 if not stat.S_ISREG(found.st_mode):
                     raise _no_file(parts)
-                data = stream.read(MAX_SIZE + 1)
-                if len(data) > MAX_SIZE:
+                data = stream.read(MAX_SIZE + 1) if found.st_size <= MAX_SIZE else b""
+                if max(found.st_size, len(data)) > MAX_SIZE:
                     raise BindingError(f"the file '{_shown(parts)}' has over {MAX_SIZE} bytes")
                 return data
 
     def _list(self, parts: list[str]) -> list[str]:
-        found: list[str] = []
-        with self._folder(parts) as folder:
-            for inside, _, names, here in os.fwalk(".", dir_fd=folder, follow_symlinks=False):
-                for name in names:
-                    if name.startswith(BEING_WRITTEN) or not _is_regular(name, here):
-                        continue
-                    if len(found) == MAX_LISTED:
-                        raise BindingError(f"there are over {MAX_LISTED} files: list one of the folders within")
-                    found.append(str(self._path.joinpath(*parts, inside, name)))
-        return sorted(found)
+        def closed(inner: tuple[str, ...], error: OSError) -> None:
+            raise error
+
+        found = folders.walk(self._opened, parts, most=MAX_LISTED, enter=lambda inner: True, closed=closed)
+        try:
+            names = [name for name, _ in found if not name[-1].startswith(BEING_WRITTEN)]
+        except folders.TooMany:
+            raise BindingError(f"there are over {MAX_LISTED} files: list one of the folders within") from None
+        # A name need not be text, which JSON is (Dapr).
+        return sorted(os.fsencode(self._path.joinpath(*name)).decode("utf-8", "replace") for name in names)
 
     def _delete(self, parts: list[str]) -> None:
         with self._folder(parts[:-1]) as folder:
@@ -145,26 +153,26 @@ class LocalStorage:
                 raise _no_file(parts)
             os.unlink(parts[-1], dir_fd=folder)
 
-    @contextlib.contextmanager
-    def _folder(self, parts: list[str], *, create: bool = False) -> Iterator[int]:
-        """The folder of this name, open. Raises `OSError` for an element that is none, as a link to one is."""
-        folder = os.dup(self._opened())
-        try:
-            for part in parts:
-                if create:
-                    with contextlib.suppress(FileExistsError):
-                        os.mkdir(part, dir_fd=folder)
-                inner = os.open(part, _FOLDER, dir_fd=folder)
-                os.close(folder)
-                folder = inner
-            yield folder
-        finally:
-            os.close(folder)
+    def _folder(self, parts: list[str], *, create: bool = False) -> AbstractContextManager[int]:
+        return folders.within(self._opened(), parts, create=create)
 
     def _opened(self) -> int:
-        if self._root is None:
-            raise StoreUnavailable("the folder is closed")
-        return self._root
+        """The root, opened once more."""
+        with self._closing:
+            if self._root is None:
+                raise StoreUnavailable("the folder is closed")
+            return os.dup(self._root)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        """Raises `StoreError`; never shows more of a path than the app gave."""
+        try:
+            return await self._disk.run(work)
+        except FileNotFoundError:
+            raise BindingError("file not found") from None
+        except OSError as error:
+            if error.errno in _NO_SUCH_NAME:
+                raise InvalidOperation(f"no such file can be: {error.strerror} (links are not followed)") from None
+            raise BindingError(f"the file system refused: {error.strerror}") from None
 
 
 def _is_regular(name: str, folder: int) -> bool | None:
@@ -173,21 +181,6 @@ def _is_regular(name: str, folder: int) -> bool | None:
         return stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
     except FileNotFoundError:
         return None
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """Raises `StoreError`; never shows more of a path than the app gave."""
-    try:
-        async with asyncio.timeout(TIME_LIMIT):
-            return await asyncio.to_thread(work)
-    except FileNotFoundError:
-        raise BindingError("file not found") from None
-    except TimeoutError:
-        raise StoreUnavailable(f"the file system did not answer within {TIME_LIMIT:g} s") from None
-    except OSError as error:
-        if error.errno in _NO_SUCH_NAME:
-            raise InvalidOperation(f"no such file can be: {error.strerror} (links are not followed)") from None
-        raise BindingError(f"the file system refused: {error.strerror}") from None
 
 
 def _parts(name: str, *, folder: bool = False) -> list[str]:
@@ -238,7 +231,8 @@ SPEC = ComponentSpec(
     fields=(
         Field(
             "rootPath",
-            "The folder, which is made if need be. Not within `/proc`, `/sys`, `/dev`, `/boot`, `/var/run/secrets`.",
+            "The folder, which is made if need be. Not within `/proc`, `/sys`, `/dev`, `/boot`, `/var/run/secrets`, "
+            "nor one that these are in.",
             required=True,
         ),
         Field(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import subprocess
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -13,9 +15,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from bindings import folders
 from bindings.bindings import files, localstorage
 from mesh.errors import ConfigurationError, MessageTooLarge
-from mesh.ports.bindings import BindingError, InputBinding, InvalidOperation, Invocation, Item
+from mesh.ports.bindings import BindingError, InputBinding, InvalidOperation, Invocation, Item, OutputBinding
 from mesh.ports.stores import StoreError, StoreUnavailable
 from tests.opened import opened
 
@@ -24,7 +27,7 @@ def created(name: str, data: bytes) -> Invocation:
     return Invocation(operation="create", data=data, metadata={"fileName": name})
 
 
-@pytest.mark.parametrize("root", ["/proc/self", "/sys", "/dev/shm", "/var/run/secrets/x", "/tmp/../proc"])
+@pytest.mark.parametrize("root", ["/proc/self", "/sys", "/dev/shm", "/var/run/secrets/x", "/tmp/../proc", "/"])
 async def test_some_roots_are_refused(root: str) -> None:
     with pytest.raises(StoreError, match="nothing may be stored there"):
         await opened(localstorage.SPEC, rootPath=root).start()
@@ -104,6 +107,69 @@ async def test_a_pipe_is_no_file(tmp_path: Path) -> None:
         with pytest.raises(InvalidOperation, match="no regular file"):
             await binding.invoke(Invocation(operation=operation, metadata={"fileName": "pipe"}))
     await binding.close()
+
+
+async def listed(binding: OutputBinding) -> list[str]:
+    names: list[str] = msgspec.json.decode((await binding.invoke(Invocation(operation="list"))).data or b"")
+    return names
+
+
+async def test_a_list_of_names_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff.txt")).write_text("x")
+    binding = opened(localstorage.SPEC, rootPath=str(tmp_path))
+    await binding.start()
+    assert await listed(binding) == [f"{tmp_path}/\ufffd.txt"]
+    await binding.close()
+
+
+async def test_a_list_has_a_bound_and_any_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    binding = opened(localstorage.SPEC, rootPath=str(tmp_path))
+    await binding.start()
+    folder = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=folder)
+        inner = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = inner
+    os.close(folder)
+    assert await listed(binding) == []
+    monkeypatch.setattr(localstorage, "MAX_LISTED", 1000)
+    with pytest.raises(BindingError, match="over 1000"):
+        await listed(binding)
+    await binding.close()
+    subprocess.run(["rm", "-r", str(tmp_path / "d")], check=True)  # Python's own functions cannot
+
+
+async def test_new_folders_are_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: set[int] = set()
+    sync = os.fsync
+
+    def fsync(file: int) -> None:
+        synced.add(os.fstat(file).st_ino)
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    binding = opened(localstorage.SPEC, rootPath=str(tmp_path))
+    await binding.start()
+    await binding.invoke(created("a/b/c", b"x"))
+    await binding.close()
+    assert {path.stat().st_ino for path in (tmp_path, *tmp_path.rglob("*"))} == synced
+
+
+async def test_a_folder_that_hangs_holds_up_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "TIME_LIMIT", 0.2)
+    binding = opened(localstorage.SPEC, rootPath=str(tmp_path))
+    await binding.start()
+    hanging = threading.Event()
+    monkeypatch.setattr(os, "stat", lambda *_, **__: hanging.wait(20))
+    try:
+        calls = [binding.invoke(created(str(number), b"x")) for number in range(40)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(outcome, StoreUnavailable) for outcome in outcomes)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 1) == "free"
+        await asyncio.wait_for(binding.close(), 1)
+    finally:
+        hanging.set()
 
 
 class Taken(list[Item]):
