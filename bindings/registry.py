@@ -106,7 +106,12 @@ def _bindings() -> Category:
     from mesh.bindings import component as common
 
     return Category(
-        name="bindings", title="Bindings", fields=common.FIELDS, make=common.make, capabilities=common.capabilities
+        name="bindings",
+        title="Bindings",
+        fields=common.FIELDS,
+        make=common.make,
+        is_elsewhere=common.is_elsewhere,
+        capabilities=common.capabilities,
     )
 
 

@@ -369,6 +369,26 @@ def binding_topic(app_id: str, binding: str) -> Topic:
     return topic
 
 
+BINDING_REQUEST = "io.meshwire.binding.request.v1"
+BINDING_RESPONSE = "io.meshwire.binding.response.v1"
+"""The types of the CloudEvents that a call of an output binding which another app hosts, and its answer, are."""
+
+_HOST = f"{BINDINGS}."
+
+
+def bindings_host(host: Peer) -> Peer:
+    """The name under which the sidecars of an app answer calls of the output bindings that it hosts. No app can have
+    it, so no invocation gets there."""
+    return Peer(host.namespace, _HOST + host.app_id)
+
+
+def call_types(target: str) -> tuple[str, str]:
+    """The types of the CloudEvents that a call of this name, and its answer, are."""
+    if target.startswith(_HOST):
+        return BINDING_REQUEST, BINDING_RESPONSE
+    return INVOCATION_REQUEST, INVOCATION_RESPONSE
+
+
 def bindings_scope(app_id: str) -> str:
     """The scope of what the input bindings of an app keep: the leases of their sources, the schedules of cron."""
     return f"bindings@{app_id}"

@@ -257,6 +257,16 @@ def _features(spec: ComponentSpec, _made: Any) -> Sequence[str]:
     return spec.features
 
 
+class Elsewhere:
+    """Stands for a component that another app hosts: nothing is opened here."""
+
+    async def start(self) -> None: ...
+
+    async def ping(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Category:
     """What the components of one building block have in common, whatever is behind them."""
@@ -268,5 +278,8 @@ class Category:
     """Settings of all its types, beside their own."""
     make: Callable[[Setup, ComponentSpec, Any], Any] = _as_it_is
     """What the building block uses, from what `ComponentSpec.open` returned. Raises `ConfigurationError`."""
+    is_elsewhere: Callable[[Component, str], bool] = lambda _manifest, _app_id: False
+    """Whether another app than this one hosts the component. Then its own settings are that app's business: they are
+    not looked at, its secrets are not fetched, and `make` gets an `Elsewhere`."""
     capabilities: Callable[[ComponentSpec, Any], Sequence[str]] = _features
     """What a component, as `make` returned it, can do: a word for each, as in `ComponentSpec.features`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -71,6 +71,10 @@ class Metadata(Mapping[str, str]):
 
     def line(self, key: str) -> int | None:
         return self._lines.get(key.lower())
+
+    def only(self, keys: Container[str]) -> Metadata:
+        """Those of `keys`, which are in lower case."""
+        return Metadata({key: value for key, value in self.items() if key.lower() in keys}, self._lines)
 
     def filled(self, values: Mapping[str, str]) -> Metadata:
         """These settings, some with another value."""

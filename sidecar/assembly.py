@@ -12,6 +12,8 @@ from starlette.types import ASGIApp
 from mesh import __version__, addressing, ids, resources, subscriptions
 from mesh.access import AccessPolicy
 from mesh.appconfig.block import AppConfiguration
+from mesh.bindings.component import BindingComponent
+from mesh.bindings.hosting import Guest, Host
 from mesh.bindings.input import Inputs
 from mesh.bindings.output import Outputs
 from mesh.bindings.reply import Replies
@@ -247,7 +249,8 @@ def assemble(
         clock=clock,
     )
     components.upkeep["configuration"] = Upkeep(items.attach, items.detach)
-    outputs = Outputs(components.of("bindings"), resiliency=resiliency)
+    outputs = Outputs(components.of("bindings"), resiliency=resiliency, elsewhere=Guest(me, backbone.requests).call)
+    host = Host(me, components.of("bindings"), backbone.requests, clock, max_body_size=body_limit)
     inputs = Inputs(
         components.of("bindings"),
         InputSurroundings(
@@ -263,7 +266,18 @@ def assemble(
             telemetry=observers.telemetry,
         ),
     )
-    components.upkeep["bindings"] = Upkeep(inputs.attach, inputs.detach)
+
+    def attach_binding(component: BindingComponent) -> None:
+        inputs.attach(component)
+        host.attach(component)
+        if component.hosted_for and not settings.callers_verified:
+            logger.warning(
+                "the broker does not vouch for callers (%s): any app may call binding %s under a name of its hostedFor",
+                CALLERS_VERIFIED,
+                component.name,
+            )
+
+    components.upkeep["bindings"] = Upkeep(attach_binding, inputs.detach)
     journal = backbone.tables.table(addressing.JOURNAL_SCOPE)
     health_api = HealthApi(flags.app_id, health)
     metadata_api = MetadataApi(
@@ -336,7 +350,7 @@ def assemble(
     runtime.closing += [pulls.close, control.stop]
     runtime.ending.append(state_extras.close)
     runtime.ending.append(components.give_up)
-    runtime.companions += [inbox, crew]
+    runtime.companions += [inbox, crew, host]
     return runtime
 
 

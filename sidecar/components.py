@@ -10,12 +10,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from bindings import registry
 from mesh import secrets
-from mesh.components import Category, ComponentSpec, Field, Setup, read_settings
+from mesh.components import Category, ComponentSpec, Elsewhere, Field, Setup, read_settings
 from mesh.errors import ConfigurationError, MeshError
 from mesh.ports import Clock, EventLog
 from mesh.ports.alarms import AlarmClocks
@@ -129,7 +129,7 @@ class Components:
 
         Raises `ConfigurationError`.
         """
-        for manifest in manifests:
+        for manifest in map(self._as_used_here, manifests):
             if not manifest.ignore_errors:
                 self._prepared(manifest)
 
@@ -227,7 +227,24 @@ class Components:
             for name, type_ in DEFAULTS.items()
             if name not in taken and not {type_, f"{type_}/v1"} & set(self._denied)
         ]
-        return [*defaults, *manifests]
+        return [*defaults, *map(self._as_used_here, manifests)]
+
+    def _as_used_here(self, manifest: Component) -> Component:
+        """Of a component that another app hosts, only what all of its category have in common."""
+        category = self._category(manifest.type.partition(".")[0])
+        if category is None or not category.is_elsewhere(manifest, self._surroundings.app_id):
+            return manifest
+        common = {field.name.lower() for field in category.fields}
+        return replace(
+            manifest,
+            metadata=manifest.metadata.only(common),
+            references={key: value for key, value in manifest.references.items() if key in common},
+        )
+
+    def _category(self, name: str) -> Category | None:
+        if name not in self._categories and name in registry.CATEGORIES:
+            self._categories[name] = registry.CATEGORIES[name]()
+        return self._categories.get(name)
 
     def _is_news(self, manifest: Component) -> bool:
         loaded = self._loaded.get(manifest.name)
@@ -361,11 +378,13 @@ class Components:
     def _found(self, manifest: Component) -> tuple[ComponentSpec, Category]:
         try:
             spec = registry.find(manifest.type, manifest.version)
-            if spec.category not in self._categories:
-                self._categories[spec.category] = registry.CATEGORIES[spec.category]()
         except ConfigurationError as error:
             raise self._fault(manifest, CREATION_FAILURE, f"{manifest.origin}: {error}") from error
-        return spec, self._categories[spec.category]
+        category = self._category(spec.category)
+        assert category is not None  # noqa: S101 - the registry has found it
+        if category.is_elsewhere(manifest, self._surroundings.app_id):
+            spec = replace(spec, open=lambda _: Elsewhere(), fields=(), shared=False)
+        return spec, category
 
     def _setup(self, manifest: Component, spec: ComponentSpec, category: Category) -> Setup:
         around = self._surroundings

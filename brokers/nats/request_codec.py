@@ -108,18 +108,18 @@ def is_streamed(block: bytes) -> bool:
     return _STREAM in block
 
 
-def encode_request(request: Request, caller: Peer, *, streamed: bool) -> bytes:
-    """Raises `MessageTooLarge`."""
+def encode_request(request: Request, caller: Peer, *, streamed: bool, target: str = "") -> bytes:
+    """`target` is the name that is called. Raises `MessageTooLarge`."""
     pairs = _texts(request.headers)
     head: list[object] = [request.method, request.path, pairs]
-    return _encode(b"Request", addressing.INVOCATION_REQUEST, head, pairs, caller, streamed)
+    return _encode(b"Request", addressing.call_types(target)[0], head, pairs, caller, streamed)
 
 
 def encode_response(response: Response, source: Peer, *, streamed: bool) -> bytes:
     """Raises `MessageTooLarge`."""
     pairs = _texts(response.headers)
     head = [response.status, pairs, _texts(response.trailers)] if response.trailers else [response.status, pairs]
-    return _encode(b"Response", addressing.INVOCATION_RESPONSE, head, pairs, source, streamed)
+    return _encode(b"Response", addressing.call_types(source.app_id)[1], head, pairs, source, streamed)
 
 
 def _encode(kind: bytes, event_type: str, head: list[object], pairs: _Pairs, source: Peer, streamed: bool) -> bytes:

@@ -114,16 +114,17 @@ class NatsRequests:
 
     def _send(self, call: OutgoingCall, request: Request) -> bool:
         """Whether the body is to be streamed."""
-        body = request.body
+        body, target = request.body, call.target.app_id
         if isinstance(body, bytes) and len(body) <= CHUNK:
             try:
-                call.send(request_codec.encode_request(request, self._peer, streamed=False), body)
+                block = request_codec.encode_request(request, self._peer, streamed=False, target=target)
+                call.send(block, body)
             except MessageTooLarge:  # max_payload is below what we take for a chunk
                 if not body:
                     raise
             else:
                 return False
-        call.send(request_codec.encode_request(request, self._peer, streamed=True), b"")
+        call.send(request_codec.encode_request(request, self._peer, streamed=True, target=target), b"")
         return True
 
     def tell(self, address: bytes, block: bytes, payload: bytes = b"", reply: bytes = b"") -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 from mesh.bindings.component import BindingComponent
 from mesh.errors import ApiError, Code, MeshError, clip
@@ -11,6 +12,9 @@ from mesh.ports.stores import StoreError
 from mesh.resiliency.policy import TimedOut
 from mesh.resiliency.retry import Failure
 from mesh.resiliency.targets import Direction, Resiliency
+
+Elsewhere = Callable[[str, str, Invocation], Awaitable[Result]]
+"""Calls the output binding that an app (`app` or `app.namespace`) hosts under a name. As `OutputBinding.invoke`."""
 
 
 class OutputFailed(ApiError):
@@ -24,35 +28,45 @@ class OutputFailed(ApiError):
 class Outputs:
     """The output bindings of one app's sidecar."""
 
-    def __init__(self, components: Mapping[str, BindingComponent], *, resiliency: Resiliency) -> None:
-        """`components` by name; it may change while this runs."""
+    def __init__(
+        self, components: Mapping[str, BindingComponent], *, resiliency: Resiliency, elsewhere: Elsewhere | None = None
+    ) -> None:
+        """`components` by name; it may change while this runs. `elsewhere` calls those that other apps host."""
         self._components = components
         self._resiliency = resiliency
+        self._elsewhere = elsewhere
 
     async def invoke(self, name: str, invocation: Invocation) -> Result:
         """Raises `OutputFailed`, with Dapr's texts, in Dapr's order."""
         try:
-            output = self._find(name, invocation.operation)
+            call = self._find(name, invocation)
             policy = self._resiliency.for_component(name, Direction.OUTBOUND, "bindings")
             if policy is None:
-                return await output.invoke(invocation)
-            return await policy.run(lambda: output.invoke(invocation), failed=_judge)
+                return await call()
+            return await policy.run(call, failed=_judge)
         except MeshError as error:
             shown = error.metadata if isinstance(error, BindingError) else {}
             raise OutputFailed(f"error invoking output binding {clip(name)}: {error}", shown) from error
 
-    def _find(self, name: str, operation: str) -> OutputBinding:
-        if not operation:
+    def _find(self, name: str, invocation: Invocation) -> Callable[[], Awaitable[Result]]:
+        if not invocation.operation:
             raise MeshError("operation field is missing from request")
         component = self._components.get(name)
+        if component is not None and component.host and self._elsewhere is not None:
+            return partial(self._elsewhere, component.host, name, invocation)
         if component is None or component.output is None:
             raise MeshError(f"couldn't find output binding {clip(name)}")
-        if operation not in component.output.operations:
-            raise MeshError(
-                f"binding {clip(name)} does not support operation {clip(operation)}. "
-                f"supported operations:{' '.join(component.output.operations)}"
-            )
-        return component.output
+        check_operation(name, component.output, invocation.operation)
+        return partial(component.output.invoke, invocation)
+
+
+def check_operation(name: str, output: OutputBinding, operation: str) -> None:
+    """Raises `InvalidOperation`."""
+    if operation not in output.operations:
+        raise InvalidOperation(
+            f"binding {clip(name)} does not support operation {clip(operation)}. "
+            f"supported operations:{' '.join(output.operations)}"
+        )
 
 
 def _judge(outcome: object) -> Failure | None:

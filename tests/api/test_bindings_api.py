@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mesh.bindings.component import BindingComponent
 from mesh.bindings.output import Outputs
+from mesh.errors import ConfigurationError
 from mesh.ports.bindings import BindingError, InvalidOperation, Invocation, Result
 from mesh.ports.stores import StoreUnavailable
 from mesh.resiliency.targets import Resiliency
@@ -19,7 +21,7 @@ from sidecar.api.bindings import BindingsApi
 from sidecar.http.responses import CatchErrors
 from sidecar.http.routing import Router
 from sidecar.http.server import HttpServer
-from tests.api.conftest import Start
+from tests.api.conftest import Api, Start
 from tests.e2e.mesh import JSON, Answer, call
 from tests.virtual_clock import VirtualClock
 
@@ -221,3 +223,37 @@ async def test_in_a_whole_sidecar(start: Start) -> None:
     api = await start()
     answer = await api.call("POST", "/v1.0/bindings/none", [JSON], b'{"operation": "get"}')
     assert (answer.status, answer.json["errorCode"]) == (500, "ERR_INVOKE_OUTPUT_BINDING")
+
+
+HOSTED = """\
+apiVersion: dapr.io/v1alpha1
+kind: Component
+metadata: {name: queue}
+auth: {secretStore: vault of the host}
+spec:
+  type: bindings.http
+  version: v1
+  metadata:
+    - {name: url, secretKeyRef: {name: address}}
+    - {name: hostedBy, value: HOST}
+    - {name: hostedFor, value: app1}
+"""
+
+
+async def test_one_that_another_app_hosts_needs_nothing_here(start: Start, tmp_path: Path) -> None:
+    """Neither its settings nor its secrets."""
+    (tmp_path / "queue.yaml").write_text(HOSTED.replace("HOST", "billing"))
+    api = await start(f"--resources-path={tmp_path}")
+    answer = await api.call("POST", "/v1.0/bindings/queue", [JSON], b'{"operation": "get"}')
+    assert (answer.status, answer.json["errorCode"]) == (500, "ERR_INVOKE_OUTPUT_BINDING")
+    assert answer.json["message"].startswith(
+        "error invoking output binding queue: app billing hosts it, and no sidecar of it takes the call"
+    )
+    metadata = (await api.call("GET", "/v1.0/metadata")).json["components"]
+    assert next(one for one in metadata if one["name"] == "queue")["capabilities"] == ["OUTPUT_BINDING"]
+
+
+async def test_at_its_host_it_needs_all(tmp_path: Path) -> None:
+    (tmp_path / "queue.yaml").write_text(HOSTED.replace("HOST", "app1"))
+    with pytest.raises(ConfigurationError, match="no secret store 'vault of the host'"):
+        await Api(f"--resources-path={tmp_path}").running

@@ -6,6 +6,7 @@ import asyncio
 import calendar
 import hashlib
 import hmac
+import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -183,3 +184,55 @@ async def test_webhooks_while_app_and_sidecar_are_down(mesh: Mesh) -> None:
 @pytest.mark.quiet
 async def test_thousands_of_webhooks_while_app_and_sidecar_are_down(mesh: Mesh) -> None:
     await post_while_all_is_down(mesh, 5000)
+
+
+# Outputs that another app hosts
+
+
+async def invoke(sidecar: Sidecar, **request: object) -> Answer:
+    return await sidecar.call("POST", "/v1.0/bindings/files", [JSON], json.dumps(request).encode())
+
+
+async def test_an_output_that_another_app_hosts(mesh: Mesh) -> None:
+    """One file for all: the host has its folder, the others call it there."""
+    folder = mesh.folder / "files"
+    flag = component(mesh, "files", "bindings.localstorage", rootPath=str(folder), hostedBy="billing", hostedFor="shop")
+    async with App() as app:
+        host = await mesh.sidecar("billing", flag, app=app)
+        shop = await mesh.sidecar("shop", flag)
+        stranger = await mesh.sidecar("stranger", flag)
+        text = "ä" * 300_000  # more than one message takes
+        answer = await invoke(shop, operation="create", data=text, metadata={"fileName": "ä.txt"})
+        assert (answer.status, b"fileName" in answer.body) == (200, True), answer
+        assert (folder / "ä.txt").read_text() == text
+        answer = await invoke(shop, operation="get", metadata={"fileName": "ä.txt"})
+        assert (answer.status, answer.body.decode()) == (200, text)
+        for request, cause in (
+            ({"operation": "get", "metadata": {"fileName": "../x"}}, ""),
+            ({"operation": "paint"}, "binding files does not support operation paint. supported operations:create"),
+        ):
+            there, here = await invoke(shop, **request), await invoke(host, **request)
+            assert (there.status, there.json) == (here.status, here.json), "as if it were here"
+            assert cause in there.json["message"]
+        answer = await invoke(stranger, operation="get", metadata={"fileName": "ä.txt"})
+        assert answer.status == 500
+        assert answer.json["message"].endswith(
+            "app stranger may not call it: its hostedFor at app billing does not say so"
+        )
+        for method in ("POST /files", "POST /$bindings/files", "POST /v1.0/bindings/files"):
+            verb, path = method.split()
+            before = len(app.requests)
+            await shop.call(verb, f"/v1.0/invoke/billing/method{path}", [JSON], b'{"operation": "list"}')
+            assert len(app.requests) == before + 1, "a call by path is the app's"
+        answer = await shop.call("POST", "/v1.0/invoke/$bindings.billing/method/files", [JSON], b"{}")
+        assert answer.status == 500
+        assert "invalid app id" in answer.json["message"]
+        asked = len(app.requests)
+        await invoke(shop, operation="list")
+        assert len(app.requests) == asked, "the app of the host has no part in it"
+        await host.end()
+        began = time.monotonic()
+        answer = await invoke(shop, operation="list")
+        assert answer.status == 500
+        assert "app billing hosts it, and no sidecar of it takes the call" in answer.json["message"]
+        assert time.monotonic() - began < 3

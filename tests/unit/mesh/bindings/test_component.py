@@ -8,7 +8,7 @@ from bindings import registry
 from brokers.memory_tables import MemoryTables
 from mesh.bindings.component import BindingComponent
 from mesh.clock import SystemClock
-from mesh.components import ComponentSpec, Setup, read_settings
+from mesh.components import ComponentSpec, Elsewhere, Setup, read_settings
 from mesh.errors import ConfigurationError
 from mesh.resources import Component, Metadata
 
@@ -24,6 +24,38 @@ class Sink:
 
 
 class Both(Source, Sink): ...
+
+
+@pytest.mark.parametrize(
+    ("host", "elsewhere"),
+    [("", False), ("app1", False), ("app1.test", False), ("billing", True), ("billing.test", True), ("App1", True)],
+)
+def test_who_hosts_it(host: str, elsewhere: bool) -> None:
+    metadata = Metadata({"HostedBy": host} if host else {})
+    assert CATEGORY.is_elsewhere(Component(name="orders", type="bindings.test", metadata=metadata), "app1") is elsewhere
+
+
+def test_one_that_is_hosted_elsewhere() -> None:
+    component, capabilities = made(Elsewhere, hostedBy="billing.test", direction="input, output", hostedFor="*")
+    assert (component.host, component.input, component.output) == ("billing.test", None, None)
+    assert capabilities == ["OUTPUT_BINDING", "LEASED"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "metadata", "message"),
+    [
+        (Both, {"hostedFor": "shop", "direction": "input"}, "metadata.hostedFor: .*is for an output"),
+        (Source, {"hostedFor": "shop"}, "metadata.hostedFor: .*is for an output"),
+        (Both, {"hostedBy": "app1", "direction": "input"}, "metadata.hostedBy: .*is for an output"),
+        (Elsewhere, {"hostedBy": "billing", "direction": "input"}, "metadata.hostedBy: .*is for an output"),
+        (Elsewhere, {"hostedBy": "a/b"}, "metadata.hostedBy: .*invalid app id 'a/b'"),
+        (Elsewhere, {"hostedBy": "*"}, r"metadata.hostedBy: .*invalid app id '\*'"),
+        (Sink, {"hostedFor": "shop, a.b.c"}, "metadata.hostedFor: .*invalid app id 'a.b.c'"),
+    ],
+)
+def test_hosting_that_cannot_be(kind: type[object], metadata: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        made(kind, **metadata)
 
 
 def made(kind: type[object], **metadata: str) -> tuple[BindingComponent, list[str]]:
