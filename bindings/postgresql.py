@@ -201,6 +201,7 @@ class Connections:
             autocommit=True,
             prepare_threshold=self._threshold,
             fallback_application_name="meshwire",
+            client_encoding="utf8",  # as which everything is read, whatever the environment says
         )
 
     async def close(self) -> None:

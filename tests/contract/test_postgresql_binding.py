@@ -88,6 +88,17 @@ def position(rows: Rows) -> int:
     return lsn_number(rows.server.execute("SELECT pg_current_wal_flush_lsn()::text")[0][0])
 
 
+async def test_rows_are_read_whatever_encoding_the_environment_asks_for(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    inbox = Inbox()
+    async with running(rows.binding(), inbox):
+        rows.server.execute(f"INSERT INTO {rows.table} VALUES (1, U&'Z\\00FCrich')")
+        await inbox.holds(1)
+    assert inbox.bodies[0]["new"] == {"id": 1, "text": "Zürich"}
+
+
 async def test_what_becomes_of_a_row(rows: Rows) -> None:
     table, execute = rows.table, rows.server.execute
     inbox = Inbox()
