@@ -14,7 +14,7 @@ from brokers.nats.embedded import mesh_folder
 from mesh.delivery.explanation import PlanExplained
 from mesh.errors import MeshError, clip
 from sidecar import registry
-from sidecar.cli import FAILED, OK
+from sidecar.cli import FAILED, OK, UsageError
 from sidecar.cli.api import address_of, call, choose
 
 TIMEOUT = 10.0
@@ -45,8 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Returns 1 when a subscription cannot have a plan. Raises `MeshError` when the files say something impossible, or
-    no sidecar answers."""
+    """Returns 1 when a subscription cannot have a plan. Raises `UsageError`, or `MeshError` when the files say what is
+    impossible, or no sidecar answers."""
     found = _running(args) if args.resources_path is None else _declared(args)
     plans = [
         plan for plan in found.plans if args.topic in (None, plan.topic) and args.pubsub in (None, plan.pubsubname)
@@ -60,8 +60,8 @@ def execute(args: argparse.Namespace) -> int:
 
 def _running(args: argparse.Namespace) -> _Plans:
     if args.config:
-        raise MeshError("--config belongs to --resources-path; a running sidecar has read its files already")
-    entry = choose(registry.entries(mesh_folder(args.mesh)), args.app_id, args.mesh)
+        raise UsageError("--config belongs to --resources-path; a running sidecar has read its files already")
+    entry = choose(registry.entries(mesh_folder(args.mesh)), args.app_id, args.mesh, "--app-id")
     answer = call(address_of(entry), "GET", quote("/mesh/v1/plans"), timeout=TIMEOUT)
     if answer.status != 200:
         raise MeshError(f"the sidecar of {clip(entry.app_id)} does not tell its plans: {answer.problem}")
@@ -79,7 +79,7 @@ def _declared(args: argparse.Namespace) -> _Plans:
     from sidecar.assembly import pubsubs_of
 
     if args.app_id is None:
-        raise MeshError("--resources-path needs --app-id: scopes and templates depend on it")
+        raise UsageError("--resources-path needs --app-id: scopes and templates depend on it")
     environ, app_id = os.environ, args.app_id
     configuration = load_configuration(args.config or (), environ)
     namespace = environ.get("NAMESPACE", "")

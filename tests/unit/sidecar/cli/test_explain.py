@@ -116,8 +116,19 @@ def test_a_component_that_contradicts_a_policy_is_an_error(files: Path, capsys: 
 
 
 def test_files_need_the_app(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explain", "-d", str(files)]) == 1
+    assert main(["explain", "-d", str(files)]) == 2
     assert "needs --app-id" in capsys.readouterr().err
+    assert main(["explain", "-c", str(files / "all.yaml")]) == 2
+    assert "--config belongs to --resources-path" in capsys.readouterr().err
+
+
+def test_among_several_apps_one_must_be_named(
+    running: Callable[..., object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    running("orders", http_port=1)
+    running("billing", http_port=2)
+    assert main(["explain"]) == 1
+    assert "several apps run here (billing, orders); name one with --app-id" in capsys.readouterr().err
 
 
 def test_without_files_the_running_sidecar_is_asked(
