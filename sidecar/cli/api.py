@@ -14,8 +14,8 @@ import msgspec
 from mesh.errors import MeshError, clip
 from sidecar.registry import Entry
 
-LONGEST_ANSWER = 4 << 20
-"""Bytes of an answer that are read."""
+LONGEST_ANSWER = 256 << 20
+"""Bytes of an answer that are read; of a longer one nothing is shown."""
 
 
 class Address(NamedTuple):
@@ -101,7 +101,7 @@ def call(
     try:
         connection.request(method, path, body, sent)
         response = connection.getresponse()
-        answer = Answer(response.status, response.read(LONGEST_ANSWER))
+        answer = Answer(response.status, response.read(LONGEST_ANSWER + 1))
     except TimeoutError:
         connection.hung_up = True
     except (OSError, http.client.HTTPException) as error:
@@ -113,6 +113,8 @@ def call(
         connection.close()
     if connection.hung_up:  # also when http.client took the end for that of the head
         raise MeshError(f"no answer within {timeout:g} s from the sidecar at {address}")
+    if len(answer.body) > LONGEST_ANSWER:
+        raise MeshError(f"the answer of the sidecar at {address} is longer than {LONGEST_ANSWER >> 20} MiB; ask for less")
     return answer
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.cli import api as cli_api
 from sidecar.cli import main
 from tests.unit.sidecar.cli.conftest import Api
 
@@ -27,6 +28,20 @@ def test_body_goes_to_stdout_as_it_came(through: Api, capfdbinary: pytest.Captur
     (request,) = through.requests
     assert (request.method, request.path) == ("POST", "/v1.0/invoke/orders/method/a/b?c=d%20e&f=%2F")
     assert (request.body, request.headers["content-type"]) == (b'{"a": 1}', "application/json")
+
+
+def test_an_answer_that_is_too_long_is_not_cut_short(
+    through: Api, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_api, "LONGEST_ANSWER", 1 << 20)
+    through.body = b"x" * (1 << 20)
+    assert main(["invoke", "-a", "orders", "-m", "x"]) == 0
+    assert len(capfd.readouterr().out) == 1 << 20
+    through.body += b"x"
+    assert main(["invoke", "-a", "orders", "-m", "x"]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "is longer than 1 MiB" in err
 
 
 def test_text_is_told_from_json(through: Api) -> None:
