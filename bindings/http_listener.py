@@ -6,6 +6,7 @@ It is a listener of its own, so that nothing else of the sidecar can be reached 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
@@ -13,6 +14,8 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 import httptools
+
+from mesh.ports.stores import StoreUnavailable
 
 logger = logging.getLogger("meshwire.bindings")
 
@@ -63,9 +66,14 @@ class HttpListener:
         self._ending = False
 
     async def serve(self) -> None:
-        """Until it is cancelled. Raises `OSError` when the address cannot be had."""
+        """Until it is cancelled. Raises `StoreUnavailable` when the address cannot be had."""
         self._ending = False
-        server = await asyncio.start_server(self._connected, self._address, self._port, limit=_CHUNK)
+        try:
+            server = await asyncio.start_server(self._connected, self._address, self._port, limit=_CHUNK)
+        except OSError as error:
+            in_use = error.errno == errno.EADDRINUSE
+            why = "it is in use by another program" if in_use else error.strerror or str(error)
+            raise StoreUnavailable(f"cannot listen at {self._address}, port {self._port}: {why}") from None
         logger.info("listening for requests at %s", ", ".join(str(one.getsockname()) for one in server.sockets))
         try:
             await asyncio.get_running_loop().create_future()

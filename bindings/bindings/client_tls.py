@@ -41,12 +41,18 @@ def context(settings: Settings, *, verify: bool = True) -> ssl.SSLContext:
     return made
 
 
+def _no_password() -> str:
+    raise ValueError("the key is encrypted")  # else the library asks at the terminal, and waits
+
+
 def _show(made: ssl.SSLContext, settings: Settings) -> None:
     # Python's TLS reads keys from files: one that only this user can read, for a moment
     with tempfile.NamedTemporaryFile("w", prefix="meshwire-", suffix=".pem") as file:
         file.write(settings["clientCert"] + os.linesep + settings["clientKey"])
         file.flush()
         try:
-            made.load_cert_chain(file.name)
+            made.load_cert_chain(file.name, password=_no_password)
         except (ssl.SSLError, ValueError):
-            raise settings.fault("clientCert", "clientCert and clientKey are no pair in PEM") from None
+            raise settings.fault(
+                "clientCert", "clientCert and clientKey are no pair in PEM, without a password"
+            ) from None

@@ -9,6 +9,7 @@ import pytest
 
 from bindings import http_listener
 from bindings.http_listener import HttpListener, Request, Response
+from mesh.ports.stores import StoreUnavailable
 from tests.e2e.mesh import Answer, call, exchange
 from tests.ports import free_port
 
@@ -152,3 +153,9 @@ async def test_the_end_waits_for_a_request_and_for_no_idle_connection() -> None:
     with pytest.raises(OSError):
         await call(served.port, "POST", "/")
     idle.transport.abort()
+
+
+async def test_a_port_that_is_in_use_is_told(served: Served) -> None:
+    another = HttpListener("127.0.0.1", served.port, served._handle, max_body=MAX_BODY)
+    with pytest.raises(StoreUnavailable, match=f"port {served.port}: it is in use by another program"):
+        await another.serve()
