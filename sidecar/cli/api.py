@@ -114,7 +114,9 @@ def call(
     if connection.hung_up:  # also when http.client took the end for that of the head
         raise MeshError(f"no answer within {timeout:g} s from the sidecar at {address}")
     if len(answer.body) > LONGEST_ANSWER:
-        raise MeshError(f"the answer of the sidecar at {address} is longer than {LONGEST_ANSWER >> 20} MiB; ask for less")
+        raise MeshError(
+            f"the answer of the sidecar at {address} is longer than {LONGEST_ANSWER >> 20} MiB; ask for less"
+        )
     return answer
 
 
