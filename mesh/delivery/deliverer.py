@@ -63,6 +63,7 @@ class _Call(msgspec.Struct, gc=False):
     """One attempt under way."""
 
     delivery: Delivery
+    attempt: int
     prepared: Prepared
     held_since: float | None
     """When the app could first not be reached with this delivery."""
@@ -180,7 +181,7 @@ class Deliverer:
                 self._watch.attempted(delivery, delivery.attempt, judged, 0.0, None)
             self._give_up(delivery, Reason.MALFORMED, judged, None)
         else:
-            under_way = _Call(delivery, prepared, held_since, now, begun, span, generation)
+            under_way = _Call(delivery, attempt, prepared, held_since, now, begun, span, generation)
             call.add_done_callback(partial(self._answered, under_way))
 
     def _begin_span(self, delivery: Delivery, hop: Mapping[str, str]) -> Span:
@@ -259,7 +260,7 @@ class Deliverer:
     def _tell(self, made: _Call, judged: Judgement, next_in: float | None) -> None:
         if self._watch is not None:
             seconds = self._clock.now() - made.started
-            self._watch.attempted(made.delivery, made.delivery.attempt, judged, seconds, next_in)
+            self._watch.attempted(made.delivery, made.attempt, judged, seconds, next_in)
 
     def _wait(self, delivery: Delivery) -> None:
         """The circuit breaker lets nothing through. Behind a gate only what was on its way comes here."""
@@ -289,8 +290,7 @@ class Deliverer:
             self._settle(delivery, Outcome.DROPPED)
 
     def _fail(self, made: _Call, judged: Judgement) -> None:
-        delivery, plan = made.delivery, self._plan
-        attempt = delivery.attempt
+        delivery, attempt, plan = made.delivery, made.attempt, self._plan
         if self._draining:
             self._tell(made, judged, 0.0)
             self._release(delivery)

@@ -108,10 +108,10 @@ class _Subscription:
         if name is None:
             return
         began = self._clock.now() - seconds
-        if attempt == 1:
+        if attempt == 1 and (headers := record.headers):
             for header, what in _RESENT:
-                if header in record.headers:
-                    self._note(record, what, time=began, to=_clipped(record.headers[header]))
+                if header in headers:
+                    self._note(record, what, time=began, to=_clipped(headers[header]))
         reason, outcome = found.reason, found.verdict.value
         self._attempt = Step(
             what=What.ATTEMPT,
