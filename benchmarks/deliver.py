@@ -47,10 +47,10 @@ def _make_group(here: Place, kind: Kind) -> None:
         sink.start(sink.Plan(port=port, pubsub=kind.pubsub, events=1, probes=True)) as app,
         Sidecar(kind, here.folder / f"{kind.name}-group.log", app_port=port) as sidecar,
     ):
-        _wait_for_delivery(sidecar, sidecar, app)
+        wait_for_delivery(sidecar, sidecar, app)
 
 
-def _wait_for_delivery(publisher: Sidecar, subscriber: Sidecar, app: worker.Worker[sink.Result]) -> None:
+def wait_for_delivery(publisher: Sidecar, subscriber: Sidecar, app: worker.Worker[sink.Result]) -> None:
     """Publish one probe after the other, until one has come and the sink, which wants one probe, ends."""
     publisher.wait_until_accepting()
     deadline = time.monotonic() + SUBSCRIBE_LIMIT
@@ -118,7 +118,7 @@ def _latencies(here: Place, kind: Kind, options: Options) -> Iterator[Row]:
         Sidecar(kind, here.folder / f"{kind.name}-to.log", app_id="bench-to", app_port=port) as subscriber,
     ):
         with sink.start(sink.Plan(port=port, pubsub=kind.pubsub, events=1, probes=True)) as app:
-            _wait_for_delivery(publisher, subscriber, app)
+            wait_for_delivery(publisher, subscriber, app)
         plan = load.Plan(
             port=publisher.port,
             request=request(publisher.publish_path(TOPIC), HTTP_HEADERS),

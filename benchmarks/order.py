@@ -5,13 +5,13 @@ Both take the same events from the same stream, to a sink that does nothing.
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 
 from benchmarks import sink, stock
 from benchmarks.conditions import STREAM, Options, Place, place
-from benchmarks.events import PROBE, TOPIC
-from benchmarks.processes import Sidecar, free_port, publish
+from benchmarks.deliver import wait_for_delivery
+from benchmarks.events import TOPIC
+from benchmarks.processes import Sidecar, free_port
 from benchmarks.report import Cost, Row, Target, compare
 from mesh import addressing
 from mesh.ports import Topic
@@ -20,8 +20,6 @@ from mesh.pubsub import DEFAULT_COMPONENT
 NAME = "order"
 REPLICAS = 3
 KEYS = [f"key-{number}" for number in range(200)]
-SUBSCRIBE_LIMIT = 30.0
-"""Seconds until a subscription must deliver."""
 
 
 def run(options: Options) -> list[Row]:
@@ -55,15 +53,7 @@ def _make_group(here: Place, order: str) -> None:
         sink.start(_plan(order, port, 1, probes=True)) as app,
         _sidecar(here, order, port, 0) as sidecar,
     ):
-        sidecar.wait_until_accepting()
-        deadline = time.monotonic() + SUBSCRIBE_LIMIT
-        while not app.done:
-            sidecar.check()
-            if time.monotonic() > deadline:
-                raise RuntimeError("the sidecar delivers nothing")
-            publish(sidecar.port, sidecar.publish_path(TOPIC), PROBE)
-            time.sleep(0.02)
-        app.result()
+        wait_for_delivery(sidecar, sidecar, app)
 
 
 def _measure(here: Place, order: str, events: int, row: Row) -> None:

@@ -9,14 +9,13 @@ import time
 
 from benchmarks import load, sink, worker
 from benchmarks.conditions import Options, Place, place
-from benchmarks.events import PLAIN_HEADERS, PROBE, TOPIC, request
-from benchmarks.processes import Sidecar, free_port, publish
+from benchmarks.deliver import wait_for_delivery
+from benchmarks.events import PLAIN_HEADERS, TOPIC, request
+from benchmarks.processes import Sidecar, free_port
 from benchmarks.report import Cost, Row, Target, compare
 
 NAME = "webhook"
 CONNECTIONS = 32
-SUBSCRIBE_LIMIT = 20.0
-"""Seconds until a subscription must deliver."""
 COMPONENT = """
 apiVersion: dapr.io/v1alpha1
 kind: Component
@@ -46,7 +45,8 @@ def run(options: Options) -> list[Row]:
         (resources / "hook.yaml").write_text(COMPONENT.format(port=hook_port, route=sink.ROUTE.decode()))
         flags = ["--resources-path", str(resources)]
         with Sidecar(here.kinds[0], here.folder / "webhook.log", app_port=app_port, flags=flags) as sidecar:
-            _wait_for_delivery(sidecar, app_port)
+            with sink.start(sink.Plan(port=app_port, pubsub=sidecar.kind.pubsub, events=1, probes=True)) as app:
+                wait_for_delivery(sidecar, sidecar, app)
             ways = {
                 "webhook": (hook_port, request("/", PLAIN_HEADERS | BEARER)),
                 "publish": (sidecar.port, request(sidecar.publish_path(TOPIC), PLAIN_HEADERS)),
@@ -56,19 +56,6 @@ def run(options: Options) -> list[Row]:
                     _measure(here, sidecar, app_port, *ways[way], options.events, row)
         compare([rows["webhook"]], rows["publish"])
         return list(rows.values())
-
-
-def _wait_for_delivery(sidecar: Sidecar, app_port: int) -> None:
-    sidecar.wait_until_accepting()
-    with sink.start(sink.Plan(port=app_port, pubsub=sidecar.kind.pubsub, events=1, probes=True)) as app:
-        deadline = time.monotonic() + SUBSCRIBE_LIMIT
-        while not app.done:
-            sidecar.check()
-            if time.monotonic() > deadline:
-                raise RuntimeError("the sidecar delivers nothing")
-            publish(sidecar.port, sidecar.publish_path(TOPIC), PROBE)
-            time.sleep(0.02)
-        app.result()
 
 
 def _measure(here: Place, sidecar: Sidecar, app_port: int, port: int, sent: bytes, events: int, row: Row) -> None:

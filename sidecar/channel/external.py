@@ -6,18 +6,16 @@ No token of the app and no word about the caller goes there. A client chooses th
 
 from __future__ import annotations
 
-import asyncio
 import os
 import ssl
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from urllib.parse import urljoin, urlsplit
 
 import httpcore
-from httpcore import AsyncNetworkBackend, AsyncNetworkStream
 
+from bindings.guarded_connections import GuardedBackend
 from mesh.errors import ConfigurationError, MeshError
-from mesh.guarded_addresses import resolve
 from mesh.http_endpoint import ClientTls, HttpEndpoint
 from mesh.invocation.headers import content_length
 from mesh.ports import Request, Response
@@ -30,36 +28,6 @@ CONNECTIONS = 256
 _SAME_AGAIN = (307, 308)
 _AS_GET = (301, 302, 303)
 _SECRET = frozenset((b"authorization", b"cookie", b"www-authenticate"))
-
-
-class GuardedBackend(AsyncNetworkBackend):
-    """Connects to what `mesh.guarded_addresses` lets pass."""
-
-    def __init__(self) -> None:
-        self._inner = httpcore.AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> AsyncNetworkStream:
-        try:
-            addresses = await resolve(host, port, timeout)
-        except (OSError, UnicodeError) as error:  # TimeoutError is an OSError
-            raise httpcore.ConnectError(f"the name '{host}' cannot be resolved ({error})") from error
-        problem: Exception | None = None
-        for address in addresses:
-            try:
-                return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                problem = error
-        raise problem or httpcore.ConnectError(f"the name '{host}' has no address")
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
 
 
 class ExternalServers:
