@@ -74,7 +74,6 @@ def _declared(args: argparse.Namespace) -> _Plans:
     from mesh.configuration import load_configuration
     from mesh.delivery.compile import check_plan, plan_of
     from mesh.delivery.explanation import explain
-    from mesh.ports import Feature
     from mesh.resiliency.targets import Resiliency
     from sidecar.assembly import pubsubs_of
 
@@ -104,7 +103,7 @@ def _declared(args: argparse.Namespace) -> _Plans:
             continue
         try:
             policies = resiliency.inbound(component.name, "pubsub")
-            plan, origins = plan_of(spec, component, policies, app_id, frozenset(Feature))
+            plan, origins = plan_of(spec, component, policies, app_id, component.log.features)
         except MeshError as error:
             found.problems.append(f"{where}: {error}")
         else:
