@@ -74,12 +74,15 @@ _OUTCOMES = {
     Outcome.DEAD: What.DEAD_LETTERED,
     Outcome.RELEASED: What.RELEASED,
 }
+_ALREADY_TOLD = frozenset((Outcome.ACKED, Outcome.EXPIRED))
+"""How a delivery ends that was passed over, which says as much."""
 _AT_ONCE = frozenset((Outcome.ACKED, Outcome.DROPPED))
 """What settles a delivery in the same moment in which its attempt is judged."""
 _WHY = {
     Skipped.FILTER: "its filters do not let it through",
     Skipped.RULES: "no routing rule takes it, and there is no default route",
     Skipped.OTHER: "it is sent again for another app alone",
+    Skipped.EXPIRED: "it expired before it could be delivered",
 }
 _RESENT = ((addressing.REDRIVEN, What.REDRIVEN), (addressing.REPLAYED, What.REPLAYED))
 
@@ -99,9 +102,8 @@ class _Subscription:
         self._skipped: Record | None = None
 
     def skipped(self, record: Record, why: Skipped) -> None:
-        if why is not Skipped.EXPIRED:
-            self._note(record, What.SKIPPED, reason=_WHY[why])
-            self._skipped = record
+        self._note(record, What.EXPIRED if why is Skipped.EXPIRED else What.SKIPPED, reason=_WHY[why])
+        self._skipped = record
 
     def attempted(self, record: Record, attempt: int, found: Judgement, seconds: float, next_in: float | None) -> None:
         name = self._name(record)
@@ -133,7 +135,7 @@ class _Subscription:
         """Mostly that of the attempt that was told just now: then it needs no step of its own."""
         if self._attempt is not None and record is self._last[0] and outcome in _AT_ONCE:
             self._attempt.end = _OUTCOMES[outcome]
-        elif record is not self._skipped or outcome is not Outcome.ACKED:
+        elif record is not self._skipped or outcome not in _ALREADY_TOLD:
             self._note(record, _OUTCOMES[outcome])
         self._last = None, None
         self._attempt = None

@@ -51,9 +51,9 @@ class Ring:
     def note(self, identity: str, step: Step) -> None:
         stories = self._stories
         earlier = stories.get(identity)
-        size = OVERHEAD + len(step.reason) + len(step.position)
+        size = OVERHEAD + _size(step.reason) + len(step.position) + _size(step.to)
         if earlier is None:
-            size += OVERHEAD + len(identity)
+            size += OVERHEAD + _size(identity)
             stories[identity] = _Noted(step, None, 1, 0, size)
         else:
             stories.move_to_end(identity)
@@ -80,3 +80,8 @@ class Ring:
             steps.append(noted.step)
             noted = noted.earlier
         return steps[::-1], left_out
+
+
+def _size(text: str) -> int:
+    """Bytes in memory, at most: a text with one emoji takes four for each character."""
+    return len(text) if text.isascii() else 4 * len(text)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from mesh import addressing
 from mesh.errors import InvalidEvent
@@ -42,6 +44,11 @@ class What(Enum):
     """This delivery is of a stored event that was read again."""
 
 
+Moment = Annotated[float, Meta(ge=0, le=1e11)]
+"""Seconds since the epoch, up to the year 5138: what others say of themselves may be anything."""
+Seconds = Annotated[float, Meta(ge=-1e10, le=1e10)]
+
+
 class Step(msgspec.Struct, kw_only=True, gc=False, omit_defaults=True, rename="camel"):
     """One thing that happened to an event. Times in seconds since the epoch, by the clock of the sidecar.
 
@@ -49,7 +56,7 @@ class Step(msgspec.Struct, kw_only=True, gc=False, omit_defaults=True, rename="c
     """
 
     what: What
-    time: float
+    time: Moment
     """When it began."""
     topic: Topic
     """As the broker has it, the prefix of the component included."""
@@ -61,11 +68,11 @@ class Step(msgspec.Struct, kw_only=True, gc=False, omit_defaults=True, rename="c
     attempt: int = 0
     status: int = 0
     """Of the app's answer, if there was one."""
-    duration: float = 0.0
+    duration: Seconds = 0.0
     """Seconds that it took."""
     outcome: str = ""
     reason: str = ""
-    next: float = 0.0
+    next: Seconds = 0.0
     """Seconds from its end to the next attempt."""
     end: What | None = None
     """Of an attempt that settled the delivery in the same moment: how."""

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-import msgspec
-
 from mesh.inquiry import Answers
 from mesh.journal import testimony
 from mesh.journal.steps import Step, What
@@ -33,6 +31,7 @@ def tell(question: Question, answers: Answers) -> Story:
     if not stored:
         gaps.append("no sidecar that answered accepted it: it came some other way, or long ago, or where none is kept")
     gaps += _forgotten(heard, min((step.time for step, _, _ in steps), default=None))
+    gaps += _missing(steps)
     content = {
         "source": question.source,
         "id": question.id,
@@ -51,7 +50,7 @@ def _heard(answers: Answers) -> tuple[dict[str, Testimony], list[str]]:
     for name, given in sorted(answers.given.items()):
         try:
             told = testimony.decode(given)
-        except msgspec.DecodeError:
+        except (ValueError, RecursionError):
             gaps.append(f"sidecar {name} gave an answer that cannot be read")
             continue
         heard[name] = told
@@ -69,6 +68,18 @@ def _forgotten(heard: Mapping[str, Testimony], began: float | None) -> list[str]
         for name, told in heard.items()
         if not told.steps and not told.sampled_out and (began is None or told.since > began)
     ]
+
+
+def _missing(steps: list[tuple[Step, str, str]]) -> Iterator[str]:
+    """Attempts that were counted and that nobody tells: of a sidecar that is gone, or has forgotten the beginning."""
+    told: dict[tuple[str, str, str, str], set[int]] = {}
+    for step, _, _ in steps:
+        if step.what is What.ATTEMPT:
+            told.setdefault((step.app, step.topic.name, step.group, step.position), set()).add(step.attempt)
+    for (app, topic, _, _), attempts in told.items():
+        missing = max(attempts) - len(attempts)
+        if missing > 0:
+            yield f"of {max(attempts)} attempts of app {app} for topic {topic}, {missing} are not remembered"
 
 
 def _subscriptions(steps: list[tuple[Step, str, str]]) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from mesh.journal.steps import Step
+from mesh.journal.steps import Moment, Step
 
 SUBJECT = "journal"
 
@@ -22,7 +22,7 @@ class Testimony(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """On the wire, as `Question`."""
 
     app: str
-    since: float
+    since: Moment
     """What happened earlier may have been forgotten; seconds since the epoch."""
     sampled_out: bool = False
     """The sidecar notes only some events down, and this is none of them."""

@@ -150,7 +150,9 @@ async def test_skipped_says_why(clock):
     ]
 
 
-@pytest.mark.parametrize(("outcome", "what"), [(Outcome.EXPIRED, ["expired"]), (Outcome.DEAD, ["dead-lettered"])])
+@pytest.mark.parametrize(
+    ("outcome", "what"), [(Outcome.EXPIRED, ["expired"]), (Outcome.DEAD, ["expired", "dead-lettered"])]
+)
 async def test_expired_before_an_attempt(clock, outcome, what):
     recorder = Recorder("billing", clock)
     watch, record = recorder.watch(BILLING), Stored(structured())
@@ -279,3 +281,44 @@ async def test_sidecars_are_asked_through_a_table(clock):
     await clock.advance(inquiry.PATIENCE)
     assert (await garbled).silent == ["billing-1", "shop-1"]
     await asyncio.gather(*(witness.close() for witness in witnesses))
+
+
+async def test_attempts_that_nobody_remembers_are_a_gap(clock):
+    shop, gone, billing = Recorder("shop", clock), Recorder("billing", clock), Recorder("billing", clock)
+    shop.stored(ORDERS, structured(), "12", clock.now())
+    record = Stored(structured())
+    for recorder, attempt in ((gone, 1), (billing, 2), (billing, 3)):
+        recorder.watch(BILLING).attempted(record, attempt, Judgement(Verdict.RETRY, "no", 500), 0.1, 1.0)
+    assert told(shop, gone, billing).content["complete"] is True
+    content = told(shop, billing).content
+    assert content["complete"] is False
+    assert content["gaps"] == ["of 3 attempts of app billing for topic orders, 1 are not remembered"]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"?",
+        b"[" * 100_000,
+        b'{"app":"a","since":1e300}',
+        b'{"app":"a","since":-1}',
+        b'{"app":"a","since":1,"steps":[{"what":"stored","time":1e30,"topic":["p","t"]}]}',
+        b'{"app":"a","since":1,"steps":[{"what":"attempt","time":1,"topic":["p","t"],"next":1e300}]}',
+    ],
+    ids=range(6),
+)
+async def test_testimony_that_cannot_be_is_a_gap(clock, garbage):
+    shop = Recorder("shop", clock)
+    shop.stored(ORDERS, structured(), "12", clock.now())
+    given = {"good": testimony.encode(shop.testify(QUESTION)), "bad": garbage}
+    content = story.tell(QUESTION, Answers(given, [])).content
+    assert content["gaps"] == ["sidecar bad gave an answer that cannot be read"]
+    assert [line["what"] for line in content["steps"]] == ["accepted", "stored"]
+
+
+async def test_texts_count_by_the_memory_that_they_take(clock):
+    small, large = Ring(0.0), Ring(0.0)
+    for ring, letter in ((small, "x"), (large, "\N{PILE OF POO}")):
+        source = letter * 1000
+        Recorder("shop", clock, ring=ring).stored(ORDERS, structured(source=source), "1", 0.0)
+    assert large.bytes - small.bytes >= 3000
