@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import fnmatch
 import hashlib
 import logging
@@ -16,14 +15,14 @@ import mimetypes
 import os
 import sqlite3
 import stat
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
-from bindings import sqlite
+from bindings import folders, sqlite
 from mesh.components import ComponentSpec, Field, Kind, Setup
 from mesh.errors import BrokerError, BrokerUnavailable, clip
 from mesh.ports import Clock
@@ -34,17 +33,14 @@ T = TypeVar("T")
 
 logger = logging.getLogger("meshwire.bindings.files")
 
-TIME_LIMIT = 30.0
-"""Seconds for one look at the disk, which a network file system can hold up."""
 UNWATCHED = 1.0
 """Seconds between two looks when the system does not tell of changes."""
 MAX_FILES = 1_000_000
-"""In the folder."""
+"""In the folder; folders and others count too."""
 
 KEEP, DELETE, MOVE = "keep", "delete", "move"
 CONTENT, REFERENCE = "content", "reference"
 
-_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _TABLE = "CREATE TABLE IF NOT EXISTS accepted (name BLOB PRIMARY KEY, version TEXT NOT NULL) WITHOUT ROWID"
 
 
@@ -56,6 +52,10 @@ class Found(NamedTuple):
     modified: int
     """Nanoseconds since the epoch."""
     size: int
+
+    @property
+    def parts(self) -> list[str]:
+        return self.name.split("/")
 
     @property
     def version(self) -> str:
@@ -76,7 +76,7 @@ class Index:
             database = sqlite.Database(
                 uri=f"file:{quote(str(path))}", pragmas=["synchronous = FULL"], busy_timeout=2.0, wal=False, alone=False
             )
-            self._worker = sqlite.Worker(database, grouped=True, timeout=TIME_LIMIT)
+            self._worker = sqlite.Worker(database, grouped=True, timeout=folders.TIME_LIMIT)
 
     async def start(self) -> None:
         if self._worker is not None:
@@ -143,14 +143,21 @@ class FileWatch:
         self._settled = settled
         self._rescan = rescan
         self._index = Index(index if after == KEEP else None)
-        self._started = False
+        self._disk = folders.Disk(2)
+        self._accepted: dict[str, str] = {}
+        """The version of each file that needs no more looking at."""
+        self._stored: dict[str, str] = {}
+        """Those that were accepted, but could not be put away, or noted, yet."""
+        self._seen: dict[str, tuple[str, float]] = {}
+        """The version of each that is to come, and since when it is seen."""
+        self._told: dict[str, str] = {}
+        """What is wrong with a file or folder, as the log has it."""
 
     async def start(self) -> None:
         await self.ping()
         if self._after == MOVE:
-            await _in_thread(lambda: (self._folder / self._done).mkdir(exist_ok=True))
+            await self._run(self._make_done)
         await self._index.start()
-        self._started = True
 
     async def ping(self) -> None:
         """The folder is there, and can be read."""
@@ -159,41 +166,46 @@ class FileWatch:
             with os.scandir(self._folder):
                 pass
 
-        await _in_thread(look)
+        await self._run(look)
 
     async def close(self) -> None:
-        if self._started:
-            self._started = False
-            await self._index.close()
+        self._disk.close()
+        await self._index.close()
 
     async def run(self, accept: Accept) -> None:
-        accepted = await self._index.load()
-        seen: dict[str, tuple[str, float]] = {}  # name: version, and since when it is seen
-        async for _ in self._signs():
-            while True:
-                found = await _in_thread(lambda: sorted(self._scan(), key=_age))
-                names = {file.name for file in found}
-                gone = [name for name in accepted if name not in names]
-                await self._index.forget(gone)
-                for name in gone:
-                    del accepted[name]
-                now = self._clock.now()
-                new = [file for file in found if accepted.get(file.name) != file.version]
-                seen = {
-                    file.name: known
-                    if (known := seen.get(file.name)) and known[0] == file.version
-                    else (file.version, now)
-                    for file in new
-                }
-                ready = [file for file in new if now - seen[file.name][1] >= self._settled]
-                for file in ready:
-                    await self._fire(file, accept)
-                    accepted[file.name] = file.version
-                if len(ready) == len(new):
-                    break
-                await self._clock.sleep(min(self._settled, 1.0))  # until nobody writes to the others any more
+        self._accepted, self._seen = await self._index.load(), {}
+        async with contextlib.aclosing(self._signs()) as signs:
+            async for _ in signs:
+                while not await self._look(accept):
+                    await self._clock.sleep(min(self._settled, 1.0))
 
-    async def _signs(self) -> AsyncIterator[None]:
+    async def _look(self, accept: Accept) -> bool:
+        """Fire the app for what is new. Whether nobody writes to the others any more."""
+        found, closed = await self._run(self._scan)
+        names = {file.name for file in found}
+        gone = [name for name in self._accepted if name not in names and not name.startswith(tuple(closed))]
+        await self._index.forget(gone)
+        for name in gone:
+            del self._accepted[name]
+        for kept in (self._stored, self._told):
+            for name in kept.keys() - names - closed.keys():
+                del kept[name]
+        for name, error in closed.items():
+            self._tell(name, error)
+        now = self._clock.now()
+        new = [file for file in found if self._accepted.get(file.name) != file.version]
+        self._seen = {
+            file.name: known
+            if (known := self._seen.get(file.name)) and known[0] == file.version
+            else (file.version, now)
+            for file in new
+        }
+        ready = [file for file in new if now - self._seen[file.name][1] >= self._settled]
+        for file in ready:
+            await self._take(file, accept)
+        return len(ready) == len(new)
+
+    async def _signs(self) -> AsyncGenerator[None, None]:
         """At once, when something happens in the folder, and from time to time."""
         while True:
             changes = self._changes()
@@ -228,56 +240,72 @@ class FileWatch:
             ignore_permission_denied=True,
         )
 
-    def _scan(self) -> Iterator[Found]:
-        folders = [""]
-        number = 0
-        while folders:
-            inside = folders.pop()
-            with os.scandir(self._folder / inside) as entries:
-                for entry in entries:
-                    name = inside + entry.name
-                    if entry.name.startswith(".") or entry.is_symlink():
-                        continue
-                    if entry.is_dir():
-                        if self._recursive and not (self._after == MOVE and name == self._done):
-                            folders.append(f"{name}/")
-                        continue
-                    number += 1
-                    if number > MAX_FILES:
-                        raise StoreError(f"the folder has over {MAX_FILES} files")
-                    if fnmatch.fnmatchcase(entry.name, self._pattern) and entry.is_file(follow_symlinks=False):
-                        with contextlib.suppress(FileNotFoundError):
-                            status = entry.stat(follow_symlinks=False)
-                            yield Found(name, status.st_mtime_ns, status.st_size)
+    def _scan(self) -> tuple[list[Found], dict[str, OSError]]:
+        """The files that count, by age; and the folders that cannot be read, of which nothing is known."""
+        found: list[Found] = []
+        closed: dict[str, OSError] = {}
 
-    async def _fire(self, file: Found, accept: Accept) -> None:
-        """Raises `BrokerUnavailable` when it is not stored: it is offered again."""
+        def enter(parts: tuple[str, ...]) -> bool:
+            put_away = self._after == MOVE and parts == (self._done,)
+            return self._recursive and not parts[-1].startswith(".") and not put_away
+
+        def note(parts: tuple[str, ...], error: OSError) -> None:
+            closed["/".join(parts) + "/"] = error
+
+        try:
+            for parts, entry in folders.walk(self._open, (), most=MAX_FILES, enter=enter, closed=note):
+                if not entry.name.startswith(".") and fnmatch.fnmatchcase(entry.name, self._pattern):
+                    with contextlib.suppress(FileNotFoundError):
+                        status = entry.stat(follow_symlinks=False)
+                        found.append(Found("/".join(parts), status.st_mtime_ns, status.st_size))
+        except folders.TooMany:
+            raise StoreError(f"the folder has over {MAX_FILES} files") from None
+        return sorted(found, key=_age), closed
+
+    async def _take(self, file: Found, accept: Accept) -> None:
+        """Raises `BrokerUnavailable` when it is not stored: it is offered again. What is wrong with this file alone
+        keeps no other: it is tried again at each look."""
+        try:
+            if self._stored.get(file.name) != file.version:
+                if not await self._fire(file, accept):
+                    self._accepted[file.name] = file.version
+                    return
+                self._stored[file.name] = file.version
+            if self._after == KEEP:
+                await self._index.note(file.name, file.version)
+            else:
+                await self._disk.run(lambda: self._put_away(file))
+        except OSError as error:
+            self._tell(file.name, error)
+            return
+        del self._stored[file.name]
+        self._accepted[file.name] = file.version
+
+    async def _fire(self, file: Found, accept: Accept) -> bool:
+        """Whether it is stored; else it is left out, as it is now."""
         if self._send == CONTENT and file.size > self._max_size:
             logger.error("%s is left out: %d bytes, where maxSize is %d", clip(file.name), file.size, self._max_size)
-            return
-        data = await _in_thread(lambda: self._read(file)) if self._send == CONTENT else self._reference(file)
+            return False
+        data = await self._disk.run(lambda: self._read(file)) if self._send == CONTENT else self._reference(file)
         if data is None:
-            return  # it was changed or removed meanwhile, of which there is a sign
+            return False  # it was changed or removed meanwhile, of which there is a sign
         try:
             await accept(self._item(file, data))
         except BrokerUnavailable:
             raise
         except BrokerError as error:
             logger.error("%s is left out: %s", clip(file.name), error)
-            return
-        if self._after == KEEP:
-            await self._index.note(file.name, file.version)
-        else:
-            await _in_thread(lambda: self._put_away(file))
+            return False
+        return True
 
     def _read(self, file: Found) -> bytes | None:
         """`None` when it is not what was found."""
+        *above, name = file.parts
         try:
-            descriptor = os.open(self._folder / file.name, _OPEN)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+            with folders.within(self._open(), above) as folder:
+                descriptor = os.open(name, folders.FILE, dir_fd=folder)
         except OSError as error:
-            if error.errno == errno.ELOOP:
+            if error.errno in folders.GONE:
                 return None
             raise
         with os.fdopen(descriptor, "rb") as stream:
@@ -288,18 +316,38 @@ class FileWatch:
 
     def _put_away(self, file: Found) -> None:
         """Unless it is another one by now, which is to come."""
-        path = self._folder / file.name
-        with contextlib.suppress(FileNotFoundError):
-            if not _same(file, path.lstat()):
+        *above, name = file.parts
+        with contextlib.suppress(FileNotFoundError), folders.within(self._open(), above) as folder:
+            if not _same(file, os.stat(name, dir_fd=folder, follow_symlinks=False)):
                 return
             if self._after == DELETE:
-                path.unlink()
+                os.unlink(name, dir_fd=folder)
                 return
-            target = self._folder / self._done / file.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
-                target = target.with_name(f"{target.stem}.{file.modified}{target.suffix}")
-            path.rename(target)
+            with folders.within(self._open(), [self._done, *above], create=True) as done:
+                path = PurePosixPath(name)
+                target = f"{path.stem}.{file.modified}{path.suffix}" if _exists(name, done) else name
+                os.rename(name, target, src_dir_fd=folder, dst_dir_fd=done)
+
+    def _make_done(self) -> None:
+        with folders.within(self._open(), [self._done], create=True):
+            pass
+
+    def _open(self) -> int:
+        return os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        """Raises `StoreError`."""
+        try:
+            return await self._disk.run(work)
+        except OSError as error:
+            raise StoreUnavailable(f"{clip(error.filename or 'the folder')}: {error.strerror}") from None
+
+    def _tell(self, name: str, error: OSError) -> None:
+        """Once."""
+        text = error.strerror or str(error)
+        if self._told.get(name) != text:
+            self._told[name] = text
+            logger.error("%s waits until it can be read and put away: %s", clip(name), text)
 
     def _reference(self, file: Found) -> bytes:
         return msgspec.json.encode(
@@ -312,7 +360,8 @@ class FileWatch:
         )
 
     def _item(self, file: Found, data: bytes) -> Item:
-        guessed, encoding = mimetypes.guess_type(file.name)
+        # By the end alone: a name that begins as a URL would be taken for one.
+        guessed, encoding = mimetypes.guess_type(f"x{PurePosixPath(file.name).suffix}")
         content_type = (guessed if encoding is None else None) or "application/octet-stream"
         return Item(
             data=data,
@@ -340,14 +389,12 @@ def _same(file: Found, status: os.stat_result) -> bool:
     return stat.S_ISREG(status.st_mode) and (status.st_mtime_ns, status.st_size) == (file.modified, file.size)
 
 
-async def _in_thread(work: Callable[[], T]) -> T:
+def _exists(name: str, folder: int) -> bool:
     try:
-        async with asyncio.timeout(TIME_LIMIT):
-            return await asyncio.to_thread(work)
-    except TimeoutError:
-        raise StoreUnavailable(f"the file system did not answer within {TIME_LIMIT:g} s") from None
-    except OSError as error:
-        raise StoreUnavailable(f"{clip(error.filename or 'the folder')}: {error.strerror}") from None
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _open(setup: Setup) -> FileWatch:
@@ -355,6 +402,8 @@ def _open(setup: Setup) -> FileWatch:
     folder = Path(settings["path"])
     if settings["index"] and settings["after"] != KEEP:
         raise settings.fault("index", "it has an effect only with after: keep")
+    if settings.given("doneFolder") and settings["after"] != MOVE:
+        raise settings.fault("doneFolder", "it has an effect only with after: move")
     if "/" in settings["pattern"]:
         raise settings.fault("pattern", "it is compared with the name alone, without folders")
     if not settings["doneFolder"].strip(".") or "/" in settings["doneFolder"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import sqlite3
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +18,7 @@ import pytest
 
 from bindings import folders
 from bindings.bindings import files, localstorage
-from mesh.errors import ConfigurationError, MessageTooLarge
+from mesh.errors import BrokerUnavailable, ConfigurationError, MessageTooLarge
 from mesh.ports.bindings import BindingError, InputBinding, InvalidOperation, Invocation, Item, OutputBinding
 from mesh.ports.stores import StoreError, StoreUnavailable
 from tests.opened import opened
@@ -126,15 +127,15 @@ async def test_a_list_has_a_bound_and_any_depth(tmp_path: Path, monkeypatch: pyt
     binding = opened(localstorage.SPEC, rootPath=str(tmp_path))
     await binding.start()
     folder = os.open(tmp_path, os.O_RDONLY)
-    for _ in range(1500):
+    for _ in range(960):
         os.mkdir("d", dir_fd=folder)
         inner = os.open("d", os.O_RDONLY, dir_fd=folder)
         os.close(folder)
         folder = inner
     os.close(folder)
     assert await listed(binding) == []
-    monkeypatch.setattr(localstorage, "MAX_LISTED", 1000)
-    with pytest.raises(BindingError, match="over 1000"):
+    monkeypatch.setattr(localstorage, "MAX_LISTED", 500)
+    with pytest.raises(BindingError, match="over 500"):
         await listed(binding)
     await binding.close()
     subprocess.run(["rm", "-r", str(tmp_path / "d")], check=True)  # Python's own functions cannot
@@ -217,6 +218,11 @@ async def test_each_version_of_a_file_fires_once(tmp_path: Path) -> None:
         await taken.until(1)
         file.write_text("22")
         await taken.until(2)
+        index = sqlite3.connect(tmp_path / ".meshwire-test.db")
+        async with asyncio.timeout(10):
+            while not index.execute("SELECT 1 FROM accepted WHERE version LIKE '%-2'").fetchall():
+                await asyncio.sleep(0.02)
+        index.close()
     async with watched(tmp_path) as later:
         (tmp_path / "other.txt").write_text("3")
         await later.until(1)
@@ -304,8 +310,113 @@ async def test_a_file_too_large_is_left_out_and_the_others_come(
     assert (shown["path"], shown["size"]) == (str(tmp_path / "large"), 1001)
 
 
+async def test_a_folder_that_becomes_a_link_is_not_followed(tmp_path: Path) -> None:
+    outside, folder = tmp_path / "outside", tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    outside.mkdir()
+    for file in (folder / "first", folder / "sub/file", outside / "file"):
+        file.write_text("secret" if file.parent == outside else "public")
+        os.utime(file, ns=(0, 1_000_000 if file.name == "first" else 2_000_000))
+    async with watched(folder, recursive="true", after="delete") as taken:
+
+        def swap(item: Item) -> None:
+            if item.metadata["fileName"] == "first":
+                (folder / "sub").rename(folder / "sub-2")
+                (folder / "sub").symlink_to(outside)
+
+        taken.refuse = swap
+        await taken.until(2)
+    assert {item.data for item in taken} == {b"public"}
+    assert (outside / "file").exists()
+
+
+@pytest.mark.parametrize("step", ["open", "unlink"])
+async def test_a_file_that_cannot_be_worked_keeps_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
+) -> None:
+    stuck, real = True, getattr(os, step)
+
+    def refuse(path: object, *arguments: Any, **more: Any) -> Any:
+        if stuck and str(path).endswith("stuck"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *arguments, **more)
+
+    monkeypatch.setattr(os, step, refuse)
+    (tmp_path / "stuck").write_text("stuck")
+    os.utime(tmp_path / "stuck", (1, 1))
+    (tmp_path / "other").write_text("other")
+    async with watched(tmp_path, after="delete", rescanInterval="100ms") as taken:
+        await taken.until(1 if step == "open" else 2)
+        await asyncio.sleep(0.5)  # in which it could come again
+        stuck = False
+        async with asyncio.timeout(10):
+            while list(tmp_path.iterdir()):
+                await asyncio.sleep(0.02)
+    assert sorted(item.data for item in taken) == [b"other", b"stuck"]
+    assert caplog.text.count("stuck waits until") == 1
+
+
+async def test_a_folder_that_cannot_be_read_keeps_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, real = False, os.open
+
+    def refuse(path: Any, *arguments: Any, **more: Any) -> int:
+        if closed and path == "closed":
+            raise PermissionError(13, "Permission denied")
+        return real(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed/a").write_text("a")
+    async with watched(tmp_path, recursive="true", rescanInterval="100ms") as taken:
+        await taken.until(1)
+        closed = True
+        (tmp_path / "b").write_text("b")
+        await taken.until(2)
+        closed = False
+        await asyncio.sleep(0.5)  # in which the first could come again
+    assert [item.data for item in taken] == [b"a", b"b"]
+
+
+async def test_a_run_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    taken = Taken()
+    taken.refuse = lambda item: BrokerUnavailable("away")
+    binding = watch(tmp_path, settled="0s")
+    await binding.start()
+    failed: list[BaseException] = []  # which hold on to what was under way
+    with pytest.raises(BrokerUnavailable) as caught:
+        await binding.run(taken.accept)
+    failed.append(caught.value)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    await binding.close()
+
+
+async def test_an_index_that_cannot_be_used_leaves_no_thread(tmp_path: Path) -> None:
+    (tmp_path / "index.db").write_text("no database at all, but long enough to be looked at" * 20)
+    binding = watch(tmp_path, index=str(tmp_path / "index.db"))
+    with pytest.raises(StoreError, match="not a database"):
+        await binding.start()
+    await binding.close()
+    for thread in threading.enumerate():
+        if thread.name == "sqlite":
+            await asyncio.to_thread(thread.join, 5)
+            assert not thread.is_alive()
+
+
+async def test_a_name_that_looks_like_a_url_is_a_name(tmp_path: Path) -> None:
+    (tmp_path / "data:text").mkdir()
+    (tmp_path / "data:text/html\r\nX-Evil: 1,.json").write_text("1")
+    async with watched(tmp_path, recursive="true") as taken:
+        await taken.until(1)
+    assert taken[0].content_type == "application/json"
+
+
 @pytest.mark.parametrize(
-    "settings", [{"pattern": "a/*"}, {"after": "delete", "index": "x.db"}, {"doneFolder": ".."}, {"after": "burn"}]
+    "settings",
+    [
+        *({"pattern": "a/*"}, {"after": "delete", "index": "x.db"}, {"after": "burn"}),
+        *({"doneFolder": "..", "after": "move"}, {"doneFolder": "archive"}),
+    ],
 )
 def test_settings_that_cannot_be_obeyed(tmp_path: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="metadata"):
