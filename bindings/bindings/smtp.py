@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
+import unicodedata
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.errors import MessageError
@@ -29,6 +31,8 @@ MAX_BODY = 25 << 20
 MAX_RECIPIENTS = 100
 AT_ONCE = 8
 """Connections to the server."""
+GOODBYE = 2.0
+"""Seconds for the end of the dialogue, once the mail is the server's."""
 TLS_PORT = 465
 """Where the server speaks TLS from the first byte on; elsewhere STARTTLS begins it."""
 
@@ -70,14 +74,19 @@ class SmtpBinding:
         check_metadata(invocation, _PER_MAIL)
         check_size(invocation.data, MAX_BODY)
         given = {name: invocation.text(name) or self._settings[name] for name in _PER_MAIL}
-        message, sender, recipients = _composed(given, invocation.data)
+        # In a thread, since it takes a while for a large text.
+        message, sender, recipients = await asyncio.to_thread(_composed, given, invocation.data)
         if self._tls is None:
             raise StoreUnavailable("the binding is closed")
         try:
-            async with asyncio.timeout(TIME_LIMIT), self._slots:
-                await self._send(message, sender, recipients, self._tls)
+            async with asyncio.timeout(TIME_LIMIT):
+                await self._slots.acquire()
         except TimeoutError:
-            raise StoreUnavailable(f"the mail server did not answer within {TIME_LIMIT:g} s") from None
+            raise StoreUnavailable(f"other mails are not done with after {TIME_LIMIT:g} s") from None
+        try:
+            await self._send(message, sender, recipients, self._tls)
+        finally:
+            self._slots.release()
         return Result()
 
     async def _send(
@@ -88,28 +97,37 @@ class SmtpBinding:
         tls = settings["port"] == TLS_PORT
         # A password is told to nobody who could be anybody.
         start_tls = None if tls or not settings["user"] or _is_local(settings["host"]) else True
+        server = library.SMTP(
+            hostname=settings["host"],
+            port=settings["port"],
+            username=settings["user"] or None,
+            password=settings["password"] or None,
+            use_tls=tls,
+            start_tls=False if tls else start_tls,
+            tls_context=context,
+            timeout=TIME_LIMIT,
+        )
         try:
-            async with library.SMTP(
-                hostname=settings["host"],
-                port=settings["port"],
-                username=settings["user"] or None,
-                password=settings["password"] or None,
-                use_tls=tls,
-                start_tls=False if tls else start_tls,
-                tls_context=context,
-                timeout=TIME_LIMIT,
-            ) as server:
+            async with asyncio.timeout(TIME_LIMIT):
+                await server.connect()
                 refused, _ = await server.send_message(message, sender=sender, recipients=list(recipients))
+            with contextlib.suppress(library.SMTPException, OSError):  # whatever it says now, it has the mail
+                async with asyncio.timeout(GOODBYE):
+                    await server.quit()
         except library.SMTPRecipientsRefused as error:
             raise _judged(max(refusal.code for refusal in error.recipients), "all recipients were refused") from None
         except library.SMTPAuthenticationError as error:
             raise _judged(error.code, "the server refused user and password") from None
         except library.SMTPResponseException as error:
             raise _judged(error.code, f"the server refused: {_line(error.message)}") from None
-        except (library.SMTPConnectError, library.SMTPServerDisconnected, library.SMTPTimeoutError, OSError) as error:
+        except TimeoutError:
+            raise StoreUnavailable(f"the mail server did not answer within {TIME_LIMIT:g} s") from None
+        except (library.SMTPConnectError, library.SMTPServerDisconnected, OSError) as error:
             raise StoreUnavailable(f"the mail server cannot be reached: {_line(error)}") from None
         except library.SMTPException as error:
             raise BindingError(f"the mail server cannot do what is needed: {_line(error)}") from None
+        finally:
+            server.close()
         if refused:
             names = ", ".join(map(clip, refused))
             raise BindingError(f"the mail was sent, but not to these recipients, who were refused: {names}")
@@ -138,7 +156,7 @@ def _composed(given: Mapping[str, Any], data: bytes) -> tuple[EmailMessage, str,
             message[header] = found
     if not 1 <= len(recipients) <= MAX_RECIPIENTS:
         raise InvalidOperation(f"a mail has from 1 to {MAX_RECIPIENTS} recipients (got {len(recipients)})")
-    if any(ord(character) < 32 or ord(character) == 127 for character in given["subject"]):
+    if len(given["subject"].splitlines()) > 1 or any(unicodedata.category(c) in ("Cc", "Cs") for c in given["subject"]):
         raise InvalidOperation("the subject has control characters")
     message["From"] = senders[0]
     message["Subject"] = given["subject"]

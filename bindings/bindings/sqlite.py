@@ -41,11 +41,12 @@ class ConfinedDatabase(sqlite.Database):
     def connect(self) -> sqlite3.Connection:
         connection = super().connect()
         connection.set_authorizer(_authorize)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ANSWER)
         return connection
 
 
 def _authorize(action: int, first: str | None, second: str | None, *_names: str | None) -> int:
-    if action in _NOT_ALLOWED or (action == sqlite3.SQLITE_PRAGMA and first not in _PRAGMAS):
+    if action in _NOT_ALLOWED or (action == sqlite3.SQLITE_PRAGMA and str(first).lower() not in _PRAGMAS):
         return sqlite3.SQLITE_DENY
     if action == sqlite3.SQLITE_FUNCTION and second == "load_extension":
         return sqlite3.SQLITE_DENY
@@ -90,7 +91,8 @@ class SqliteBinding:
 
 def _exec(connection: sqlite3.Connection, sql: str, parameters: Sequence[Any]) -> tuple[None, int]:
     cursor = connection.execute(sql, parameters)
-    cursor.fetchall()  # the rows of a RETURNING: without them the statement has not ended
+    for _ in cursor:  # the rows of a RETURNING: without them the statement has not ended
+        pass
     return None, max(cursor.rowcount, 0)
 
 
@@ -142,7 +144,7 @@ def _parameters(text: str) -> list[Any]:
         return []
     try:
         values = msgspec.json.decode(text, type=list)
-    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
         raise InvalidOperation(f"the metadata params is no JSON array: {clip(str(error))}") from None
     if len(values) > MAX_PARAMETERS:
         raise InvalidOperation(f"the metadata params has over {MAX_PARAMETERS} values")

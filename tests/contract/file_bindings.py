@@ -95,6 +95,7 @@ class Sqlite:
                 {"sql": "SELECT ?", "params": "[[1]]"},
                 {"sql": "SELECT ?", "params": "[9223372036854775808]"},
                 {"sql": "SELECT ?", "params": "[1"},
+                {"sql": "SELECT ?", "params": "[" * 100_000},
                 {"sql": "SELECT 1", "parms": "[]"},
                 {"sql": "ATTACH 'other.db' AS other"},
                 {"sql": "VACUUM INTO 'other.db'"},

@@ -8,6 +8,7 @@ import os
 import sqlite3
 import subprocess
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ import msgspec
 import pytest
 
 from bindings import folders
-from bindings.bindings import files, localstorage
+from bindings.bindings import files, localstorage, sqlite
 from mesh.errors import BrokerUnavailable, ConfigurationError, MessageTooLarge
 from mesh.ports.bindings import BindingError, InputBinding, InvalidOperation, Invocation, Item, OutputBinding
 from mesh.ports.stores import StoreError, StoreUnavailable
@@ -171,6 +172,27 @@ async def test_a_folder_that_hangs_holds_up_nobody_else(tmp_path: Path, monkeypa
         await asyncio.wait_for(binding.close(), 1)
     finally:
         hanging.set()
+
+
+def statement(operation: str, sql: str) -> Invocation:
+    return Invocation(operation=operation, metadata={"sql": sql})
+
+
+async def test_statements_have_bounds(tmp_path: Path) -> None:
+    binding = opened(sqlite.SPEC, connectionString=str(tmp_path / "data.db"))
+    await binding.start()
+    many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 20000) SELECT zeroblob(10000) FROM n"
+    tracemalloc.start()
+    try:
+        await binding.invoke(statement("exec", many))
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+    for operation, sql, error in (("query", many, "use LIMIT"), ("query", "SELECT zeroblob(100000000)", "this size")):
+        with pytest.raises(StoreError, match=error):
+            await binding.invoke(statement(operation, sql))
+    assert (await binding.invoke(statement("query", "PRAGMA TABLE_LIST"))).data
+    await binding.close()
 
 
 class Taken(list[Item]):

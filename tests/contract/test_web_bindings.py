@@ -240,6 +240,38 @@ async def test_a_password_is_not_sent_without_tls_beyond_the_machine(monkeypatch
     assert not inbox.mails
 
 
+@asynccontextmanager
+async def silent_at(word: bytes) -> AsyncIterator[int]:
+    """A mail server that takes one mail, and answers nothing any more from `word` on."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 hello\r\n")
+        while line := await reader.readline():
+            if line.upper().startswith(word):
+                await reader.read()
+                break
+            if line == b"DATA\r\n":
+                writer.write(b"354 go on\r\n")
+                await reader.readuntil(b"\r\n.\r\n")
+            writer.write(b"250 OK\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", free_port())
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+    await server.wait_closed()
+
+
+async def test_a_mail_server_that_falls_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smtp, "GOODBYE", 0.2)
+    async with silent_at(b"QUIT") as port:
+        await asyncio.wait_for(sent(port, {}), 5)  # it has the mail: no reason to send it twice
+    monkeypatch.setattr(smtp, "TIME_LIMIT", 0.5)
+    async with silent_at(b"MAIL") as port:
+        with pytest.raises(StoreUnavailable, match=r"within 0\.5 s"):
+            await asyncio.wait_for(sent(port, {}), 0.9)
+
+
 async def test_missing_metadata_is_named() -> None:
     for name in MAIL:
         with pytest.raises(InvalidOperation, match=name):

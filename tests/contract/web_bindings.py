@@ -134,6 +134,9 @@ class Smtp:
             Invocation(operation="create", data=b'"x"', metadata={"emailTo": "a@example.com"} | wrong)
             for wrong in (
                 {"subject": "x\r\nBcc: b@example.com"},
+                {"subject": "x\u2028Bcc: b@example.com"},
+                {"subject": "x\x85y"},
+                {"subject": "\ud800"},
                 {"emailFrom": "a@example.com;b@example.com"},
                 {"emailCC": "Ann\nBcc: <b@example.com>"},
                 {"priority": "6"},
