@@ -181,6 +181,8 @@ class Deliverer:
                 self._watch.attempted(delivery, delivery.attempt, judged, 0.0, None)
             self._give_up(delivery, Reason.MALFORMED, judged, None)
         else:
+            if self._watch is not None:
+                self._watch.started(delivery, attempt, now)
             under_way = _Call(delivery, attempt, prepared, held_since, now, begun, span, generation)
             call.add_done_callback(partial(self._answered, under_way))
 
@@ -272,6 +274,8 @@ class Deliverer:
     def _hold(self, delivery: Delivery, held_since: float | None, reason: str) -> None:
         """The app saw nothing of it: that is no attempt. While events are held here, no more are taken."""
         now = self._clock.now()
+        if self._watch is not None:
+            self._watch.held(delivery, reason, now)
         if self._draining or (held_since is not None and now - held_since > HOLD_LIMIT):
             self._release(delivery)
         else:

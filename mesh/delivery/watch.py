@@ -32,6 +32,14 @@ class DeliveryWatch(Protocol):
         """There was no call to make. `settled` follows."""
         ...
 
+    def started(self, record: Record, attempt: int, now: float) -> None:
+        """The app is called. `attempted` follows, or `held`, or `settled` where the call tells nothing."""
+        ...
+
+    def held(self, record: Record, why: str, now: float) -> None:
+        """The app could not be reached, which is no attempt. It is called again soon, or `settled` follows."""
+        ...
+
     def attempted(self, record: Record, attempt: int, found: Judgement, seconds: float, next_in: float | None) -> None:
         """The app answered, or did not, after `seconds`; or the message cannot be delivered. The next attempt comes in
         `next_in` seconds; `None`: there is none, and `settled` follows."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from weakref import WeakSet
 
 from mesh import addressing
 from mesh.delivery.target import Judgement, Verdict
@@ -26,6 +28,7 @@ class Recorder:
         self._app_id = app_id
         self._clock = clock
         self._one_of = SAMPLE if sampled else 1
+        self._subscriptions: WeakSet[_Subscription] = WeakSet()
 
     def stored(self, topic: Topic, message: Message, position: str, began: float) -> None:
         """The broker has `message`, for which it was asked at `began`; `position` is empty where it does not say."""
@@ -45,11 +48,15 @@ class Recorder:
 
     def watch(self, group: Group) -> DeliveryWatch:
         """What the deliverer of `group` is to tell."""
-        return _Subscription(self, self._clock, group)
+        subscription = _Subscription(self, self._clock, group)
+        self._subscriptions.add(subscription)
+        return subscription
 
     def testify(self, question: Question) -> Testimony:
         name = addressing.identity(question.source, question.id)
         steps, left_out = self.ring.story(name)
+        for subscription in self._subscriptions:
+            steps += subscription.in_hand(name)
         return Testimony(
             app=self._app_id,
             since=self.ring.since,
@@ -100,12 +107,28 @@ class _Subscription:
         self._last: tuple[Record | None, str | None] = (None, None)
         self._attempt: Step | None = None
         self._skipped: Record | None = None
+        self._in_hand: dict[int, tuple[Record, int, float, str]] = {}
+
+    def in_hand(self, name: str) -> Iterator[Step]:
+        """What stands in the way of the event's end. Not noted down, since that would cost each event a step: it is
+        looked for when somebody asks."""
+        for record, attempt, since, why in self._in_hand.values():
+            if self._recorder.name(record) == name:
+                what = What.HELD if why else What.STARTED
+                yield self._step(record, what, time=since, attempt=attempt, reason=_clipped(why))
+
+    def started(self, record: Record, attempt: int, now: float) -> None:
+        self._in_hand[id(record)] = record, attempt, now, ""
+
+    def held(self, record: Record, why: str, now: float) -> None:
+        self._in_hand[id(record)] = record, 0, now, why
 
     def skipped(self, record: Record, why: Skipped) -> None:
         self._note(record, What.EXPIRED if why is Skipped.EXPIRED else What.SKIPPED, reason=_WHY[why])
         self._skipped = record
 
     def attempted(self, record: Record, attempt: int, found: Judgement, seconds: float, next_in: float | None) -> None:
+        self._in_hand.pop(id(record), None)
         name = self._name(record)
         if name is None:
             return
@@ -133,6 +156,7 @@ class _Subscription:
 
     def settled(self, record: Record, outcome: Outcome) -> None:
         """Mostly that of the attempt that was told just now: then it needs no step of its own."""
+        self._in_hand.pop(id(record), None)
         if self._attempt is not None and record is self._last[0] and outcome in _AT_ONCE:
             self._attempt.end = _OUTCOMES[outcome]
         elif record is not self._skipped or outcome not in _ALREADY_TOLD:
@@ -144,17 +168,23 @@ class _Subscription:
     def _note(self, record: Record, what: What, *, time: float | None = None, reason: str = "", to: str = "") -> None:
         name = self._name(record)
         if name is not None:
-            step = Step(
-                what=what,
-                time=self._clock.now() if time is None else time,
-                topic=Topic(self._topic.pubsub, record.topic),
-                app=self._app,
-                group=self._group,
-                position=record.position,
-                reason=reason,
-                to=to,
-            )
-            self._ring.note(name, step)
+            moment = self._clock.now() if time is None else time
+            self._ring.note(name, self._step(record, what, time=moment, reason=reason, to=to))
+
+    def _step(
+        self, record: Record, what: What, *, time: float, attempt: int = 0, reason: str = "", to: str = ""
+    ) -> Step:
+        return Step(
+            what=what,
+            time=time,
+            topic=Topic(self._topic.pubsub, record.topic),
+            app=self._app,
+            group=self._group,
+            position=record.position,
+            attempt=attempt,
+            reason=reason,
+            to=to,
+        )
 
     def _name(self, record: Record) -> str | None:
         """The end of a delivery mostly comes right after its answer: the name is read once for both."""

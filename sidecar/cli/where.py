@@ -57,6 +57,8 @@ def _told(line: dict[str, Any]) -> str:
         what = f"attempt {line['attempt']} {outcome} after {line['durationMs']:g} ms"
         if "status" in line:
             what += f", status {line['status']}"
+    elif what == "started":
+        what = f"attempt {line['attempt']} under way"
     if "position" in line and what == "stored":
         what += f" at {line['position']}"
     if "to" in line:

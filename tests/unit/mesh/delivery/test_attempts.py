@@ -14,7 +14,7 @@ from mesh.delivery.bulk import Bulk, BulkRoute
 from mesh.delivery.explanation import explain
 from mesh.delivery.letters import NAMES, strip
 from mesh.delivery.plan import schedule, scheduled
-from mesh.errors import AppError, MeshError
+from mesh.errors import AppError, AppUnreachable, MeshError
 from mesh.ports import AppResponse, Group, Message, Mode, Record
 from mesh.resiliency.breaker import BreakerSettings
 from mesh.resiliency.retry import parse_codes
@@ -448,6 +448,12 @@ class Watch:
     def skipped(self, _record: Record, why: Skipped) -> None:
         self.seen.append(why)
 
+    def started(self, _record: Record, _attempt: int, _now: float) -> None:
+        pass
+
+    def held(self, _record: Record, why: str, _now: float) -> None:
+        self.seen.append(why)
+
     def attempted(
         self, _record: Record, attempt: int, found: Judgement, _seconds: float, next_in: float | None
     ) -> None:
@@ -468,6 +474,11 @@ async def told(bench: Bench, plan: Plan, payload: bytes = EVENT, store: Store | 
 async def test_a_watch_is_told_of_retries_and_success(bench: Bench) -> None:
     bench.app.answers = [answer(500), answer(204)]
     assert await told(bench, Plan()) == [(1, 500, 0.5), (2, 204, None), Outcome.ACKED]
+
+
+async def test_a_watch_is_told_of_an_app_that_cannot_be_reached(bench: Bench) -> None:
+    bench.app.answers = [AppUnreachable("nobody listens"), answer(200)]
+    assert await told(bench, Plan()) == ["nobody listens", (1, 200, None), Outcome.ACKED]
 
 
 async def test_a_watch_is_told_of_letters(bench: Bench) -> None:

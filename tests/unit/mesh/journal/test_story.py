@@ -322,3 +322,20 @@ async def test_texts_count_by_the_memory_that_they_take(clock):
         source = letter * 1000
         Recorder("shop", clock, ring=ring).stored(ORDERS, structured(source=source), "1", 0.0)
     assert large.bytes - small.bytes >= 3000
+
+
+async def test_what_is_in_hand_is_told_until_it_is_answered(clock):
+    billing = Recorder("billing", clock)
+    watch, record, other = billing.watch(BILLING), Stored(structured()), Stored(structured(id="8"))
+    watch.started(other, 1, clock.now())
+    watch.held(record, "nobody listens", clock.now())
+    assert [line["what"] for line in lines(told(billing).content)] == ["held"]
+    watch.started(record, 3, clock.now())
+    content = told(billing).content
+    assert lines(content) == [{"what": "started", "app": "billing", "position": "12", "attempt": 3}]
+    assert (content["subscriptions"][0]["state"], content["subscriptions"][0]["attempts"]) == ("started", 1)
+    watch.attempted(record, 3, Judgement(Verdict.RETRY, "no", 500), 0.1, 1.0)
+    assert [line["what"] for line in lines(told(billing).content)] == ["attempt"]
+    watch.started(record, 4, clock.now())
+    watch.settled(record, Outcome.RELEASED)
+    assert [line["what"] for line in lines(told(billing).content)] == ["attempt", "released"]

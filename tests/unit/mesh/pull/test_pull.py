@@ -43,6 +43,9 @@ class Outcomes:
     def skipped(self, record, why):
         pass
 
+    def started(self, record, attempt, now):
+        pass
+
     def attempted(self, record, attempt, found, seconds, next_in):
         self.attempts.append((attempt, getattr(found, "reason", str(found)), round(seconds, 3)))
 
