@@ -91,6 +91,7 @@ async def test_a_client_that_hangs_up_loses_nothing(api):
     [
         ("/pubsub/A", b"[]", 400, "ERR_MALFORMED_REQUEST"),
         ("/pubsub/A", b'{"waitSeconds": 61}', 400, "ERR_MALFORMED_REQUEST"),
+        ("/pubsub/A", b'{"maxMessages": 1' + 400 * b"0" + b"}", 400, "ERR_MALFORMED_REQUEST"),
         ("/pubsub/A", b" " * 70_000, 400, "ERR_MALFORMED_REQUEST"),
         ("/none/A", b"", 404, "ERR_PUBSUB_NOT_FOUND"),
         ("/pubsub/a%00b", b"", 400, "ERR_TOPIC_NAME_INVALID"),
