@@ -208,10 +208,10 @@ def assemble(
     body_limit = flags.max_body_size or 0
     pubsub = PubSub(flags.app_id, pubsubs, clock, resiliency=resiliency, telemetry=observers.telemetry, watch=recorder)
     of_inputs = Component(name=addressing.BINDINGS, log=backbone.log)
-    letters_from = ChainMap({of_inputs.name: of_inputs}, cast(dict[str, Component], pubsubs))
+    with_inputs = ChainMap({of_inputs.name: of_inputs}, cast(dict[str, Component], pubsubs))
     inbox = Inbox(letters, pubsubs, clock)
     redrives = Redrives(
-        PubSub(flags.app_id, letters_from, clock, resiliency=resiliency, telemetry=observers.telemetry),
+        PubSub(flags.app_id, with_inputs, clock, resiliency=resiliency, telemetry=observers.telemetry),
         inbox,
         backbone.tables,
         clock,
@@ -264,6 +264,8 @@ def assemble(
             dead_letters=letters,
             watch=None if recorder is None else recorder.watch,
             telemetry=observers.telemetry,
+            began=lambda live: control.steer(Name(*live.group.topic), live.gate),
+            ended=lambda live: control.let_go(Name(*live.group.topic), live.gate),
         ),
     )
 
@@ -289,7 +291,7 @@ def assemble(
         EventsApi(pubsub, body_limit),
         ExplainApi(lambda: runtime.subscriptions, body_limit),
         PlansApi(subscriber),
-        SubscriptionsApi(flags.app_id, control, pubsubs, lambda: running(subscriber, pulls)),
+        SubscriptionsApi(flags.app_id, control, with_inputs, lambda: running(subscriber, pulls) | inputs.deliveries()),
         PullApi(pulls),
         JournalApi(Inquirer(testimony.SUBJECT, journal, clock), inbox),
         DeadLettersApi(flags.app_id, inbox, redrives),

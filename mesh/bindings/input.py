@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from mesh.bindings.component import BindingComponent
 from mesh.bindings.running import RunningInput, Surroundings
+from mesh.control.setting import Name
+from mesh.delivery.live import Live
 from mesh.errors import ApiError, BrokerError, BrokerUnavailable, Code, MeshError, MessageTooLarge, clip
 from mesh.ports.bindings import Item
 
@@ -86,6 +88,11 @@ class Inputs:
             status = 413 if isinstance(error, MessageTooLarge) else 503 if isinstance(error, BrokerUnavailable) else 502
             text = f"the trigger of binding {clip(name)} was not stored: {error}"
             raise ApiError(Code.BINDING_TRIGGER, text, status=status) from error
+
+    def deliveries(self) -> dict[Name, Live]:
+        """Those that run, by the names under which subscriptions are known."""
+        found = (running.live for running in self._running.values())
+        return {Name(*live.group.topic): live for live in found if live is not None}
 
     def statuses(self) -> list[Status]:
         return [Status(name, one.component.route, one.source, one.delivery) for name, one in self._running.items()]

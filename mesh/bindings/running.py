@@ -15,12 +15,13 @@ from mesh.bindings.component import BindingComponent
 from mesh.bindings.reply import Follow
 from mesh.bindings.source import Source
 from mesh.bindings.target import BindingTarget
-from mesh.delivery import DeadLetters, Deliverer, DeliveryWatch, Plan
+from mesh.delivery import DeadLetters, DeliveryWatch
 from mesh.delivery.compile import compile_plan
 from mesh.delivery.letters import Letter, Reason
+from mesh.delivery.live import Live
 from mesh.envelope import hop_headers
-from mesh.errors import AppError, BrokerError, MeshError, MessageTooLarge, clip
-from mesh.ports import OLDEST, AppChannel, Clock, EventLog, Group, Message, Subscription
+from mesh.errors import AppError, MeshError, MessageTooLarge, clip
+from mesh.ports import OLDEST, AppChannel, Clock, EventLog, Group, Message
 from mesh.ports.bindings import InputBinding, Item
 from mesh.ports.tables import Tables
 from mesh.resiliency.targets import Resiliency
@@ -30,8 +31,6 @@ logger = logging.getLogger("meshwire.bindings")
 
 ASK_TIMEOUT = 3.0
 """Seconds that the app has to say whether it wants an input (Dapr)."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Seconds between attempts at a delivery that the broker refuses to begin; doubling."""
 FORGET_LIMIT = 5.0
 """Seconds."""
 
@@ -51,6 +50,10 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     watch: Callable[[Group], DeliveryWatch] | None = None
     """Makes the watch of a group."""
     telemetry: Telemetry = SILENCE
+    began: Callable[[Live], None] = lambda live: None
+    """Told of each delivery to the app before it begins,"""
+    ended: Callable[[Live], None] = lambda live: None
+    """and when it ends."""
 
 
 class RunningInput:
@@ -75,8 +78,8 @@ class RunningInput:
         self._why_not = ""
         """Why the source does not run."""
         self._delivering: asyncio.Task[None] | None = None
-        self._deliverer: Deliverer | None = None
-        self._subscription: Subscription | None = None
+        self.live: Live | None = None
+        """The delivery to the app, while there is one."""
 
     @property
     def source(self) -> str:
@@ -85,8 +88,8 @@ class RunningInput:
 
     @property
     def delivery(self) -> str:
-        if self._subscription is not None:
-            return "running"
+        if self.live is not None and self.live.subscription is not None:
+            return "running" if self.live.gate.allowed else "paused"
         return "starting" if self._delivering is not None and not self._why_not else "not running"
 
     async def accept(self, item: Item) -> None:
@@ -116,7 +119,7 @@ class RunningInput:
         letters, now, name = self._around.dead_letters, self._around.clock.now(), str(message.attributes["id"])
         assert letters is not None  # noqa: S101 - else nobody calls this
         # The broker gives it no position. The same item must become the same letter.
-        position = f"oversized-{blake2b(name.encode(), digest_size=16).hexdigest()}"
+        position = f"oversized-{blake2b(name.encode(), digest_size=8).hexdigest()}"
         await letters.keep(
             Letter(
                 group=self._group,
@@ -171,14 +174,10 @@ class RunningInput:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        subscription, self._subscription = self._subscription, None
-        deliverer, self._deliverer = self._deliverer, None
-        if deliverer is not None:
-            deliverer.drain()
-        if subscription is not None:
-            await subscription.close()
-        if deliverer is not None:
-            await deliverer.close()
+        live, self.live = self.live, None
+        if live is not None:
+            self._around.ended(live)
+            await live.end()
 
     async def _ask_and_deliver(self, target: BindingTarget) -> None:
         if self.component.ask:
@@ -188,33 +187,21 @@ class RunningInput:
                 await self._source.end()
                 return
         self._source.begin()
-        around, plan = self._around, self._plan
-        self._deliverer = Deliverer(
+        around = self._around
+        self.live = Live(
             group=self._group,
             target=target,
-            plan=plan,
+            plan=self._plan,
             log=around.log,
             channel=target.channel,
             clock=around.clock,
             dead_letters=around.dead_letters,
             watch=None if around.watch is None else around.watch(self._group),
             telemetry=around.telemetry,
+            start=OLDEST,  # what was accepted before there was a group waits for it
         )
-        self._subscription = await self._subscribe(self._deliverer, plan)
-        logger.info("items of binding %s are delivered to %s", self.component.name, self.component.route)
-
-    async def _subscribe(self, deliverer: Deliverer, plan: Plan) -> Subscription:
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                # What was accepted before there was a group waits for it.
-                return await self._around.log.subscribe(
-                    self._group, deliverer.handle, concurrency=plan.concurrency, order=plan.order, start=OLDEST
-                )
-            except BrokerError as error:
-                logger.warning("items of binding %s, again in %.1f s: %s", self.component.name, pause, error)
-            await self._around.clock.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+        around.began(self.live)
+        self.live.begin()
 
     async def _refusal(self) -> str:
         """Why the app does not get the binding; empty when it wants it (Dapr: 2xx and 405)."""

@@ -241,7 +241,7 @@ async def test_a_port_that_is_taken(start: Start, tmp_path: Path) -> None:
     hook.component(tmp_path)
     server = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", hook.port)
     api = await start(f"--resources-path={tmp_path}")
-    await until(api, "hook", source="failed, runs again after 0.5 s: OSError")
+    await until(api, "hook", source="failed, runs again after 0.5 s: StoreUnavailable: cannot listen")
     server.close()
     await server.wait_closed()
     await until(api, "hook", source="running")

@@ -98,7 +98,7 @@ async def test_rows_survive_the_death_of_the_sidecar_in_order(tmp_path: Path) ->
         async with Mesh(tmp_path) as mesh, App(answer=take) as app:
             sidecar = mesh.add("shop", "--resources-path", str(folder), app=app)
             await sidecar.start().ready()
-            await sidecar.says("items of binding rows are delivered")
+            await sidecar.says(r"subscribed to the following topics: \[shop\.rows\]")
             writing = [asyncio.create_task(asyncio.to_thread(write, server.port, writer)) for writer in range(WRITERS)]
             for share in (0.2, 0.6):
                 await until(lambda share=share: number() >= share * total, lambda: f"{number()} of {total}", LIMIT)

@@ -37,7 +37,7 @@ async def test_rows_wake_the_packer_also_those_of_while_it_was_away(server: Post
     packer.command[place:place] = ["--resources-path", str(EXAMPLE / "resources")]
     try:
         packer.start()
-        await packer.says("items of binding new-orders are delivered")
+        await packer.says(r"subscribed to the following topics: \[[^\]]*\.new-orders\]")
         server.execute(insert)
         await packer.says(re.escape(SAID[0]))
         assert server.execute("SELECT state FROM orders") == [("packed",)]
