@@ -362,9 +362,14 @@ BINDINGS = "$bindings"
 """Stands in the place of a pub/sub component in the addresses of items. No component can have this name."""
 
 
+def bindings_prefix(app_id: str) -> str:
+    """What stands before the name of each input binding of an app in its topic."""
+    return f"{token(app_id)}."  # a token has no dots, so no two pairs share a topic
+
+
 def binding_topic(app_id: str, binding: str) -> Topic:
     """Where the items of an input binding of an app are stored. Raises `InvalidTopic`."""
-    topic = Topic(BINDINGS, f"{token(app_id)}.{binding}")  # a token has no dots, so no two pairs share a topic
+    topic = Topic(BINDINGS, bindings_prefix(app_id) + binding)
     check_topic(topic.name)
     return topic
 

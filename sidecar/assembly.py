@@ -18,6 +18,7 @@ from mesh.bindings.input import Inputs
 from mesh.bindings.output import Outputs
 from mesh.bindings.reply import Replies
 from mesh.bindings.running import Surroundings as InputSurroundings
+from mesh.bindings.running import plan_of as input_plan
 from mesh.clock import SystemClock
 from mesh.configuration import Configuration, load_configuration
 from mesh.control.control import Control
@@ -34,7 +35,7 @@ from mesh.journal import testimony
 from mesh.journal.mode import JournalMode
 from mesh.journal.recorder import Recorder
 from mesh.locks.block import Locks
-from mesh.ports import Clock, EventLog, Peer
+from mesh.ports import Clock, EventLog, Feature, Peer
 from mesh.pubsub import Component, PubSub
 from mesh.pull.block import Pulls
 from mesh.replay.replays import Replays
@@ -120,8 +121,7 @@ def assemble(
     def check_manifests(found: resources.Resources) -> None:
         components.check(found.components)
         policies = Resiliency(found.resiliency, clock=clock)
-        for component in components.preview("pubsub", found.components):
-            check_plan(component, policies)
+        _check_plans(components, found.components, policies)
         OutsideWorld(found.http_endpoints)
 
     manifests = load_manifests()
@@ -145,8 +145,7 @@ def assemble(
     resiliency = Resiliency(manifests.resiliency, clock=clock)
     for warning in (*resiliency.warnings, *resiliency.without_effect(components.categories(manifests.components))):
         logger.warning("%s", warning)
-    for component in components.preview("pubsub", manifests.components):
-        check_plan(component, resiliency)
+    _check_plans(components, manifests.components, resiliency)
     sidecar = f"{flags.app_id}-{ids.random_id()[:8]}"  # tells the replicas of the app apart
     recorder = (
         None
@@ -220,12 +219,13 @@ def assemble(
     crew.works_on(redrives.runs, redrives.work)
     replays = Replays(
         flags.app_id,
-        pubsubs,
+        with_inputs,
         backbone.tables,
         clock,
         channel=None if app is None else app.channel,
         subscriptions=lambda: runtime.taking_events,
         resiliency=resiliency,
+        items=lambda topic, route, headers: inputs.to_play(topic, route, headers),
         dead_letters=letters,
         watch=None if recorder is None else recorder.watch,
         telemetry=observers.telemetry,
@@ -263,6 +263,7 @@ def assemble(
             follow=Replies(outputs, state).follow,
             dead_letters=letters,
             watch=None if recorder is None else recorder.watch,
+            accepted=recorder,
             telemetry=observers.telemetry,
             began=lambda live: control.steer(Name(*live.group.topic), live.gate),
             ended=lambda live: control.let_go(Name(*live.group.topic), live.gate),
@@ -412,6 +413,18 @@ def _components(
         denied=configuration.components_deny,
         meter=meter,
     )
+
+
+def _check_plans(components: Components, manifests: Sequence[resources.Component], resiliency: Resiliency) -> None:
+    """Whether what is said of deliveries goes together, where that can be told without secrets.
+
+    Raises `ConfigurationError`, with the place.
+    """
+    for component in components.preview("pubsub", manifests):
+        check_plan(component, resiliency)
+    for binding in components.preview("bindings", manifests):
+        if binding.input is not None:
+            input_plan(binding, resiliency, frozenset(Feature))
 
 
 def _problem(*logs: EventLog) -> str | None:

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
+
+from mesh import addressing
 from mesh.bindings.component import BindingComponent
-from mesh.bindings.running import RunningInput, Surroundings
+from mesh.bindings.running import RunningInput, Surroundings, plan_of
+from mesh.bindings.target import BindingTarget
 from mesh.control.setting import Name
 from mesh.delivery.live import Live
+from mesh.delivery.plan import Plan
 from mesh.errors import ApiError, BrokerError, BrokerUnavailable, Code, MeshError, MessageTooLarge, clip
 from mesh.ports.bindings import Item
 
@@ -93,6 +98,25 @@ class Inputs:
         """Those that run, by the names under which subscriptions are known."""
         found = (running.live for running in self._running.values())
         return {Name(*live.group.topic): live for live in found if live is not None}
+
+    def to_play(self, topic: str, route: str | None, headers: Sequence[tuple[str, str]]) -> tuple[BindingTarget, Plan]:
+        """How the items of a topic are delivered, to their binding's route or to another path, with `headers` beside
+        those of each item. Raises `MeshError`."""
+        around = self._around
+        name = topic.removeprefix(addressing.bindings_prefix(around.app_id))
+        running = self._running.get(name)
+        if running is not None:
+            component = running.component
+        elif route is not None:
+            component = BindingComponent(name=name, input=None, output=None, route=route, ask=False)
+        else:
+            raise MeshError(f"the app has no input binding {clip(name)}: name a route for the items to go to")
+        if around.channel is None:
+            raise MeshError("there is no app")
+        if route is not None:
+            component = msgspec.structs.replace(component, route=route)
+        target = BindingTarget(component, around.channel, around.app_id, around.follow, headers=headers)
+        return target, plan_of(component, around.resiliency, around.log.features)
 
     def statuses(self) -> list[Status]:
         return [Status(name, one.component.route, one.source, one.delivery) for name, one in self._running.items()]

@@ -15,15 +15,16 @@ from mesh.bindings.component import BindingComponent
 from mesh.bindings.reply import Follow
 from mesh.bindings.source import Source
 from mesh.bindings.target import BindingTarget
-from mesh.delivery import DeadLetters, DeliveryWatch
+from mesh.delivery import DeadLetters, DeliveryWatch, Plan
 from mesh.delivery.compile import compile_plan
 from mesh.delivery.letters import Letter, Reason
 from mesh.delivery.live import Live
 from mesh.envelope import hop_headers
-from mesh.errors import AppError, MeshError, MessageTooLarge, clip
-from mesh.ports import OLDEST, AppChannel, Clock, EventLog, Group, Message
+from mesh.errors import AppError, BrokerError, MeshError, MessageTooLarge, clip
+from mesh.ports import OLDEST, AppChannel, Clock, EventLog, Feature, Group, Message
 from mesh.ports.bindings import InputBinding, Item
 from mesh.ports.tables import Tables
+from mesh.pubsub import PublishWatch
 from mesh.resiliency.targets import Resiliency
 from mesh.telemetry import SILENCE, Telemetry
 
@@ -49,11 +50,22 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     dead_letters: DeadLetters | None = None
     watch: Callable[[Group], DeliveryWatch] | None = None
     """Makes the watch of a group."""
+    accepted: PublishWatch | None = None
+    """Who wants to know which items are stored."""
     telemetry: Telemetry = SILENCE
     began: Callable[[Live], None] = lambda live: None
     """Told of each delivery to the app before it begins,"""
     ended: Callable[[Live], None] = lambda live: None
     """and when it ends."""
+
+
+def plan_of(component: BindingComponent, resiliency: Resiliency, features: frozenset[Feature]) -> Plan:
+    """By which the items of an input are delivered. `features` are those of the backbone's log.
+
+    Raises `ConfigurationError`, with the place.
+    """
+    policies = resiliency.inbound(component.name, "bindings")
+    return compile_plan(component.statements, {}, policies, features=features).plan
 
 
 class RunningInput:
@@ -64,12 +76,7 @@ class RunningInput:
         self._topic = addressing.binding_topic(around.app_id, component.name)
         self._group = Group(around.app_id, self._topic)
         self._target: BindingTarget | None = None
-        self._plan = compile_plan(
-            component.statements,
-            {},
-            around.resiliency.inbound(component.name, "bindings"),
-            features=around.log.features,
-        ).plan
+        self._plan = plan_of(component, around.resiliency, around.log.features)
         if around.channel is not None:
             self._target = BindingTarget(component, around.channel, around.app_id, around.follow)
         refuses = around.dead_letters is None or getattr(binding, "refuses", False)
@@ -112,8 +119,16 @@ class RunningInput:
         items.check(message)
         topic, tracer = self._topic, self._around.telemetry.tracer
         with spans.publishing(tracer, topic.pubsub, topic.name, None) as span:
-            hop = hop_headers(span.context, None)
-            await self._around.log.publish(topic, msgspec.structs.replace(message, headers=hop))
+            message = msgspec.structs.replace(message, headers=hop_headers(span.context, None))
+            began, accepted = self._around.clock.now(), self._around.accepted
+            try:
+                position = await self._around.log.publish(topic, message)
+            except BrokerError as error:
+                if accepted is not None:
+                    accepted.refused(topic, message, error, began)
+                raise
+            if accepted is not None:
+                accepted.stored(topic, message, position, began)
 
     async def _bury(self, message: Message, error: MessageTooLarge) -> None:
         letters, now, name = self._around.dead_letters, self._around.clock.now(), str(message.attributes["id"])

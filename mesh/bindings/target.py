@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mesh import addressing, inbound
 from mesh.bindings import headers, item
@@ -14,7 +14,9 @@ from mesh.delivery.target import NO_LINES, Judgement, Prepared, Verdict
 from mesh.ports import AppChannel, AppResponse, Delivery
 from mesh.routing import Skipped
 
-_OF_THE_SIDECAR = frozenset(("content-type", "traceparent", "tracestate", "baggage", ATTEMPT_HEADER))
+_OF_THE_SIDECAR = frozenset(
+    ("content-type", "traceparent", "tracestate", "baggage", ATTEMPT_HEADER, addressing.REPLAYED)
+)
 """Headers that are the sidecar's to send: a source's own would come beside them. Content is called JSON whatever it is
 (Dapr); the source's trace, if it has one, is that of another time."""
 
@@ -22,11 +24,20 @@ _OF_THE_SIDECAR = frozenset(("content-type", "traceparent", "tracestate", "bagga
 class BindingTarget:
     """A `Target`: the route of one input binding."""
 
-    def __init__(self, component: BindingComponent, channel: AppChannel, app_id: str, follow: Follow) -> None:
-        """`follow` does what an answer asks for. Raises `MeshError` when the route cannot be called."""
+    def __init__(
+        self,
+        component: BindingComponent,
+        channel: AppChannel,
+        app_id: str,
+        follow: Follow,
+        *,
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """`follow` does what an answer asks for; `headers` go with each item. Raises `MeshError` when the route cannot
+        be called."""
         self.channel = channel
         self._path = component.route
-        prepared = channel.prepare("POST", component.route, [("content-type", "application/json")])
+        prepared = channel.prepare("POST", component.route, [("content-type", "application/json"), *headers])
         self._route = ObeyedRoute(prepared, follow)
         self._only = addressing.token(app_id)
 

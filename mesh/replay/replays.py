@@ -21,6 +21,8 @@ from mesh.delivery.compile import plan_of
 from mesh.delivery.deliverer import Deliverer
 from mesh.delivery.event_target import EventTarget
 from mesh.delivery.letters import DeadLetters
+from mesh.delivery.plan import Plan
+from mesh.delivery.target import Target
 from mesh.delivery.watch import DeliveryWatch
 from mesh.errors import ApiError, BrokerError, BrokerUnavailable, Code, MeshError, clip
 from mesh.ownership import Lease
@@ -79,6 +81,11 @@ class Replay(Run, frozen=True, kw_only=True, rename="camel", omit_defaults=True)
     """Events that are done with: those that came again after a crash are counted again."""
 
 
+Items = Callable[[str, str | None, Sequence[tuple[str, str]]], tuple[Target, Plan]]
+"""How the items of a topic of an input binding are delivered: to its own route unless a path is given, with these
+headers beside. Raises `MeshError`."""
+
+
 class Replays:
     """The replays of one app, and those that it starts for others."""
 
@@ -92,11 +99,13 @@ class Replays:
         channel: AppChannel | None,
         subscriptions: Callable[[], Sequence[SubscriptionSpec] | None],
         resiliency: Resiliency,
+        items: Items,
         dead_letters: DeadLetters | None = None,
         watch: Callable[[Group], DeliveryWatch] | None = None,
         telemetry: Telemetry = SILENCE,
     ) -> None:
-        """`subscriptions` are those of the app beside this sidecar, `None` while it cannot take events."""
+        """`subscriptions` are those of the app beside this sidecar, `None` while it cannot take events. `items` are
+        those of the component `addressing.BINDINGS`."""
         self.runs = Runs(tables, KIND, Replay, clock)
         self._app_id = app_id
         self._components = components
@@ -105,6 +114,7 @@ class Replays:
         self._channel = channel
         self._subscriptions = subscriptions
         self._resiliency = resiliency
+        self._items = items
         self._dead_letters = dead_letters
         self._watch = watch
         self._telemetry = telemetry
@@ -162,7 +172,9 @@ class Replays:
         except addressing.InvalidTopic as error:
             raise ApiError(Code.TOPIC_INVALID, str(error), resource=("pubsub", component.name)) from None
         specs = self._subscriptions()
-        if route is None and app_id == self._app_id and specs is not None and _spec(specs, topic) is None:
+        if topic.pubsub == addressing.BINDINGS:
+            self._check_items(topic.name, app_id, route)
+        elif route is None and app_id == self._app_id and specs is not None and _spec(specs, topic) is None:
             raise ApiError(Code.MALFORMED_REQUEST, _not_subscribed(topic))
         try:
             await component.log.read(address, start.start(), limit=1)
@@ -171,6 +183,17 @@ class Replays:
         except BrokerError as error:  # it refuses this place
             raise ApiError(Code.MALFORMED_REQUEST, f"from: {error}") from None
         return component
+
+    def _check_items(self, topic: str, app_id: str, route: str | None) -> None:
+        """Raises `ApiError`."""
+        if not topic.startswith(addressing.bindings_prefix(app_id)):
+            message = f"topic {clip(topic)} has no items of app {clip(app_id)}: they are replayed to their own app only"
+            raise ApiError(Code.MALFORMED_REQUEST, message)
+        if app_id == self._app_id and self._available:
+            try:
+                self._items(topic, route, ())
+            except MeshError as error:
+                raise ApiError(Code.MALFORMED_REQUEST, str(error)) from None
 
     def _end(self, to: Point | None, now: float) -> Point:
         if to is None:
@@ -239,22 +262,28 @@ class Replays:
             raise MeshError(f"there is no pub/sub component named {topic.pubsub}")
         if not component.scopes.may_subscribe(self._app_id, topic.name):
             raise MeshError(f"topic {topic.name} is not allowed for app id {self._app_id}")
-        spec = _routed(_spec(specs, topic), topic, run.route)
-        policies = self._resiliency.inbound(component.name, "pubsub")
-        plan = plan_of(spec, component, policies, self._app_id, component.log.features).plan
         address = component.address(topic.name)
-        group = Group(self._app_id, address, f"{KIND}-{run.id}")
-        gate = Gate(plan.concurrency, self._clock, lambda: deliverer.in_hand)
-        deliverer = Deliverer(
-            group=group,
-            target=EventTarget(
+        headers = [(addressing.REPLAYED, run.id)]
+        target: Target
+        if topic.pubsub == addressing.BINDINGS:
+            target, plan = self._items(topic.name, run.route, headers)
+        else:
+            spec = _routed(_spec(specs, topic), topic, run.route)
+            policies = self._resiliency.inbound(component.name, "pubsub")
+            plan = plan_of(spec, component, policies, self._app_id, component.log.features).plan
+            target = EventTarget(
                 address,
                 spec.routing or spec.routes[0].path,
                 channel,
                 raw_payload=spec.raw_payload,
-                headers=[(addressing.REPLAYED, run.id)],
+                headers=headers,
                 app_id=self._app_id,
-            ),
+            )
+        group = Group(self._app_id, address, f"{KIND}-{run.id}")
+        gate = Gate(plan.concurrency, self._clock, lambda: deliverer.in_hand)
+        deliverer = Deliverer(
+            group=group,
+            target=target,
             plan=plan,
             log=component.log,
             channel=channel,

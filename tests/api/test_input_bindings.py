@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mesh.errors import BrokerUnavailable
+from mesh.errors import BrokerUnavailable, ConfigurationError
 from sidecar import folder_watch
 from tests.api.conftest import Api, Start
 from tests.e2e.mesh import JSON, Answer, App, Reply, Request, call, exchange
@@ -241,7 +241,7 @@ async def test_a_port_that_is_taken(start: Start, tmp_path: Path) -> None:
     hook.component(tmp_path)
     server = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", hook.port)
     api = await start(f"--resources-path={tmp_path}")
-    await until(api, "hook", source="failed, runs again after 0.5 s: StoreUnavailable: cannot listen")
+    await until(api, "hook", source="failed, runs again after 0.5 s: ")
     server.close()
     await server.wait_closed()
     await until(api, "hook", source="running")
@@ -301,3 +301,126 @@ async def test_cron(start: Start, tmp_path: Path) -> None:
         assert first.headers["timezone"] == "UTC"
         assert first.headers["readtimeutc"].endswith("+0000 UTC")
         assert first.headers["scheduledtime"] != second.headers["scheduledtime"]
+
+
+# Watched and replayed like any topic
+
+
+def hooked(tmp_path: Path, **metadata: str) -> str:
+    settings = {"port": str(free_port()), "signature": "none", "direction": "input"}
+    component(tmp_path, "hook", "bindings.webhook", **settings | metadata)
+    return f"--resources-path={tmp_path}"
+
+
+async def replay(api: Api, **order: Any) -> Answer:
+    body = {"pubsubname": "$bindings", "topic": "app1.hook", "from": {"time": "2020-01-01T00:00:00Z"}} | order
+    return await api.call("POST", "/mesh/v1/replays", [JSON], json.dumps(body).encode())
+
+
+async def replayed(api: Api, answer: Answer) -> dict[str, Any]:
+    """The run, once it is over."""
+    assert answer.status == 202, answer
+    async with asyncio.timeout(10):
+        while True:
+            run = (await api.call("GET", f"/mesh/v1/replays/{answer.json['id']}")).json
+            if run["state"] != "running":
+                return dict(run)
+            await asyncio.sleep(0.02)
+
+
+async def test_items_are_replayed(start: Start, tmp_path: Path) -> None:
+    async with App() as app:
+        api = await start(hooked(tmp_path, route="in"), app=app)
+        for number in range(3):
+            await trigger(api, "hook", b"%d" % number, "?metadata.a=b&metadata.meshwire-replay=forged")
+        live = await app.got(3)
+        assert "meshwire-replay" not in live[0].headers, "what outside systems say does not pose as ours"
+        assert (await replay(api, dryRun=True)).json == {"matching": 3, "complete": True}
+        run = await replayed(api, await replay(api))
+        assert (run["state"], run["handled"]) == ("done", 3)
+        again = (await app.got(6))[3:]
+        assert sorted((one.path, one.body, one.headers["a"]) for one in again) == [
+            ("/in", b"%d" % number, "b") for number in range(3)
+        ]
+        assert {one.headers["meshwire-replay"] for one in again} == {run["id"]}
+        await replayed(api, await replay(api, route="/elsewhere"))
+        assert len(await app.got(3, "/elsewhere")) == 3
+
+
+async def test_a_replay_fails_by_the_plan(start: Start, tmp_path: Path) -> None:
+    """Any 2xx is success, 404 a failure: a binding's rules, not those of subscriptions."""
+    answers = iter((200, 404, 201))
+    async with App(answer=lambda request: next(answers)) as app:
+        api = await start(hooked(tmp_path, backOffPolicy="constant", backOffDuration="10ms"), app=app)
+        await trigger(api, "hook")
+        await app.got(1)
+        run = await replayed(api, await replay(api))
+        assert (run["state"], run["handled"]) == ("done", 1)
+        assert [one.headers["meshwire-attempt"] for one in await app.got(3)] == ["1", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ({"topic": "app1.none"}, "the app has no input binding none: name a route for the items to go to"),
+        ({"topic": "app2.hook"}, "topic app2.hook has no items of app app1: they are replayed to their own app only"),
+        ({"topic": "hook"}, "topic hook has no items of app app1: they are replayed to their own app only"),
+        ({"appId": "app2"}, "topic app1.hook has no items of app app2: they are replayed to their own app only"),
+    ],
+)
+async def test_what_cannot_be_replayed(start: Start, tmp_path: Path, order: dict[str, str], message: str) -> None:
+    async with App() as app:
+        api = await start(hooked(tmp_path), app=app)
+        answer = await replay(api, **order)
+        assert (answer.status, answer.json["message"]) == (400, message)
+
+
+async def test_the_journal_tells_of_items(start: Start, tmp_path: Path) -> None:
+    async with App() as app:
+        api = await start(hooked(tmp_path), app=app, MESHWIRE_JOURNAL="full")
+        await trigger(api, "hook", b"1", "?id=7")
+        await app.got(1)
+        async with asyncio.timeout(5):
+            while True:
+                story = (await api.call("GET", "/mesh/v1/events/%2Fbindings%2Fhook/7")).json
+                if "acked" in str(story):
+                    break
+                await asyncio.sleep(0.01)
+        assert [step["what"] for step in story["steps"]] == ["accepted", "stored", "attempt", "acked"]
+        assert {(step["pubsubname"], step["topic"]) for step in story["steps"]} == {("$bindings", "app1.hook")}
+
+
+async def test_deliveries_are_listed_and_steered(start: Start, tmp_path: Path) -> None:
+    async with App() as app:
+        api = await start(hooked(tmp_path), app=app)
+        await until(api, "hook", delivery="running")
+        path = "/mesh/v1/subscriptions/$bindings/app1.hook"
+        assert (await api.call("POST", path, [JSON], b'{"action": "pause"}')).json["state"] == "paused"
+        for number in range(3):
+            await trigger(api, "hook", b"%d" % number)
+        (listed,) = (await api.call("GET", "/mesh/v1/subscriptions")).json["subscriptions"]
+        assert (listed["pubsubname"], listed["topic"]) == ("$bindings", "app1.hook")
+        assert (listed["state"], listed["backlog"]) == ("paused", {"waiting": 3, "unsettled": 0})
+        assert app.events == []
+        limit = b'{"action": "limit", "rate": 50, "concurrency": 1}'
+        assert (await api.call("POST", path, [JSON], limit)).json["concurrency"] == 1
+        assert (await api.call("POST", path, [JSON], b'{"action": "resume"}')).json["state"] == "running"
+        await app.got(3)
+        unknown = await api.call("POST", "/mesh/v1/subscriptions/$bindings/app1.none", [JSON], b'{"action": "pause"}')
+        assert (unknown.status, unknown.json["errorCode"]) == (404, "ERR_SUBSCRIPTION_NOT_FOUND")
+
+
+POLICY = """
+apiVersion: dapr.io/v1alpha1
+kind: Resiliency
+metadata: {name: r}
+spec:
+  policies: {retries: {few: {policy: constant, duration: 1s, maxRetries: 2}}}
+  targets: {components: {hook: {inbound: {retry: few}}}}
+"""
+
+
+async def test_a_plan_that_contradicts_a_policy_ends_the_start(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(POLICY)
+    with pytest.raises(ConfigurationError, match=r"hook\.yaml:7: metadata\.maxAttempts: contradicts .*r\.yaml"):
+        await Api(hooked(tmp_path, maxAttempts="3")).running
