@@ -12,8 +12,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from brokers.nats.embedded import mesh_folder
+from mesh import addressing
 from mesh.codec.attributes import timestamp
 from mesh.errors import MeshError, clip
+from mesh.ports import Topic
 from mesh.quantities import duration
 from sidecar import registry
 from sidecar.cli import UsageError
@@ -55,6 +57,12 @@ def ask(where: Address, method: str, path: str, body: Mapping[str, Any] | None =
     if not 200 <= answer.status < 300:
         raise MeshError(answer.problem)
     return answer.body
+
+
+def topic_of(binding: str, where: Address) -> Topic:
+    """As what the items of an input binding are known to the sidecar that is asked. Raises `MeshError`."""
+    app_id = json.loads(ask(where, "GET", "/v1.0/metadata"))["id"]
+    return addressing.binding_topic(app_id, binding)
 
 
 def moment(text: str, flag: str) -> str:

@@ -10,6 +10,7 @@ import time
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from mesh.ports import Topic
 from sidecar.cli import FAILED, OK, UsageError, asked
 
 ROOT = "/mesh/v1/replays"
@@ -21,6 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     events = parser.add_argument_group("which events")
     events.add_argument("--topic", "-t", help="the topic")
     events.add_argument("--pubsub", "-p", default="pubsub", help="pub/sub component (default: pubsub)")
+    events.add_argument("--binding", "-b", metavar="NAME", help="the items of this input binding, in place of --topic")
     events.add_argument(
         "--from", dest="start", metavar="WHERE", help="such as 1h (ago), 2026-05-04T12:30:00Z, or position:42"
     )
@@ -42,8 +44,10 @@ def execute(args: argparse.Namespace) -> int:
     """Raises `UsageError`, or `MeshError` when there is no sidecar or it refuses."""
     if args.list and args.cancel:
         raise UsageError("--list and --cancel are two commands")
-    if not (args.list or args.cancel) and not (args.topic and args.start):
-        raise UsageError("--topic and --from are required (or --list, or --cancel)")
+    if not (args.list or args.cancel) and not ((args.topic or args.binding) and args.start):
+        raise UsageError("--topic (or --binding) and --from are required (or --list, or --cancel)")
+    if args.binding and args.topic:
+        raise UsageError("--topic and --binding are two ways to say one thing")
     where, whose = asked.address(args), f"?{urlencode({'appId': args.to_app})}" if args.to_app else ""
     if args.list:
         _print(args, json.loads(asked.ask(where, "GET", ROOT + whose))["replays"])
@@ -52,7 +56,9 @@ def execute(args: argparse.Namespace) -> int:
         run = asked.ask(where, "DELETE", f"{ROOT}/{quote(args.cancel, safe='')}{whose}")
         _print(args, [json.loads(run)])
         return OK
-    found = json.loads(asked.ask(where, "POST", ROOT, _order(args)))
+    order = _order(args)
+    topic = asked.topic_of(args.binding, where) if args.binding else Topic(args.pubsub, args.topic)
+    found = json.loads(asked.ask(where, "POST", ROOT, {"pubsubname": topic.pubsub, "topic": topic.name, **order}))
     if args.dry_run:
         more = "" if found["complete"] else " or more"
         print(json.dumps(found) if args.json else f"{found['matching']}{more} events would be replayed")
@@ -66,8 +72,6 @@ def execute(args: argparse.Namespace) -> int:
 
 def _order(args: argparse.Namespace) -> dict[str, Any]:
     order = {
-        "pubsubname": args.pubsub,
-        "topic": args.topic,
         "from": _point(args.start, "--from"),
         "to": None if args.to is None else _point(args.to, "--to"),
         "appId": args.to_app,

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 from urllib.parse import quote
 
+from mesh.ports import Topic
 from sidecar.cli import FAILED, OK, UsageError, asked
 
 ROOT = "/mesh/v1/subscriptions"
@@ -30,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("topic", nargs="?", metavar="TOPIC", help="the topic of the subscription")
     parser.add_argument("--pubsub", "-p", default="pubsub", help="its pub/sub component (default: pubsub)")
     parser.add_argument("--group", "-g", default="", help="its group, of one that is pulled from")
+    parser.add_argument("--binding", "-b", metavar="NAME", help="the items of this input binding, in place of TOPIC")
     parser.add_argument("--rate", metavar="N", help=f"limit: events per second of each replica; {NONE}: no limit")
     parser.add_argument("--concurrency", metavar="N", help=f"limit: events in hand of each replica; {NONE}: as planned")
     parser.add_argument("--wait", type=_wait, metavar="S", help=f"drain: seconds, up to {MAX_WAIT} (default: 30)")
@@ -43,15 +45,17 @@ def execute(args: argparse.Namespace) -> int:
     Raises `UsageError`, or `MeshError` when there is no sidecar or it refuses.
     """
     if args.action == "list":
-        if args.topic is not None:
-            raise UsageError("list takes no TOPIC")
+        if args.topic is not None or args.binding is not None:
+            raise UsageError("list takes no TOPIC, and no --binding")
         told = json.loads(asked.ask(asked.address(args), "GET", ROOT))
         _show(args, told["subscriptions"], told.get("silent", ()))
         return OK
-    if args.topic is None:
-        raise UsageError(f"{args.action} needs a TOPIC")
-    path = f"{ROOT}/{quote(args.pubsub, safe='')}/{quote(args.topic, safe='/')}"
-    told = json.loads(asked.ask(asked.address(args), "POST", path, _action(args)))
+    if (args.topic is None) == (args.binding is None):
+        raise UsageError(f"{args.action} needs either a TOPIC or a --binding")
+    action, where = _action(args), asked.address(args)
+    topic = asked.topic_of(args.binding, where) if args.binding is not None else Topic(args.pubsub, args.topic)
+    path = f"{ROOT}/{quote(topic.pubsub, safe='')}/{quote(topic.name, safe='/')}"
+    told = json.loads(asked.ask(where, "POST", path, action))
     _show(args, [told], told.get("silent", ()))
     return FAILED if told["state"] == "draining" else OK
 

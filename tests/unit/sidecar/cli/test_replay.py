@@ -51,6 +51,15 @@ def test_of_the_last_hour(sidecar: Api, capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out.splitlines()[1].split() == ["abc", "done", "pubsub", "orders", "7"]
 
 
+def test_the_items_of_a_binding(sidecar: Api) -> None:
+    say(sidecar, {**RUN, "id": "shop"})
+    assert main(["replay", "--binding", "nightly", "--from", "1h"]) == 0
+    asked, request = sidecar.requests
+    assert (asked.method, asked.path) == ("GET", "/v1.0/metadata")
+    order = json.loads(request.body)
+    assert (order["pubsubname"], order["topic"]) == ("$bindings", "shop.nightly")
+
+
 def test_from_a_position_counted_only(sidecar: Api, capsys: pytest.CaptureFixture[str]) -> None:
     say(sidecar, {"matching": 100_000, "complete": False})
     assert main(["replay", "-t", "orders", "--from", "position:42", "--dry-run"]) == 0
@@ -77,8 +86,9 @@ def test_list_and_cancel(sidecar: Api, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "--topic and --from are required"),
-        (["--topic", "a"], "--topic and --from are required"),
+        ([], "--topic (or --binding) and --from are required"),
+        (["--topic", "a"], "--topic (or --binding) and --from are required"),
+        (["--topic", "a", "--binding", "b", "--from", "1h"], "two ways to say one thing"),
         (["--list", "--cancel", "x"], "are two commands"),
         (["--topic", "a", "--from", "soon"], "--from must be a time such as"),
         (["--topic", "a", "--from", "1h", "--to", "later"], "--to must be a time such as"),

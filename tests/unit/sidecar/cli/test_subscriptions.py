@@ -69,6 +69,14 @@ def test_actions(sidecar: Api, words: list[str], path: str, body: dict[str, Any]
     assert json.loads(request.body) == body
 
 
+def test_the_items_of_a_binding(sidecar: Api) -> None:
+    say(sidecar, {**SUBSCRIPTION, "id": "my.shop"})
+    assert main(["subscriptions", "pause", "--binding", "nightly/1"]) == 0
+    asked, request = sidecar.requests
+    assert (asked.method, asked.path) == ("GET", "/v1.0/metadata")
+    assert (request.method, request.path) == ("POST", "/mesh/v1/subscriptions/%24bindings/my%252Eshop.nightly/1")
+
+
 def test_a_drain_that_is_not_over_fails(sidecar: Api) -> None:
     say(sidecar, {**SUBSCRIPTION, "state": "draining"})
     assert main(["subscriptions", "drain", "A"]) == 1
@@ -78,7 +86,9 @@ def test_a_drain_that_is_not_over_fails(sidecar: Api) -> None:
     ("words", "problem"),
     [
         (["list", "A"], "list takes no TOPIC"),
-        (["pause"], "pause needs a TOPIC"),
+        (["list", "--binding", "b"], "list takes no TOPIC"),
+        (["pause", "A", "--binding", "b"], "pause needs either a TOPIC or a --binding"),
+        (["pause"], "pause needs either a TOPIC or a --binding"),
         (["limit", "A"], "limit needs --rate"),
         (["limit", "A", "--rate", "fast"], "--rate must be a number or none"),
         (["limit", "A", "--concurrency", "1.5"], "--concurrency must be a number"),

@@ -49,6 +49,15 @@ def test_forgets_once(broker: str, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     )
 
 
+def test_forgets_a_binding(broker: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("MESHWIRE_BROKER", broker)
+    subscribe(broker, "default", Group("orders", Topic("$bindings", "orders.hook")))
+    assert main(["unsubscribe", "--app-id", "orders", "--binding", "hook"]) == 0
+    assert capsys.readouterr().out == "✅ orders no longer subscribes to orders.hook of $bindings\n"
+    assert main(["unsubscribe", "--app-id", "orders", "--binding", "hook"]) == 1
+    assert main(["unsubscribe", "--app-id", "orders", "--binding", "hook", "--topic", "A"]) == 2
+
+
 def test_forgets_only_what_is_named(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MESHWIRE_BROKER", broker)
     monkeypatch.setenv("NAMESPACE", "prod")
