@@ -517,3 +517,23 @@ class Handed:
 
     def release(self) -> None:
         Handed.released += 1
+
+
+async def test_a_call_from_before_does_not_keep_the_place_of_the_probe(bench: Bench) -> None:
+    breaker = BreakerSettings(timeout=30.0, max_requests=1, trip=lambda counts: counts.consecutive_failures >= 3)
+    await bench.subscribe(Plan(attempts=9, concurrency=8, breaker=breaker), store=Store())
+    bench.app.answers = [None, answer(500), answer(500), answer(500), None]
+    for _ in range(6):
+        await bench.publish()
+    assert (len(bench.app.calls), bench.live.gate.allowed) == (4, 0)
+    await bench.clock.advance(31)
+    assert (len(bench.app.calls), bench.live.gate.allowed) == (5, 2)
+    old, probe = bench.app.open
+    old.set_result(answer(200))
+    await bench.clock.settle()
+    assert (len(bench.app.calls), bench.live.gate.allowed) == (5, 1)
+    probe.set_result(answer(200))
+    await bench.clock.settle()
+    assert bench.live.gate.allowed == 8
+    await bench.clock.advance(600)
+    assert bench.deliverer.in_hand == 0
