@@ -8,7 +8,7 @@ import os
 import platform
 
 from mesh import addressing
-from mesh.errors import clip
+from mesh.errors import MeshError, clip
 from mesh.ownership.lease import Lease
 from mesh.ports import Clock
 from mesh.ports.bindings import Accept, InputBinding
@@ -66,6 +66,8 @@ class Source:
                 else:
                     await self._run()
                 problem = "it ended by itself"
+            except MeshError as error:
+                problem = str(error)
             except Exception as error:  # components may raise anything
                 problem = f"{type(error).__name__}: {clip(str(error))}"
             if self._clock.now() - begun >= STEADY:

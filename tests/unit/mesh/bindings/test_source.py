@@ -11,6 +11,7 @@ from brokers.memory_tables import MemoryTables
 from mesh.bindings.source import LONGEST_PAUSE, Source
 from mesh.ownership import records
 from mesh.ports.bindings import Accept, Item
+from mesh.ports.stores import StoreUnavailable
 from mesh.ports.tables import Delete
 from tests.virtual_clock import VirtualClock
 
@@ -95,6 +96,16 @@ async def test_pauses_grow_up_to_a_minute_and_begin_anew_after_a_steady_run(
     await until(clock, lambda: f"after {LONGEST_PAUSE:g} s" in one.status)
     binding.fails = None
     await until(clock, lambda: one.status == "running")
+    await one.end()
+
+
+async def test_an_error_of_ours_is_told_whole(clock: VirtualClock, tables: MemoryTables) -> None:
+    reason = "PostgreSQL cannot be reached: " + "connection refused " * 10
+    binding = Binding()
+    binding.fails = StoreUnavailable(reason)
+    one = source(binding, tables, clock)
+    one.begin()
+    await until(clock, lambda: one.status == f"failed, runs again after 0.5 s: {reason}")
     await one.end()
 
 
