@@ -230,6 +230,33 @@ async def test_reports(start: Start, tmp_path: Path) -> None:
     assert (report["Body"].read(), report["ContentType"]) == (b"1001,anvil,3\n1002,rope,1\n", "text/csv")
 
 
+async def test_webhook(start: Start, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(EXAMPLES / "webhook", tmp_path / "webhook"))
+    port, secret = free_port(), {"GITHUB_WEBHOOK_SECRET": "It's a Secret to Everybody"}
+    _replace(folder / "resources/github.yaml", '"8090"', f'"{port}"')
+
+    async def post(number: int, title: str, **environment: str) -> tuple[int, str]:
+        command = [*PYTHON, str(folder / "post.py"), str(number), title, str(port)]
+        process = Process(tmp_path, f"post-{number}-{len(list(tmp_path.iterdir()))}", command, secret | environment)
+        code = await process.start().end(None)
+        return code, process.log
+
+    command, app_port = [*PYTHON, str(folder / "shop.py")], free_port()
+    flags = ["--resources-path", str(folder / "resources")]
+    shop = start("shop", *command, app_port=app_port, flags=flags, **secret)
+    await subscribed(shop, "orders", r"shop\.github")
+    assert await post(7, "a teapot") == (0, "202\n")
+    await shop.says("== APP == order 7: a teapot\n")
+    assert await post(7, "a teapot") == (0, "202\n")
+    code, said = await post(8, "a forgery", GITHUB_WEBHOOK_SECRET="guessed")
+    assert (code, said[:4]) == (1, "401:")
+    assert await post(9, "a cup") == (0, "202\n")
+    await shop.says("== APP == order 9: a cup\n")
+    told = [line for line in shop.log.splitlines() if line.startswith("== APP == order")]
+    assert told == ["== APP == order 7: a teapot", "== APP == order 9: a cup"]
+    assert secret["GITHUB_WEBHOOK_SECRET"] not in shop.log
+
+
 def _replace(file: Path, old: str, new: str) -> None:
     text = file.read_text()
     assert text.count(old) == 1
