@@ -14,9 +14,16 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from mesh.errors import MeshError
 
 _METADATA = frozenset(
-    map(ip_address, ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254"))
+    map(
+        ip_address,
+        (
+            *("100.100.100.200", "168.63.129.16", "192.0.0.192"),
+            *("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fd00:42::42"),
+        ),
+    )
 )
-_NAT64 = ip_network("64:ff9b::/96")
+_EMBEDDING = tuple(map(ip_network, ("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48")))
+"""Where the last 32 bits are an IPv4 address (RFC 4291, 2.5.5; RFC 2765; RFC 6052; RFC 8215)."""
 
 
 class Forbidden(MeshError):
@@ -27,9 +34,9 @@ def check_address(text: str) -> None:
     """Raise `Forbidden` for a link-local address, one of a metadata service, and one of a group or of nobody."""
     address: IPv4Address | IPv6Address = ip_address(text.partition("%")[0])
     if isinstance(address, IPv6Address):
-        if address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
-        elif address in _NAT64:
+        if address.sixtofour is not None:
+            address = address.sixtofour
+        elif any(address in network for network in _EMBEDDING):
             address = IPv4Address(int(address) & 0xFFFFFFFF)
     if address.is_link_local or address.is_multicast or address.is_unspecified or address in _METADATA:
         raise Forbidden(f"{address} is an address that may not be called (link-local, metadata service or group)")

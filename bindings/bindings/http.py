@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
 
 from bindings.invocations import flag
@@ -17,6 +18,9 @@ from mesh.errors import clip
 from mesh.guarded_addresses import Forbidden, check_address
 from mesh.ports.bindings import BindingError, InvalidOperation, Invocation, Result
 from mesh.ports.stores import StoreUnavailable
+
+if TYPE_CHECKING:
+    import httpcore
 
 OPERATIONS = ("create", "get", "head", "post", "put", "patch", "delete", "options", "trace")
 CONNECT_TIMEOUT = 15.0
@@ -42,6 +46,7 @@ _ANYWHERE = ("accept", "content-type", "user-agent", "traceparent", "tracestate"
 """Headers that may go with a redirect to another server."""
 _TRACE = ("traceparent", "tracestate", "baggage")
 _OWN = ("path", "errorIfNot2XX")
+_OWN_LOWER = frozenset(map(str.lower, _OWN))
 
 
 class _Exchange(NamedTuple):
@@ -64,7 +69,11 @@ class HttpBinding:
         self._settings = settings
         self._url = _checked_url(settings)
         self._limit: int = max(settings["maxResponseBodySize"], 0)
-        self._pool: httpcore.AsyncConnectionPool | None = None
+        self._tls: ssl.SSLContext | None = None
+        self._slots = asyncio.Semaphore(CONNECTIONS)
+        # A pool looks at each of its connections for each of the others, at every request: so each has its own.
+        self._pools: list[httpcore.AsyncConnectionPool] = []
+        self._idle: list[httpcore.AsyncConnectionPool] = []
         if bool(settings["securityToken"]) != bool(settings["securityTokenHeader"]):
             raise settings.fault("securityToken", "securityToken and securityTokenHeader need each other")
         self._secret = {}
@@ -76,23 +85,20 @@ class HttpBinding:
 
     async def start(self) -> None:
         """Sends nothing: any request may have an effect."""
-        from bindings.guarded_connections import GuardedBackend
-
-        tls = await asyncio.to_thread(_tls, self._settings)
-        self._pool = self._library.AsyncConnectionPool(
-            ssl_context=tls, max_connections=CONNECTIONS, keepalive_expiry=60.0, network_backend=GuardedBackend()
-        )
+        self._tls = await asyncio.to_thread(_tls, self._settings)
 
     async def ping(self) -> None:
         """Nothing is known of a server before an app asks it."""
 
     async def close(self) -> None:
-        pool, self._pool = self._pool, None
-        if pool is not None:
+        self._tls = None
+        pools, self._pools, self._idle = self._pools, [], []
+        for pool in pools:
             await pool.aclose()
 
     async def invoke(self, invocation: Invocation) -> Result:
-        exchange = self._exchange(invocation)
+        own = _own(invocation)
+        exchange = self._exchange(invocation, own.text("path"))
         library = self._library
         try:
             async with asyncio.timeout(self._settings["responseTimeout"]):
@@ -106,21 +112,21 @@ class HttpBinding:
             raise InvalidOperation(f"the request cannot be sent: {error}") from error
         except (library.NetworkError, library.TimeoutException, library.ProtocolError, OSError) as error:
             raise StoreUnavailable(f"the server cannot be reached: {str(error) or type(error).__name__}") from error
-        if status // 100 != 2 and flag(invocation, "errorIfNot2XX", self._settings["errorIfNot2XX"]):
+        if status // 100 != 2 and flag(own, "errorIfNot2XX", self._settings["errorIfNot2XX"]):
             raise BindingError(f"received status code {status}", result.metadata)
         return result
 
-    def _exchange(self, invocation: Invocation) -> _Exchange:
+    def _exchange(self, invocation: Invocation, path: str) -> _Exchange:
         method = "POST" if invocation.operation == "create" else invocation.operation.upper()
         headers = {"accept": _JSON, **self._secret}
         if method in _WITH_BODY:
             headers["content-type"] = _JSON
         for name, value in invocation.metadata.items():
-            if "A" <= name[:1] <= "Z":  # Dapr: these are headers
+            if _is_header(name):
                 headers |= [_header(name, value)]
             elif name.lower() in _TRACE:
                 pass
-            elif name.lower() not in {own.lower() for own in _OWN}:
+            elif name.lower() not in _OWN_LOWER:
                 raise InvalidOperation(
                     f"there is no metadata '{clip(name)}' (there is: {', '.join(_OWN)}; a header begins with a capital)"
                 )
@@ -130,7 +136,7 @@ class HttpBinding:
         if sum(len(name) + len(value) for name, value in headers.items()) > MAX_HEADERS:
             raise InvalidOperation(f"the headers have over {MAX_HEADERS} characters")
         body = invocation.data if method in _WITH_BODY else b""
-        return _Exchange(method, _joined(self._url, invocation.text("path")), headers, body)
+        return _Exchange(method, _joined(self._url, path), headers, body)
 
     async def _follow(self, exchange: _Exchange) -> tuple[Result, int]:
         """The answer, after redirects as Go's client follows them; each connection is checked anew."""
@@ -152,23 +158,57 @@ class HttpBinding:
         raise BindingError(f"stopped after {REDIRECTS} redirects")
 
     async def _send(self, exchange: _Exchange) -> tuple[Result, int]:
-        if self._pool is None:
-            raise StoreUnavailable("the binding is closed")
         method, url, headers, body = exchange
         pairs = [(b"host", urlsplit(url).netloc.encode())]
         pairs += [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
         if method in _WITH_BODY:
             pairs.append((b"content-length", b"%d" % len(body)))
         limits = {"connect": CONNECT_TIMEOUT, "pool": CONNECT_TIMEOUT}
-        async with self._pool.stream(
-            method, url.partition("#")[0], headers=pairs, content=body, extensions={"timeout": limits}
-        ) as response:
+        async with (
+            self._connection() as connection,
+            connection.stream(
+                method, url.partition("#")[0], headers=pairs, content=body, extensions={"timeout": limits}
+            ) as response,
+        ):
             answer = bytearray()
             async for piece in response.aiter_stream():
                 answer += piece
                 if self._limit and len(answer) > self._limit:
                     raise BindingError(f"the answer is longer than maxResponseBodySize, {self._limit} bytes")
             return Result(data=bytes(answer), metadata=_answer_metadata(response)), response.status
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[httpcore.AsyncConnectionPool]:
+        """The one that was used last, which is the most likely to stand."""
+        async with self._slots:
+            if self._tls is None:
+                raise StoreUnavailable("the binding is closed")
+            pool = self._idle.pop() if self._idle else self._new_pool(self._tls)
+            try:
+                yield pool
+            finally:
+                if self._tls is not None:
+                    self._idle.append(pool)
+
+    def _new_pool(self, tls: ssl.SSLContext) -> httpcore.AsyncConnectionPool:
+        from bindings.guarded_connections import GuardedBackend
+
+        pool = self._library.AsyncConnectionPool(
+            ssl_context=tls, max_connections=1, keepalive_expiry=60.0, network_backend=GuardedBackend()
+        )
+        self._pools.append(pool)
+        return pool
+
+
+def _is_header(name: str) -> bool:
+    """Dapr: metadata that begins with a capital is a header, even `Path`."""
+    return "A" <= name[:1] <= "Z"
+
+
+def _own(invocation: Invocation) -> Invocation:
+    """The metadata that is none."""
+    metadata = {name: value for name, value in invocation.metadata.items() if not _is_header(name)}
+    return Invocation(operation=invocation.operation, metadata=metadata)
 
 
 def _answer_metadata(response: Any) -> dict[str, str]:
@@ -178,7 +218,8 @@ def _answer_metadata(response: Any) -> dict[str, str]:
         phrase = HTTPStatus(response.status).phrase
     metadata = {"statusCode": str(response.status), "status": f"{response.status} {phrase}".strip()}
     for name, value in response.headers:
-        key, text = name.decode("latin-1").title(), value.decode("latin-1")
+        key = "-".join(part.capitalize() for part in name.decode("latin-1").split("-"))
+        text = value.decode("latin-1")
         metadata[key] = f"{metadata[key]}, {text}" if key in metadata else text
     return metadata
 

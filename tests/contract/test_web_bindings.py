@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -79,7 +79,10 @@ async def test_a_redirect_does_not_take_secrets_elsewhere(server: EchoServer, el
             await calls.invoke(asked("loop"))
 
 
-METADATA = ("169.254.169.254", "0xa9fea9fe", "2852039166", "[::ffff:169.254.169.254]", "100.100.100.200", "0.0.0.0")
+METADATA = (
+    *("169.254.169.254", "0xa9fea9fe", "2852039166", "100.100.100.200", "0.0.0.0", "[::ffff:169.254.169.254]"),
+    *("[::a9fe:a9fe]", "[2002:a9fe:a9fe::1]", "[::ffff:0:a9fe:a9fe]", "[64:ff9b:1::a9fe:a9fe]", "[fd00:ec2::23]"),
+)
 
 
 @pytest.mark.parametrize("host", METADATA)
@@ -116,6 +119,46 @@ async def test_a_server_that_does_not_answer_in_time() -> None:
     async with binding(f"http://127.0.0.1:{port}", responseTimeout="200ms") as calls:
         with pytest.raises(StoreUnavailable, match=r"within 0.2 s"):
             await asyncio.wait_for(calls.invoke(asked()), 5)
+    listener.close()
+    await listener.wait_closed()
+
+
+async def test_metadata_that_begins_with_a_capital_is_a_header_whatever_its_name(server: EchoServer) -> None:
+    async with binding(server.url) as calls:
+        answer = await calls.invoke(
+            Invocation(operation="get", metadata={"Path": "to/404", "ErrorIfNot2XX": "false", "PATH": "/x"})
+        )
+        seen = msgspec.json.decode(answer.data or b"")
+        assert (seen["path"], seen["headers"]["errorifnot2xx"]) == ("/", "false")
+
+
+async def test_many_requests_at_once_and_an_end_meanwhile() -> None:
+    connections, gate = 0, asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                await gate.wait()
+                writer.write(b"HTTP/1.1 200 OK\r\nx-1st-id: 1\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    listener = await asyncio.start_server(answer, "127.0.0.1", free_port())
+    gate.set()
+    async with binding(f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}") as calls:
+        for _ in range(3):
+            answers = await asyncio.gather(*(calls.invoke(asked()) for _ in range(3 * http.CONNECTIONS)))
+            assert {answer.metadata["X-1st-Id"] for answer in answers} == {"1"}
+        assert connections == http.CONNECTIONS, "each is used again"
+        gate.clear()
+        waiting = [asyncio.create_task(calls.invoke(asked())) for _ in range(2 * http.CONNECTIONS)]
+        await asyncio.sleep(0.1)
+        await asyncio.wait_for(calls.close(), 5)
+        outcomes = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5)
+        assert {type(outcome) for outcome in outcomes} == {StoreUnavailable}
+    gate.set()
     listener.close()
     await listener.wait_closed()
 
