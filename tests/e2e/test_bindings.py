@@ -75,7 +75,9 @@ async def fire(mesh: Mesh, seconds: float, kills: list[float]) -> None:
         assert last - first >= seconds - 2
         assert delivered.total() - len(delivered) <= len(kills), "repeats"
         stored = await stored_items(mesh.server, "app1", "tick")
-        assert len(stored) == len(set(stored)) >= len(delivered)
+        moments = [int(float(name)) for name in stored]
+        assert moments == list(range(moments[0], moments[-1] + 1)), "a second is not stored exactly once"
+        assert delivered.keys() <= set(moments)
 
 
 async def stored_items(server: NatsServer, app_id: str, binding: str) -> list[str]:
