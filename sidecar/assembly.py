@@ -12,13 +12,12 @@ from starlette.types import ASGIApp
 from mesh import __version__, addressing, ids, resources, subscriptions
 from mesh.access import AccessPolicy
 from mesh.appconfig.block import AppConfiguration
-from mesh.bindings.component import BindingComponent
+from mesh.bindings.component import BindingComponent, statements_of
 from mesh.bindings.hosting import Guest, Host
 from mesh.bindings.input import Inputs
 from mesh.bindings.output import Outputs
 from mesh.bindings.reply import Replies
 from mesh.bindings.running import Surroundings as InputSurroundings
-from mesh.bindings.running import plan_of as input_plan
 from mesh.clock import SystemClock
 from mesh.configuration import Configuration, load_configuration
 from mesh.control.control import Control
@@ -26,7 +25,7 @@ from mesh.control.setting import Name
 from mesh.dead_letters.inbox import Inbox
 from mesh.dead_letters.redrive import Redrives
 from mesh.dead_letters.store import LetterStore
-from mesh.delivery.compile import check_plan
+from mesh.delivery.compile import check_plan, compile_plan
 from mesh.delivery.live import Live
 from mesh.inquiry import Inquirer, Witness
 from mesh.invocation import Callee, Caller
@@ -121,7 +120,7 @@ def assemble(
     def check_manifests(found: resources.Resources) -> None:
         components.check(found.components)
         policies = Resiliency(found.resiliency, clock=clock)
-        _check_plans(components, found.components, policies)
+        _check_plans(flags.app_id, components, found.components, policies)
         OutsideWorld(found.http_endpoints)
 
     manifests = load_manifests()
@@ -145,7 +144,7 @@ def assemble(
     resiliency = Resiliency(manifests.resiliency, clock=clock)
     for warning in (*resiliency.warnings, *resiliency.without_effect(components.categories(manifests.components))):
         logger.warning("%s", warning)
-    _check_plans(components, manifests.components, resiliency)
+    _check_plans(flags.app_id, components, manifests.components, resiliency)
     sidecar = f"{flags.app_id}-{ids.random_id()[:8]}"  # tells the replicas of the app apart
     recorder = (
         None
@@ -415,16 +414,20 @@ def _components(
     )
 
 
-def _check_plans(components: Components, manifests: Sequence[resources.Component], resiliency: Resiliency) -> None:
-    """Whether what is said of deliveries goes together, where that can be told without secrets.
+def _check_plans(
+    app_id: str, components: Components, manifests: Sequence[resources.Component], resiliency: Resiliency
+) -> None:
+    """Whether what is said of deliveries goes together; of pub/sub, where that can be told without secrets.
 
     Raises `ConfigurationError`, with the place.
     """
     for component in components.preview("pubsub", manifests):
         check_plan(component, resiliency)
-    for binding in components.preview("bindings", manifests):
-        if binding.input is not None:
-            input_plan(binding, resiliency, frozenset(Feature))
+    for manifest in manifests:
+        if manifest.type.startswith("bindings.") and not manifest.ignore_errors:
+            stated, policies = statements_of(manifest, app_id), resiliency.inbound(manifest.name, "bindings")
+            if stated:
+                compile_plan(stated, {}, policies, features=frozenset(Feature))
 
 
 def _problem(*logs: EventLog) -> str | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import msgspec
 
-from mesh.components import ComponentSpec, Elsewhere, Field, Kind, Settings, Setup
+from mesh.components import ComponentSpec, Elsewhere, Field, Kind, Settings, Setup, read_settings
 from mesh.delivery import settings as delivery
 from mesh.errors import clip
 from mesh.invocation.target import InvalidTarget, peer
@@ -79,6 +80,16 @@ def directions(settings: Settings) -> frozenset[str]:
     for word in given - {INPUT, OUTPUT}:
         raise settings.fault("direction", f"must be {INPUT}, {OUTPUT}, or both (got '{clip(word)}')")
     return given
+
+
+def statements_of(manifest: Component, app_id: str) -> delivery.Statements:
+    """What a manifest says of deliveries to this app, whatever secrets it needs. Raises `ConfigurationError`, with the
+    place."""
+    if is_elsewhere(manifest, app_id):
+        return {}
+    known = [field for field in delivery.FIELDS if field in FIELDS]
+    own = manifest.metadata.only({field.name.lower() for field in known})
+    return delivery.of_component(read_settings(replace(manifest, metadata=own, references={}), delivery.FIELDS))
 
 
 def make(setup: Setup, spec: ComponentSpec, opened: Any) -> BindingComponent:

@@ -420,7 +420,14 @@ spec:
 """
 
 
-async def test_a_plan_that_contradicts_a_policy_ends_the_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("secret", ["", "auth: {secretStore: none}\n"])
+async def test_a_plan_that_contradicts_a_policy_ends_the_start(tmp_path: Path, secret: str) -> None:
+    """Also that of a component whose secret is not known yet."""
     (tmp_path / "r.yaml").write_text(POLICY)
+    flag = hooked(tmp_path, maxAttempts="3")
+    if secret:
+        file = tmp_path / "hook.yaml"
+        settings = file.read_text().replace("metadata: [", "metadata: [{name: secret, secretKeyRef: {name: s}}, ")
+        file.write_text(settings + secret)
     with pytest.raises(ConfigurationError, match=r"hook\.yaml:7: metadata\.maxAttempts: contradicts .*r\.yaml"):
-        await Api(hooked(tmp_path, maxAttempts="3")).running
+        await Api(flag).running
