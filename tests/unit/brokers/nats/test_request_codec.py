@@ -98,3 +98,13 @@ def test_a_header_block_has_a_limit() -> None:
     request = Request(method="GET", path="/", headers=[(b"x", bytes(request_codec.MAX_HEADER_BLOCK))])
     with pytest.raises(MessageTooLarge):
         request_codec.encode_request(request, SHOP, streamed=False)
+
+
+@pytest.mark.parametrize(
+    ("target", "kind"), [("stock", "invocation"), ("bindings", "invocation"), ("$bindings.stock", "binding")]
+)
+def test_what_kind_of_event_a_call_is(target: str, kind: str) -> None:
+    request = request_codec.encode_request(Request(method="POST", path="/"), SHOP, streamed=False, target=target)
+    assert f"\r\nce-type: io.meshwire.{kind}.request.v1\r\n".encode() in request
+    response = request_codec.encode_response(Response(status=200), Peer("default", target), streamed=False)
+    assert f"\r\nce-type: io.meshwire.{kind}.response.v1\r\n".encode() in response

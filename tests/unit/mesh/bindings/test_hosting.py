@@ -71,8 +71,11 @@ class Mesh:
         return MemoryRequests(self.exchange, me)
 
     @asynccontextmanager
-    async def host(self, component: BindingComponent, *, me: Peer = BILLING, limit: int = 0) -> AsyncIterator[Host]:
-        host = Host(me, {component.name: component}, self.requests(me), SystemClock(), max_body_size=limit)
+    async def host(
+        self, component: BindingComponent, *, beside: BindingComponent | None = None, limit: int = 0
+    ) -> AsyncIterator[Host]:
+        me, components = BILLING, {one.name: one for one in (component, beside) if one is not None}
+        host = Host(me, components, self.requests(me), SystemClock(), max_body_size=limit)
         host.start()
         host.attach(component)
         async with asyncio.timeout(5):
@@ -186,6 +189,19 @@ async def test_what_the_host_does_not_have(mesh: Mesh, output: Recorder) -> None
         found = await failure(mesh.outputs(), Invocation(operation="list/ä"))
         assert found == "binding files does not support operation list/ä. supported operations:create get"
         assert await failure(mesh.outputs(), Invocation(operation="")) == "operation field is missing from request"
+
+
+async def test_what_is_hosted_for_nobody_is_not_even_known(mesh: Mesh, output: Recorder) -> None:
+    """While the app hosts something else."""
+    own = BindingComponent(name="mail", input=None, output=output, route="/", ask=False)
+    async with mesh.host(local(output, "shop"), beside=own):
+        outputs = Outputs(
+            {"mail": remote()},
+            resiliency=Resiliency([], clock=SystemClock()),
+            elsewhere=Guest(SHOP, mesh.requests(SHOP)).call,
+        )
+        assert await failure(outputs, name="mail") == "app billing hosts no output binding mail"
+    assert not output.asked
 
 
 async def test_a_host_passes_nothing_on(mesh: Mesh) -> None:
