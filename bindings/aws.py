@@ -198,6 +198,7 @@ def _check(settings: Settings) -> None:
 @contextmanager
 def translated(service: str) -> Iterator[None]:
     """Errors of the library within become those of stores; `service` is the name that people know."""
+    from aiohttp import ClientError
     from botocore import exceptions as errors
 
     try:
@@ -208,7 +209,7 @@ def translated(service: str) -> Iterator[None]:
         raise StoreUnavailable(f"{service} cannot be reached: {_line(error)}") from error
     except errors.BotoCoreError as error:
         raise StoreError(f"{service}: {_line(error)}") from error
-    except (OSError, TimeoutError) as error:
+    except (OSError, ClientError) as error:  # such as a timeout, or a body that breaks off
         raise StoreUnavailable(f"{service} cannot be reached: {_line(error)}") from error
 
 

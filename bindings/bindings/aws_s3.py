@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -26,6 +27,8 @@ SERVICE = "S3"
 OPERATIONS = ("create", "get", "delete", "list", "presign", "bulkGet", "bulkCreate", "bulkDelete")
 MAX_SIZE = 100 << 20
 """Bytes of an object, or of all those of one answer."""
+PIECE = 1 << 20
+"""Bytes that are read at a time."""
 LISTED = 1000
 """Objects in a list, unless fewer are asked for; S3 gives no more."""
 DELETED_AT_ONCE = 1000
@@ -34,10 +37,13 @@ AT_ONCE = 10
 MAX_AT_ONCE = 50
 MAX_BULK = 10_000
 """Objects of a bulk operation."""
+TRANSFER = 300.0
+"""Seconds for one object."""
 MAX_PRESIGNED = 7 * 24 * 3600.0
 """Seconds for which a URL can be signed (S3)."""
 
 _CREATE = ("key", "Content-Type", "tags", "storageClass", "presignTTL", "decodeBase64", "filePath")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 _NO_FILES = "filePath is not supported: an app cannot have the sidecar read and write files; use the data"
 
 
@@ -89,10 +95,13 @@ class Room:
     def __init__(self) -> None:
         self._left = MAX_SIZE
 
-    def take(self, key: str, size: int) -> None:
+    def check(self, key: str, size: int) -> None:
         """Raises `BindingError`."""
         if size > self._left:
             raise BindingError(f"the object {clip(key)} has {size} bytes: there is room for {self._left}")
+
+    def take(self, key: str, size: int) -> None:
+        self.check(key, size)
         self._left -= size
 
 
@@ -140,9 +149,9 @@ class S3Binding:
         if flag(invocation, "decodeBase64", self._settings["decodeBase64"]):
             data = decoded(data)
         options = {
-            "ContentType": invocation.text("Content-Type").strip(),
+            "ContentType": _header("Content-Type", invocation.text("Content-Type")),
             "Tagging": _tagging(invocation.text("tags")),
-            "StorageClass": invocation.text("storageClass") or self._settings["storageClass"],
+            "StorageClass": _header("storageClass", invocation.text("storageClass")) or self._settings["storageClass"],
         }
         ttl = _seconds(invocation.text("presignTTL")) if invocation.text("presignTTL") else None
         version = await self._put(key, data, **options)
@@ -168,7 +177,7 @@ class S3Binding:
         wanted = payload(invocation, Listing) if invocation.data.strip() not in (b"", b"null") else Listing()
         answer = await self._client.api.list_objects(
             Bucket=self._bucket,
-            MaxKeys=wanted.maxResults if wanted.maxResults > 0 else LISTED,
+            MaxKeys=min(wanted.maxResults, LISTED) if wanted.maxResults > 0 else LISTED,
             Marker=wanted.marker,
             Prefix=wanted.prefix,
             Delimiter=wanted.delimiter,
@@ -204,8 +213,11 @@ class S3Binding:
             if item.filePath is not None or item.data is None:
                 return Outcome(item.key, error=_NO_FILES if item.filePath is not None else "data is required")
             data = decoded(item.data.encode()) if decode else item.data.encode()
-            storage = {"StorageClass": self._settings["storageClass"]}
-            await self._put(_checked(item.key), data, ContentType=item.contentType or "", **storage)
+            options = {
+                "ContentType": _header("contentType", item.contentType or ""),
+                "StorageClass": self._settings["storageClass"],
+            }
+            await self._put(_checked(item.key), data, **options)
             return Outcome(item.key, location=await self._location(item.key))
 
         return await _bulk(given.items, create, given.concurrency)
@@ -214,7 +226,7 @@ class S3Binding:
         check_metadata(invocation, ())
         keys = payload(invocation, BulkDelete).keys
         _check_number(keys)
-        failed = {key: "key is required" for key in keys if not key.strip()}
+        failed = {key: wrong for key in keys if (wrong := _wrong(key))}
         good = list(dict.fromkeys(key for key in keys if key not in failed))
         for first in range(0, len(good), DELETED_AT_ONCE):
             batch = good[first : first + DELETED_AT_ONCE]
@@ -230,19 +242,24 @@ class S3Binding:
 
     async def _put(self, key: str, data: bytes, **options: str) -> str | None:
         given = {name: value for name, value in options.items() if value}
-        answer = await self._client.api.put_object(Bucket=self._bucket, Key=key, Body=data, **given)
+        async with asyncio.timeout(TRANSFER):
+            answer = await self._client.api.put_object(Bucket=self._bucket, Key=key, Body=data, **given)
         version: str | None = answer.get("VersionId")
         return version
 
     async def _read(self, key: str, room: Room) -> bytes:
-        try:
-            answer = await self._client.api.get_object(Bucket=self._bucket, Key=key)
-        except self._client.api.exceptions.NoSuchKey:
-            raise BindingError("object not found") from None
-        async with answer["Body"] as stream:
-            room.take(key, answer["ContentLength"])
-            data: bytes = await stream.read()
-        return data
+        data = bytearray()
+        async with asyncio.timeout(TRANSFER):
+            try:
+                answer = await self._client.api.get_object(Bucket=self._bucket, Key=key)
+            except self._client.api.exceptions.NoSuchKey:
+                raise BindingError("object not found") from None
+            async with answer["Body"] as stream:
+                room.check(key, answer.get("ContentLength") or 0)
+                while piece := await stream.read(PIECE):
+                    room.take(key, len(piece))
+                    data += piece
+        return bytes(data)
 
     async def _location(self, key: str) -> str:
         """Where the object is: the address that is signed for reading it, without the signature."""
@@ -281,9 +298,28 @@ def _check_number(items: Sequence[Any]) -> None:
 
 
 def _checked(key: str) -> str:
-    if not key.strip() or len(key.encode(errors="replace")) > 1024:
-        raise InvalidOperation("a key has from 1 to 1024 bytes")
+    if wrong := _wrong(key):
+        raise InvalidOperation(wrong)
     return key
+
+
+def _wrong(key: str) -> str:
+    """What keeps a key from being one; empty for a good one."""
+    if not key.strip():
+        return "key is required"
+    if len(key.encode(errors="replace")) > 1024:
+        return "a key has at most 1024 bytes"
+    if _CONTROL.search(key):
+        return "a key with control characters cannot be used"
+    if {".", ".."} & set(key.split("/")):  # in a URL they could lead to another bucket
+        return "a key with a segment '.' or '..' cannot be used"
+    return ""
+
+
+def _header(name: str, value: str) -> str:
+    if not value.isascii() or _CONTROL.search(value):
+        raise InvalidOperation(f"the metadata {name} has characters that no header can have")
+    return value.strip()
 
 
 def _tagging(text: str) -> str:
@@ -309,7 +345,7 @@ def _seconds(text: str) -> float:
 
 def _open(setup: Setup) -> S3Binding:
     settings = setup.settings
-    if settings["disableSSL"] and settings["endpoint"].startswith("https:"):
+    if settings["disableSSL"] and (settings["endpoint"] or "").startswith("https:"):
         raise settings.fault("disableSSL", "the endpoint is one with https:")
     options: dict[str, Any] = {
         "s3": {"addressing_style": "path" if settings["forcePathStyle"] else "auto"},

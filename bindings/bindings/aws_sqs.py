@@ -179,8 +179,7 @@ class SqsBinding:
             yield
         finally:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await asyncio.wait((task,))
 
     async def _delete(self, url: str, messages: Sequence[Mapping[str, Any]]) -> None:
         entries = [

@@ -86,6 +86,16 @@ class S3:
         Invocation(operation="presign", metadata={"key": "a", "presignTTL": "200h"}),
         Invocation(operation="create", data=b"x", metadata={"key": "k" * 1025}),
         Invocation(operation="create", data=b"x", metadata={"kye": "k"}),
+        *(
+            Invocation(
+                operation=operation, data=b"x", metadata={"key": key, "presignTTL": "1m"} if ttl else {"key": key}
+            )
+            for operation, ttl in (("create", True), ("get", False), ("delete", False), ("presign", True))
+            for key in ("../other-bucket/k", "a/./b", "a\r\nb", "a\0b", "\ud800", " ")
+        ),
+        Invocation(operation="create", data=b"x", metadata={"key": "k", "Content-Type": "a/b\r\nx-amz-acl: public"}),
+        Invocation(operation="create", data=b"x", metadata={"key": "k", "Content-Type": "ä"}),
+        Invocation(operation="create", data=b"x", metadata={"key": "k", "storageClass": "A\nB"}),
         Invocation(operation="create", data=b"x", metadata={"key": "k", "tags": "a"}),
         Invocation(operation="create", data=b"x", metadata={"key": "k", "decodeBase64": "true"}),
         Invocation(operation="create", data=b"x", metadata={"key": "k", "filePath": "/etc/passwd"}),
@@ -128,7 +138,7 @@ class S3:
         unnamed = await invoke("create", b'"AP8="', decodeBase64="true")
         assert (await invoke("get", key=unnamed.metadata["key"])).data == b"\x00\xff"
         assert (await invoke("get", key=unnamed.metadata["key"], encodeBase64="true")).data == b"AP8="
-        listed = msgspec.json.decode((await invoke("list", b'{"prefix": "a", "maxResults": 5}')).data or b"")
+        listed = msgspec.json.decode((await invoke("list", b'{"prefix": "a b", "maxResults": 5}')).data or b"")
         assert [found["Key"] for found in listed["Contents"]] == ["a b.txt"]
         assert len(msgspec.json.decode((await invoke("list", b"null")).data or b"")["Contents"]) == 2
         signed = msgspec.json.decode((await invoke("presign", key="a b.txt", presignTTL="60s")).data or b"")
@@ -140,9 +150,12 @@ class S3:
         one, two, three = msgspec.json.decode(bulk.data or b"")
         assert (one["data"], two["error"]) == ("b25l", "object not found")
         assert "filePath" in three["error"]
-        bulk = await invoke("bulkDelete", b'{"keys": ["k1", "", "k1"]}')
-        deleted = {"key": "k1"}
-        assert msgspec.json.decode(bulk.data or b"") == [deleted, {"key": "", "error": "key is required"}, deleted]
+        await invoke("bulkCreate", b'{"items": [{"key": "k3", "data": "three"}]}')
+        bulk = await invoke("bulkDelete", b'{"keys": ["k1", "", "k3", "a\\u0001"]}')
+        one, none, three, wrong = msgspec.json.decode(bulk.data or b"")
+        assert (one, none, three) == ({"key": "k1"}, {"key": "", "error": "key is required"}, {"key": "k3"})
+        assert "control characters" in wrong["error"]
+        assert "Contents" not in own.list_objects(Bucket=self._bucket, Prefix="k")
         assert await invoke("delete", key="a b.txt") == Result()
         with pytest.raises(BindingError, match="object not found"):
             await invoke("get", key="a b.txt")
@@ -212,8 +225,9 @@ class Sqs:
 
     def start(self, folder: Path) -> None:
         self._patch = pytest.MonkeyPatch()
-        self._patch.setattr(aws_sqs, "HIDDEN", 3)
-        self._patch.setattr(aws_sqs, "PROLONG_AFTER", 1.0)
+        self._patch.setattr(aws_sqs, "HIDDEN", 2)
+        self._patch.setattr(aws_sqs, "PROLONG_AFTER", 0.5)
+        self._patch.setattr(aws_sqs, "POLL", 1)  # the server goes on waiting for one that has gone
         self._server = MotoServer(threaded=True)
         self._server.start()
 

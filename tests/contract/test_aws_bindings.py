@@ -15,8 +15,9 @@ import pytest
 from bindings.bindings import aws_dynamodb, aws_s3, aws_sqs
 from mesh.errors import BrokerUnavailable, ConfigurationError, MessageTooLarge
 from mesh.ports.bindings import BindingError, InputBinding, InvalidOperation, Invocation, Item, OutputBinding
-from mesh.ports.stores import StoreError
+from mesh.ports.stores import StoreError, StoreUnavailable
 from tests.opened import opened
+from tests.ports import free_port
 from tests.servers.moto import REGION, MotoServer
 
 
@@ -26,6 +27,12 @@ def server() -> Iterator[MotoServer]:
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(autouse=True)
+def short_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server goes on waiting for one that has gone, and gives it messages."""
+    monkeypatch.setattr(aws_sqs, "POLL", 1)
 
 
 @pytest.fixture
@@ -76,7 +83,7 @@ async def test_a_message_in_hand_is_nobody_elses_however_long_it_takes(server: M
 
     async def slow(item: Item) -> None:
         seen.append("slow")
-        await asyncio.sleep(5)
+        await asyncio.sleep(3)
 
     async def other(item: Item) -> None:
         seen.append("other")
@@ -128,8 +135,7 @@ async def test_what_the_broker_never_takes_is_left_to_the_queue(
     assert "is left there" in caplog.text
 
 
-async def test_groups_keep_their_order(server: MotoServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aws_sqs, "POLL", 1)
+async def test_groups_keep_their_order(server: MotoServer) -> None:
     queue, url = new_queue(server, ".fifo", FifoQueue="true", ContentBasedDeduplication="true")
     sending: OutputBinding = opened(aws_sqs.SPEC, queueName=queue, **server.settings)
     await sending.start()
@@ -237,6 +243,43 @@ async def test_an_object_too_large_to_answer_with(server: MotoServer, monkeypatc
     with pytest.raises(BindingError, match="there is room for 100"):
         await binding.invoke(Invocation(operation="get", metadata={"key": "a"}))
     await binding.close()
+
+
+async def test_an_answer_that_breaks_off_or_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    serving: set[asyncio.Task[None] | None] = set()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.current_task())
+        request = await reader.readuntil(b"\r\n\r\n")
+        if b"/chunked" in request:
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
+        else:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
+        while b"/slow" in request and not writer.is_closing():
+            writer.write(b"x")
+            await asyncio.sleep(0.05)
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    listener = await asyncio.start_server(answer, "127.0.0.1", free_port())
+    endpoint = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    keys = {"accessKey": "a", "secretKey": "b", "region": REGION}
+    binding: OutputBinding = opened(aws_s3.SPEC, bucket="b", forcePathStyle="true", endpoint=endpoint, **keys)
+    await binding.start()
+    assert (await binding.invoke(Invocation(operation="get", metadata={"key": "chunked"}))).data == b"ok"
+    monkeypatch.setattr(aws_s3, "TRANSFER", 0.5)
+    for key in ("short", "slow"):
+        with pytest.raises(StoreUnavailable):
+            await asyncio.wait_for(binding.invoke(Invocation(operation="get", metadata={"key": key})), 3)
+    await binding.close()
+    listener.close()
+    async with asyncio.timeout(5):
+        await asyncio.gather(listener.wait_closed(), *filter(None, serving))
+
+
+def test_an_endpoint_of_aws_without_tls() -> None:
+    opened(aws_s3.SPEC, bucket="b", region=REGION, disableSSL="true")
 
 
 @pytest.mark.parametrize("settings", [{"disableSSL": "true", "endpoint": "https://localhost"}, {"endpoint": "x"}])
