@@ -6,7 +6,6 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 from urllib.parse import quote_plus
 
@@ -25,6 +24,9 @@ BATCH = 256
 """Records that are taken at once; the offsets behind them are committed when all are stored."""
 WAIT = 100
 """Milliseconds that a server may wait for records before it answers that there are none."""
+SILENCE = 10.0
+"""Seconds without a record after which the servers are asked whether they are there: the library looks for them in
+silence, for ever."""
 END_LIMIT = 5.0
 """Seconds for leaving the group."""
 KEYS = ("partitionkey", "__key", "key")
@@ -103,6 +105,12 @@ class KafkaBinding:
                 return await work
         except TimeoutError:
             raise StoreUnavailable("Kafka did not answer in time") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # the library cancels what waits for a connection that it closes
+            raise StoreUnavailable("Kafka: the connection was lost") from None
         except (errors.MessageSizeTooLargeError, errors.RecordTooLargeError, errors.RecordListTooLargeError):
             raise InvalidOperation("the record is larger than Kafka, or maxMessageBytes, allows") from None
         except errors.KafkaError as error:
@@ -159,8 +167,9 @@ class KafkaInput(KafkaBinding):
             # a member that went without a word is waited for
             await self.within(consumer.start(), self.settings["sessionTimeout"])
             while True:
-                batches = await consumer.getmany(timeout_ms=1000, max_records=BATCH)
+                batches = await consumer.getmany(timeout_ms=_milliseconds(SILENCE), max_records=BATCH)
                 if not batches:
+                    await self.ping()
                     continue
                 async with stored.busy:
                     escape = self.settings["escapeHeaders"]
@@ -247,9 +256,22 @@ def _item(record: Any, escape: bool) -> Item:
 
 
 async def _stop(client: Any) -> None:
-    with suppress(Exception):  # whatever it says, it is not used any more
-        async with asyncio.timeout(END_LIMIT):
-            await client.stop()
+    """Whatever it says, it is not used any more. A consumer whose servers are gone says that it was cancelled, and
+    leaves its connections open."""
+    await _ended(client.stop())
+    connections = getattr(client, "_client", None)
+    if connections is not None:
+        await _ended(connections.close())
+
+
+async def _ended(work: Awaitable[None]) -> None:
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=END_LIMIT)
+    finally:
+        task.cancel()
+        if task.done() and not task.cancelled():
+            task.exception()
 
 
 def translated(error: Any) -> StoreError:

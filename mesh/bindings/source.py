@@ -66,6 +66,11 @@ class Source:
                 else:
                     await self._run()
                 problem = "it ended by itself"
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                problem = "its library has cancelled what it waited for"
             except MeshError as error:
                 problem = str(error)
             except Exception as error:  # components may raise anything

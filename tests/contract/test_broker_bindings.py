@@ -135,6 +135,24 @@ async def test_the_offsets_stay_behind_what_is_stored(kafka_server: KafkaServer)
     assert {item.data for item in inbox} >= {b"%d" % number for number in range(7, 20)}
 
 
+async def test_a_server_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    if BINARY is None or not BINARY.exists():
+        pytest.skip("no tansu for this machine")
+    monkeypatch.setattr(kafka, "SILENCE", 0.2)
+    server = KafkaServer()
+    server.start()
+    try:
+        topic, inbox = kafka_bindings.Topic(server), Inbox()
+        await topic.offer(1)
+        async with running(topic.binding(readTimeout="5s"), inbox) as task:
+            await inbox.holds(1)
+            server.stop()
+            with pytest.raises(StoreUnavailable):
+                await asyncio.wait_for(asyncio.shield(task), LIMIT)
+    finally:
+        server.remove()
+
+
 async def test_a_partition_is_chosen_and_headers_are_left_out(kafka_server: KafkaServer) -> None:
     topic = kafka_bindings.Topic(kafka_server)
     binding = topic.binding(publishTopic=topic.name, excludeHeaderMetaRegex="^secret")

@@ -23,7 +23,7 @@ class Binding:
         self.exclusive = exclusive
         self.runs = 0
         self.running = 0
-        self.fails: Exception | None = None
+        self.fails: BaseException | None = None
 
     async def start(self) -> None: ...
 
@@ -106,6 +106,17 @@ async def test_an_error_of_ours_is_told_whole(clock: VirtualClock, tables: Memor
     one = source(binding, tables, clock)
     one.begin()
     await until(clock, lambda: one.status == f"failed, runs again after 0.5 s: {reason}")
+    await one.end()
+
+
+async def test_a_source_whose_library_cancels_it_runs_again(clock: VirtualClock, tables: MemoryTables) -> None:
+    binding = Binding()
+    binding.fails = asyncio.CancelledError()
+    one = source(binding, tables, clock)
+    one.begin()
+    await until(clock, lambda: one.status.startswith("failed, runs again after 1 s: its library"))
+    binding.fails = None
+    await until(clock, lambda: one.status == "running")
     await one.end()
 
 
