@@ -80,12 +80,17 @@ def moment(text: str, flag: str) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [list(columns), *([_cell(value) for value in row] for row in rows)]
+    """The first column is what a row is called by: it is never clipped."""
+    lines = [list(columns), *([_printable(row[0]), *map(_cell, row[1:])] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def _cell(value: object) -> str:
+def _printable(value: object) -> str:
     text = "" if value is None else str(value)
-    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def _cell(value: object) -> str:
+    text = _printable(value)
     return text if len(text) <= WIDEST else text[: WIDEST - 1] + "…"
