@@ -3,71 +3,42 @@
 from __future__ import annotations
 
 import logging
-from collections import ChainMap
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import cast
 
 from starlette.types import ASGIApp
 
-from mesh import __version__, addressing, ids, resources, subscriptions
+from mesh import __version__, resources, subscriptions
 from mesh.access import AccessPolicy
 from mesh.appconfig.block import AppConfiguration
-from mesh.bindings.component import BindingComponent, statements_of
-from mesh.bindings.hosting import Guest, Host
-from mesh.bindings.input import Inputs
-from mesh.bindings.output import Outputs
-from mesh.bindings.reply import Replies
-from mesh.bindings.running import Surroundings as InputSurroundings
+from mesh.bindings.component import statements_of
 from mesh.clock import SystemClock
 from mesh.configuration import Configuration, load_configuration
-from mesh.control.control import Control
-from mesh.control.setting import Name
-from mesh.dead_letters.inbox import Inbox
-from mesh.dead_letters.redrive import Redrives
-from mesh.dead_letters.store import LetterStore
 from mesh.delivery.compile import check_plan, compile_plan
-from mesh.delivery.live import Live
-from mesh.inquiry import Inquirer, Witness
 from mesh.invocation import Callee, Caller
 from mesh.invocation.callee import Permits
-from mesh.journal import testimony
-from mesh.journal.mode import JournalMode
-from mesh.journal.recorder import Recorder
 from mesh.locks.block import Locks
 from mesh.ports import Clock, EventLog, Feature, Peer
-from mesh.pubsub import Component, PubSub
-from mesh.pull.block import Pulls
-from mesh.replay.replays import Replays
+from mesh.pubsub import Component
 from mesh.resiliency.targets import INITIALIZATION_RETRIES, Resiliency
-from mesh.runs import Crew
 from mesh.secret_access import SecretAccess
 from mesh.state.block import State
-from mesh.subscriber import Subscriber
 from mesh.telemetry import Meter
 from mesh.telemetry_settings import with_environment
 from sidecar.api import invoke
-from sidecar.api.bindings import BindingsApi
 from sidecar.api.configuration import ConfigurationApi
-from sidecar.api.dead_letters import DeadLettersApi
-from sidecar.api.events import EventsApi
 from sidecar.api.explain import ExplainApi
 from sidecar.api.invoke import InvokeApi
-from sidecar.api.journal import JournalApi
 from sidecar.api.lock import LockApi
 from sidecar.api.operations import HealthApi, MetadataApi, ShutdownApi
-from sidecar.api.plans import PlansApi
-from sidecar.api.publish import PublishApi
-from sidecar.api.publish_bulk import BulkPublishApi
-from sidecar.api.pull import PullApi
-from sidecar.api.replays import ReplaysApi
 from sidecar.api.secrets import SecretsApi
 from sidecar.api.starting import WhileStarting
 from sidecar.api.state import StateApi
 from sidecar.api.state_extras import StateExtrasApi
-from sidecar.api.subscriptions import SubscriptionsApi
-from sidecar.api.triggers import TriggersApi
 from sidecar.app_health import AppHealth
 from sidecar.backbone import Backbone, open_backbone
+from sidecar.blocks.bindings import Bindings
+from sidecar.blocks.common import Common
+from sidecar.blocks.delivery import Delivery
 from sidecar.channel import OutsideWorld, open_app_channel
 from sidecar.components import Components, Surroundings, Upkeep
 from sidecar.flags import SidecarFlags
@@ -145,43 +116,19 @@ def assemble(
     for warning in (*resiliency.warnings, *resiliency.without_effect(components.categories(manifests.components))):
         logger.warning("%s", warning)
     _check_plans(flags.app_id, components, manifests.components, resiliency)
-    sidecar = f"{flags.app_id}-{ids.random_id()[:8]}"  # tells the replicas of the app apart
-    recorder = (
-        None
-        if settings.journal is JournalMode.OFF
-        else Recorder(flags.app_id, clock, sampled=settings.journal is JournalMode.SAMPLED)
-    )
-    letters = LetterStore(backbone.tables, flags.app_id, kept_for=settings.dead_letters_kept)
-    subscriber = (
-        None
-        if app is None
-        else Subscriber(
-            flags.app_id,
-            pubsubs,
-            app.channel,
-            clock,
-            resiliency=resiliency,
-            dead_letters=letters,
-            watch=None if recorder is None else recorder.watch,
-            telemetry=observers.telemetry,
-        )
-    )
-    control = Control(sidecar, backbone.tables.table(flags.app_id), clock)
-    pulls = Pulls(
-        flags.app_id,
-        sidecar,
-        pubsubs,
-        clock,
+    common = Common(
+        settings=settings,
+        me=me,
+        clock=clock,
+        backbone=backbone,
+        components=components,
+        channel=None if app is None else app.channel,
         resiliency=resiliency,
-        is_pushed=lambda name: subscriber is not None and not name.group and name[:2] in subscriber.running(),
-        dead_letters=letters,
-        watch=None if recorder is None else recorder.watch,
         telemetry=observers.telemetry,
     )
-    steer(control, subscriber, pulls)
     callee = Callee(
         me,
-        None if app is None else app.channel,
+        common.channel,
         is_healthy=lambda: app is not None and app.health.healthy,
         permits=_permits(configuration.access, settings.callers_verified),
         telemetry=observers.telemetry,
@@ -196,112 +143,50 @@ def assemble(
         resiliency=resiliency,
         telemetry=observers.telemetry,
     )
-    invoke_api = InvokeApi(caller, flags.max_body_size or 0)
+    invoke_api = InvokeApi(caller, common.body_limit)
 
     # The API describes the runtime and can stop it, and the runtime serves the API: the one knot to tie here.
     runtime: Runtime
     serves_invoke = configuration.serves(invoke.GROUP, invoke.TEMPLATE)
     starting = WhileStarting(components, lambda: backbone.log.problem)
     router = Router(invoke_api if serves_invoke else None, permits=configuration.serves, around=starting.around)
-    body_limit = flags.max_body_size or 0
-    pubsub = PubSub(flags.app_id, pubsubs, clock, resiliency=resiliency, telemetry=observers.telemetry, watch=recorder)
-    of_inputs = Component(name=addressing.BINDINGS, log=backbone.log)
-    with_inputs = ChainMap({of_inputs.name: of_inputs}, cast(dict[str, Component], pubsubs))
-    inbox = Inbox(letters, pubsubs, clock)
-    redrives = Redrives(
-        PubSub(flags.app_id, with_inputs, clock, resiliency=resiliency, telemetry=observers.telemetry),
-        inbox,
-        backbone.tables,
-        clock,
+    delivery = Delivery(
+        common,
+        taking_events=lambda: runtime.taking_events,
+        play_items=lambda topic, route, headers: bindings.inputs.to_play(topic, route, headers),
+        live_items=lambda: bindings.inputs.deliveries(),
     )
-    crew = Crew(backbone.tables, flags.app_id, clock)
-    crew.works_on(redrives.runs, redrives.work)
-    replays = Replays(
-        flags.app_id,
-        with_inputs,
-        backbone.tables,
-        clock,
-        channel=None if app is None else app.channel,
-        subscriptions=lambda: runtime.taking_events,
-        resiliency=resiliency,
-        items=lambda topic, route, headers: inputs.to_play(topic, route, headers),
-        dead_letters=letters,
-        watch=None if recorder is None else recorder.watch,
-        telemetry=observers.telemetry,
-    )
-    crew.works_on(replays.runs, replays.work)
     state = State(
         flags.app_id,
         components.of("state"),
         resiliency=resiliency,
-        pubsub=pubsub,
+        pubsub=delivery.pubsub,
         clock=clock,
         namespace=settings.namespace,
     )
+    bindings = Bindings(common, delivery, state)
     state_extras = StateExtrasApi(state, clock)
     components.upkeep["state"] = Upkeep(state.attach, state.detach)
     components.changed.append(lambda category, name: state.pubsub_changed(name) if category == "pubsub" else None)
     items = AppConfiguration(
         components.of("configuration"),
-        channel=None if app is None else app.channel,
+        channel=common.channel,
         resiliency=resiliency,
         clock=clock,
     )
     components.upkeep["configuration"] = Upkeep(items.attach, items.detach)
-    outputs = Outputs(components.of("bindings"), resiliency=resiliency, elsewhere=Guest(me, backbone.requests).call)
-    host = Host(me, components.of("bindings"), backbone.requests, clock, max_body_size=body_limit)
-    inputs = Inputs(
-        components.of("bindings"),
-        InputSurroundings(
-            app_id=flags.app_id,
-            log=backbone.log,
-            tables=backbone.tables,
-            clock=clock,
-            channel=None if app is None else app.channel,
-            resiliency=resiliency,
-            follow=Replies(outputs, state).follow,
-            dead_letters=letters,
-            watch=None if recorder is None else recorder.watch,
-            accepted=recorder,
-            telemetry=observers.telemetry,
-            began=lambda live: control.steer(Name(*live.group.topic), live.gate),
-            ended=lambda live: control.let_go(Name(*live.group.topic), live.gate),
-        ),
-    )
-
-    def attach_binding(component: BindingComponent) -> None:
-        inputs.attach(component)
-        host.attach(component)
-        if component.hosted_for and not settings.callers_verified:
-            logger.warning(
-                "the broker does not vouch for callers (%s): any app may call binding %s under a name of its hostedFor",
-                CALLERS_VERIFIED,
-                component.name,
-            )
-
-    components.upkeep["bindings"] = Upkeep(attach_binding, inputs.detach)
-    journal = backbone.tables.table(addressing.JOURNAL_SCOPE)
     health_api = HealthApi(flags.app_id, health)
     metadata_api = MetadataApi(
         lambda: describe(flags, manifests, components.loaded, runtime.subscriptions), __version__, extended
     )
     for block in (
-        PublishApi(pubsub, body_limit),
-        BulkPublishApi(pubsub, body_limit),
-        EventsApi(pubsub, body_limit),
-        ExplainApi(lambda: runtime.subscriptions, body_limit),
-        PlansApi(subscriber),
-        SubscriptionsApi(flags.app_id, control, with_inputs, lambda: running(subscriber, pulls) | inputs.deliveries()),
-        PullApi(pulls),
-        JournalApi(Inquirer(testimony.SUBJECT, journal, clock), inbox),
-        DeadLettersApi(flags.app_id, inbox, redrives),
-        ReplaysApi(flags.app_id, replays),
-        StateApi(state, body_limit),
+        *delivery.apis(),
+        *bindings.apis(),
+        ExplainApi(lambda: runtime.subscriptions, common.body_limit),
+        StateApi(state, common.body_limit),
         state_extras,
-        LockApi(Locks(components.of("lock"), resiliency=resiliency), body_limit),
-        BindingsApi(outputs, body_limit),
-        TriggersApi(inputs, body_limit),
-        ConfigurationApi(items, body_limit),
+        LockApi(Locks(components.of("lock"), resiliency=resiliency), common.body_limit),
+        ConfigurationApi(items, common.body_limit),
         SecretsApi(
             SecretAccess(components.of("secretstores"), configuration.secret_scopes, resiliency=resiliency),
         ),
@@ -340,35 +225,16 @@ def assemble(
         servers=_servers(flags, api, CatchErrors(public)),
         observers=observers,
         app=app,
-        subscriber=subscriber,
-        inputs=inputs,
+        subscriber=delivery.subscriber,
+        inputs=bindings.inputs,
         grace=flags.graceful_shutdown,
         block_shutdown=flags.block_shutdown,
     )
-    if recorder is not None:
-        witness = Witness(testimony.SUBJECT, sidecar, journal, clock, testimony.answers(recorder.testify))
-        runtime.companions.append(witness)
-    runtime.ending.append(pulls.turn_away)
-    runtime.closing += [pulls.close, control.stop]
+    delivery.join(runtime)
+    bindings.join(runtime)
     runtime.ending.append(state_extras.close)
     runtime.ending.append(components.give_up)
-    runtime.companions += [inbox, crew, host]
     return runtime
-
-
-def steer(control: Control, subscriber: Subscriber | None, pulls: Pulls) -> None:
-    """Let `control` say how much each subscription takes, whether its events are pushed or pulled."""
-    pulls.began.append(lambda name, live: control.steer(name, live.gate))
-    pulls.ended.append(lambda name, live: control.let_go(name, live.gate))
-    if subscriber is not None:
-        subscriber.began.append(lambda one: control.steer(Name(one.spec.pubsub, one.spec.topic), one.live.gate))
-        subscriber.ended.append(lambda one: control.let_go(Name(one.spec.pubsub, one.spec.topic), one.live.gate))
-
-
-def running(subscriber: Subscriber | None, pulls: Pulls) -> dict[Name, Live]:
-    """The subscriptions of this sidecar, pushed or pulled."""
-    pushed = {} if subscriber is None else subscriber.running()
-    return {Name(*name): one.live for name, one in pushed.items()} | pulls.running()
 
 
 def pubsubs_of(
