@@ -144,7 +144,7 @@ async def test_what_was_acknowledged_does_not_come_again(source: Source) -> None
         await inbox.holds(*first)
         last = await source.offer(5)
         await inbox.holds(last)
-        await asyncio.sleep(1)  # until the source knows
+        await asyncio.sleep(0.3)  # until the source knows
     async with running(source, later):
         fresh = await source.offer(6)
         await later.holds(fresh)
@@ -175,7 +175,7 @@ async def test_a_bounded_number_is_under_way(source: Source, backing: InputBacki
     wanted = [await source.offer(number) for number in range(backing.bound + 20)]
     async with running(source, inbox):
         await inbox.until(lambda: inbox.under_way > 0)
-        await asyncio.sleep(1)  # in which more could come
+        await asyncio.sleep(0.3)  # in which more could come
         assert inbox.most <= backing.bound
         gate.set()
         await inbox.holds(*wanted)
@@ -187,7 +187,7 @@ async def test_it_goes_on_when_the_server_was_away(source: Source, backing: Inpu
     async with running(source, inbox):
         before = await source.offer(1)
         await inbox.holds(before)
-        await asyncio.sleep(0.5)  # until the source knows
+        await asyncio.sleep(0.3)  # until the source knows
         await backing.restart(source)
         after = await source.offer(2)
         await inbox.holds(before, after)
