@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
 
+from bindings.bindings import client_tls
 from bindings.invocations import flag
 from mesh.components import ComponentSpec, Field, Kind, Settings, Setup
 from mesh.errors import clip
@@ -284,35 +285,17 @@ def _checked_url(settings: Settings) -> str:
 
 def _tls(settings: Settings) -> ssl.SSLContext:
     """Raises `ConfigurationError`."""
-    context = ssl.create_default_context()
-    if settings["MTLSRootCA"]:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        try:
-            context.load_verify_locations(cadata=_pem(settings, "MTLSRootCA"))
-        except (ssl.SSLError, ValueError):
-            raise settings.fault("MTLSRootCA", "there are no certificates in it") from None
+    authorities = _pem(settings, "MTLSRootCA") if settings["MTLSRootCA"] else None
+    context = client_tls.trusting(settings, "MTLSRootCA", authorities)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if settings["MTLSRenegotiation"] == "RenegotiateNever":
         context.options |= ssl.OP_NO_RENEGOTIATION
     if bool(settings["MTLSClientCert"]) != bool(settings["MTLSClientKey"]):
         raise settings.fault("MTLSClientCert", "MTLSClientCert and MTLSClientKey need each other")
     if settings["MTLSClientCert"]:
-        _load_own(context, settings)
+        certificate, key = _pem(settings, "MTLSClientCert"), _pem(settings, "MTLSClientKey")
+        client_tls.show(context, settings, "MTLSClientCert", certificate, key)
     return context
-
-
-def _load_own(context: ssl.SSLContext, settings: Settings) -> None:
-    import tempfile
-
-    text = f"{_pem(settings, 'MTLSClientCert')}\n{_pem(settings, 'MTLSClientKey')}\n"
-    # The ssl module reads certificates from files only. The file is nobody else's, and goes at once.
-    with tempfile.NamedTemporaryFile("w") as file:
-        file.write(text)
-        file.flush()
-        try:
-            context.load_cert_chain(file.name, password=lambda: "")
-        except (ssl.SSLError, ValueError):
-            raise settings.fault("MTLSClientCert", "it and MTLSClientKey are no certificate and its key") from None
 
 
 def _pem(settings: Settings, name: str) -> str:

@@ -200,6 +200,7 @@ async def test_certificates() -> None:
         {"MTLSClientCert": str(CERTIFICATE)},
         {"MTLSClientCert": "nowhere.pem", "MTLSClientKey": "open-sesame"},
         {"MTLSRootCA": "nowhere.pem"},
+        {"MTLSRootCA": "/dev/null"},
         {"MTLSRenegotiation": "Sometimes"},
     ],
 )
