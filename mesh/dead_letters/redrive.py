@@ -298,7 +298,7 @@ def redriven(kept: Kept, run_id: str, now: float, *, only_for: str | None) -> Me
         payload=payload,
         key=named.get("partitionkey") or None,
         dedupe_id="\0".join((run_id, *kept.key)),
-        ttl=left,
+        ttl=None if left is None else left + envelope.KEPT_EXPIRED,
         headers=headers,
     )
 

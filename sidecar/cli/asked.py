@@ -16,7 +16,7 @@ from mesh import addressing
 from mesh.codec.attributes import timestamp
 from mesh.errors import MeshError, clip
 from mesh.ports import Topic
-from mesh.quantities import duration
+from mesh.quantities import duration, number
 from sidecar import registry
 from sidecar.cli import UsageError
 from sidecar.cli.api import Address, address_of, call, choose
@@ -38,6 +38,14 @@ def port(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 65536:
         raise argparse.ArgumentTypeError(f"must be a port from 1 to 65535 (got '{clip(text)}')")
     return int(text)
+
+
+def rate(text: str) -> float:
+    """Of a flag; the sidecar says which ones it takes."""
+    try:
+        return number(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def address(args: argparse.Namespace) -> Address:

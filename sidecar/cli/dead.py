@@ -55,7 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     again.add_argument(
         "--everyone", action="store_true", help="send to all subscribers of the topic, not this app only"
     )
-    again.add_argument("--rate", type=float, default=100.0, help="events per second (default: 100)")
+    again.add_argument("--rate", type=asked.rate, default=100.0, help="events per second (default: 100)")
     again.add_argument("--dry-run", action="store_true", help="only count")
     again.add_argument("--wait", action="store_true", help="redrive: return when it is over")
     asked.configure(parser)

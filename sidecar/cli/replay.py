@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     goes = parser.add_argument_group("where they go")
     goes.add_argument("--to-app", metavar="ID", help="to this app (default: that of the sidecar)")
     goes.add_argument("--route", metavar="PATH", help="to this path (default: by the rules of the subscription)")
-    goes.add_argument("--rate", type=float, help="events per second (default: as fast as the app takes them)")
+    goes.add_argument("--rate", type=asked.rate, help="events per second (default: as fast as the app takes them)")
     goes.add_argument("--dry-run", action="store_true", help="only count")
     goes.add_argument("--wait", action="store_true", help="return when it is over")
     others = parser.add_argument_group("replays that there are")
