@@ -34,7 +34,7 @@ class Topic:
         given = {"brokers": self.server.address, "topics": self.name, "authType": "none"} | settings
         group = {"consumerGroup": self.name, "initialOffset": "oldest", "readTimeout": "10s"}
         # a member that has gone is noticed by its silence
-        group |= {"heartbeatInterval": "200ms", "sessionTimeout": "2s"}
+        group |= {"heartbeatInterval": "100ms", "sessionTimeout": "1s"}
         return opened(SPEC, **group | given)
 
     async def offer(self, number: int) -> bytes:
