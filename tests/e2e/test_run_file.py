@@ -117,12 +117,12 @@ async def test_what_cannot_start_or_fails_does_not_stop_the_others(start: Start,
     )
     await run.says("fine: ✅  You're up and running!")
     await run.says("broken: '.*/no-program' cannot be started")
+    await run.says("failing: The app exited with exit status 3")
     await until(lambda: list(listed(tmp_path)) == ["fine"], lambda: f"{listed(tmp_path)} run\n{run.log}")
     assert "absent: there is no program 'no-such-program' on the PATH\n" in run.log
     assert re.search("refused: The sidecar exited with exit status", run.log)
     await run.says("== APP - fine == hello\n")
     assert await run.end(signal.SIGINT) == 1
-    assert "failing: The app exited with exit status 3\n" in run.log
 
 
 async def test_ends_when_every_app_has_ended(start: Start) -> None:
