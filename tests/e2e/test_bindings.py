@@ -7,6 +7,7 @@ import calendar
 import hashlib
 import hmac
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -18,6 +19,8 @@ from tests.contract.nats_server import NatsServer
 from tests.e2e.mesh import JSON, Answer, App, Mesh, Sidecar, call, until
 from tests.ports import free_port
 
+SECONDS = int(os.environ.get("CRON_SECONDS", "12"))
+"""For which a cron fires while replicas are killed."""
 MANIFEST = """\
 apiVersion: dapr.io/v1alpha1
 kind: Component
@@ -101,12 +104,7 @@ async def stored_items(server: NatsServer, app_id: str, binding: str) -> list[st
 
 
 async def test_each_second_has_one_event_though_replicas_are_killed(mesh: Mesh) -> None:
-    await fire(mesh, 12, [4, 8])
-
-
-@pytest.mark.quiet
-async def test_each_second_of_a_minute_has_one_event_though_replicas_are_killed(mesh: Mesh) -> None:
-    await fire(mesh, 60, [20, 40])
+    await fire(mesh, SECONDS, [SECONDS // 3, 2 * SECONDS // 3])
 
 
 # Webhook
