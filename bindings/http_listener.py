@@ -9,6 +9,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote
@@ -190,7 +191,7 @@ class _Incoming:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        key, text = _lower(name), value.decode("latin-1")
         self._headers[key] = f"{self._headers[key]},{text}" if key in self._headers else text
         self._head_size += len(name) + len(value)
         if self._head_size > MAX_HEAD:
@@ -216,8 +217,8 @@ class _Incoming:
         path, _, query = self._url.decode("latin-1").partition("?")
         request = Request(
             method=self._parser.get_method().decode("latin-1"),
-            path=unquote(path),
-            query=dict(reversed(parse_qsl(query, keep_blank_values=True))),
+            path=unquote(path) if "%" in path else path,
+            query=dict(reversed(parse_qsl(query, keep_blank_values=True))) if query else {},
             headers=self._headers,
             body=bytes(self._body),
         )
@@ -237,14 +238,25 @@ async def _refuse(status: int, reader: asyncio.StreamReader, writer: asyncio.Str
             left -= len(chunk)
 
 
+@lru_cache(1024)
+def _lower(name: bytes) -> str:
+    return name.decode("latin-1").lower()
+
+
 def _write(writer: asyncio.StreamWriter, response: Response, *, keep: bool, head: bool = False) -> None:
-    phrase = HTTPStatus(response.status).phrase
-    body = response.body or (b"" if response.status < 300 else f"{phrase}\n".encode())
+    writer.write(_written(response.status, tuple(response.headers), response.body, keep, head))
+
+
+@lru_cache(64)
+def _written(status: int, headers: Sequence[tuple[str, str]], body: bytes, keep: bool, head: bool) -> bytes:
+    """Answers are few: nearly all are the same."""
+    phrase = HTTPStatus(status).phrase
+    body = body or (b"" if status < 300 else f"{phrase}\n".encode())
     lines = [
-        f"HTTP/1.1 {response.status} {phrase}",
-        *(f"{name}: {value}" for name, value in response.headers),
+        f"HTTP/1.1 {status} {phrase}",
+        *(f"{name}: {value}" for name, value in headers),
         *(["content-type: text/plain; charset=utf-8"] if body else []),
         f"content-length: {len(body)}",
         f"connection: {'keep-alive' if keep else 'close'}",
     ]
-    writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if head else body))
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if head else body)

@@ -18,4 +18,6 @@ def safe(metadata: Mapping[str, str]) -> list[tuple[str, str]]:
 
 def printable(text: str) -> str:
     """`text` without control characters and lone surrogates: those are percent-encoded."""
+    if text.isprintable():
+        return text
     return _UNSAFE.sub(lambda match: quote(match[0], safe="", errors="surrogatepass"), text)

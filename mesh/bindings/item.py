@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -27,6 +28,7 @@ MAX_METADATA = 32 << 10
 """Bytes of that attribute. It travels as a header, and so do its members on the way to the app."""
 OCTETS = "application/octet-stream"
 
+_encode = msgspec.json.Encoder().encode
 _decode_metadata = msgspec.json.Decoder(dict[str, str]).decode
 
 
@@ -47,7 +49,7 @@ class Trigger(NamedTuple):
 
 def message(binding: str, item: Item, now: float) -> Message:
     """Of any size; `check` tells whether it can be stored."""
-    source = f"/bindings/{quote(binding, safe='', errors='replace')}"
+    source = _source(binding)
     given = printable(item.id) if item.id else ""
     attributes: Attributes = {
         "specversion": "1.0",
@@ -58,8 +60,7 @@ def message(binding: str, item: Item, now: float) -> Message:
         "datacontenttype": item.content_type if is_media_type(item.content_type) else OCTETS,
     }
     if item.metadata:
-        metadata = {_whole(name): _whole(value) for name, value in item.metadata.items()}
-        attributes[METADATA] = json.dumps(metadata, separators=(",", ":"))  # ASCII: any name and value survives
+        attributes[METADATA] = _in_json(item.metadata)
     key = printable(item.key) if item.key else None
     if key is not None:
         attributes["partitionkey"] = key
@@ -70,6 +71,18 @@ def message(binding: str, item: Item, now: float) -> Message:
         key=key,
         dedupe_id=addressing.identity(source, given) if given else None,
     )
+
+
+@lru_cache(1024)
+def _source(binding: str) -> str:
+    return f"/bindings/{quote(binding, safe='', errors='replace')}"
+
+
+def _in_json(metadata: Mapping[str, str]) -> str:
+    """In printable ASCII, so that any name and value survives."""
+    if all(text.isascii() and text.isprintable() for pair in metadata.items() for text in pair):
+        return _encode(metadata).decode()
+    return json.dumps({_whole(name): _whole(value) for name, value in metadata.items()}, separators=(",", ":"))
 
 
 def check(message: Message) -> None:

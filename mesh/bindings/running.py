@@ -119,7 +119,8 @@ class RunningInput:
         items.check(message)
         topic, tracer = self._topic, self._around.telemetry.tracer
         with spans.publishing(tracer, topic.pubsub, topic.name, None) as span:
-            message = msgspec.structs.replace(message, headers=hop_headers(span.context, None))
+            if span.context is not None:
+                message = msgspec.structs.replace(message, headers=hop_headers(span.context, None))
             began, accepted = self._around.clock.now(), self._around.accepted
             try:
                 position = await self._around.log.publish(topic, message)
