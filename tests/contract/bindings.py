@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+import pytest
 
 from mesh.ports.bindings import InputBinding, Invocation, OutputBinding, Result
 from tests.contract.aws_bindings import S3, DynamoDb, Sqs, SqsOutput
 from tests.contract.file_bindings import Files, FilesDeleted, FilesMoved, LocalStorage, Sqlite
-from tests.contract.kafka_bindings import KafkaRecords
+from tests.contract.kafka_bindings import ApacheKafkaRecords, KafkaRecords
 from tests.contract.mqtt_bindings import MqttMessages
 from tests.contract.nats_bindings import NatsStream
 from tests.contract.postgresql_bindings import PostgresRows, PostgresStatements
@@ -86,11 +88,14 @@ class OutputBacking(Protocol):
         ...
 
 
+APACHE_KAFKA: Any = pytest.param(ApacheKafkaRecords, marks=pytest.mark.servers)
 INPUTS: list[Callable[[], InputBacking]] = [
     *(Files, FilesDeleted, FilesMoved, KafkaRecords, MqttMessages, NatsStream, PostgresRows, Sqs),
     Webhook,
+    APACHE_KAFKA,
 ]
 OUTPUTS: list[Callable[[], OutputBacking]] = [
     *(DynamoDb, Http, KafkaRecords, LocalStorage, MqttMessages, NatsStream, PostgresStatements, RedisKeys),
     *(S3, Smtp, Sqlite, SqsOutput),
+    APACHE_KAFKA,
 ]

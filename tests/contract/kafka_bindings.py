@@ -16,6 +16,8 @@ from bindings.bindings.lanes import LANES
 from mesh.ports.bindings import Invocation, Result
 from tests.opened import opened
 from tests.ports import free_port
+from tests.servers import kafka_jars
+from tests.servers.apache_kafka import ApacheKafka
 from tests.servers.kafka import BINARY, KafkaServer
 
 Invoke = Callable[..., Awaitable[Result]]
@@ -26,7 +28,7 @@ _numbers = itertools.count(1)
 class Topic:
     """A topic of its own, with a group of its own."""
 
-    def __init__(self, server: KafkaServer) -> None:
+    def __init__(self, server: KafkaServer | ApacheKafka) -> None:
         self.server = server
         self.name = f"topic{next(_numbers)}"
 
@@ -52,6 +54,8 @@ class KafkaRecords:
     name = "kafka"
     bound = LANES
     has_ids = True
+
+    server: KafkaServer | ApacheKafka
 
     def start(self, folder: Path) -> None:
         if BINARY is None or not BINARY.exists():
@@ -105,3 +109,13 @@ class KafkaRecords:
             disableTls="true",
             readTimeout="2s",
         )
+
+
+class ApacheKafkaRecords(KafkaRecords):
+    name = "apache-kafka"
+
+    def start(self, folder: Path) -> None:
+        if reason := kafka_jars.missing():
+            pytest.skip(reason)
+        self.server = ApacheKafka(group_initial_rebalance_delay_ms=0, group_min_session_timeout_ms=1000)
+        self.server.start()
