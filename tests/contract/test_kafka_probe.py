@@ -15,6 +15,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import create_conn
 from aiokafka.errors import (
     CommitFailedError,
     GroupAuthorizationFailedError,
@@ -23,9 +24,11 @@ from aiokafka.errors import (
     KafkaError,
     KafkaTimeoutError,
     MessageSizeTooLargeError,
+    OffsetMetadataTooLargeError,
     OffsetOutOfRangeError,
     OutOfOrderSequenceNumber,
     ProducerFenced,
+    SaslAuthenticationFailed,
     TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
 )
@@ -74,8 +77,13 @@ class Kafka:
     async def topic(self, partitions: int = 1, copies: int = 1, **configuration: object) -> str:
         name = f"topic{next(_numbers)}"
         texts = {option.replace("_", "."): str(value) for option, value in configuration.items()}
-        answer = await (await self.admin()).create_topics([NewTopic(name, partitions, copies, topic_configs=texts)])
+        admin = await self.admin()
+        answer = await admin.create_topics([NewTopic(name, partitions, copies, topic_configs=texts)])
         assert [error[1] for error in answer.topic_errors] == [0], answer
+        # a client that asks before all servers know the topic asks again in 5 minutes
+        async with asyncio.timeout(LIMIT):
+            while len(await leaders(admin, name)) < partitions:
+                await asyncio.sleep(0.01)
         return name
 
     async def producer(self, **own: Any) -> AIOKafkaProducer:
@@ -148,6 +156,12 @@ async def signed_in(server: ApacheKafka, user: str, mechanism: str = "PLAIN", **
 async def taken(consumer: AIOKafkaConsumer, number: int) -> list[Any]:
     async with asyncio.timeout(LIMIT):
         return [await consumer.getone() for _ in range(number)]
+
+
+async def leaders(admin: AIOKafkaAdminClient, topic: str) -> list[int]:
+    """Of the partitions that have one."""
+    found = (await admin.describe_topics([topic]))[0]["partitions"]
+    return [partition["leader"] for partition in found if partition["leader"] >= 0]
 
 
 async def nothing_comes(consumer: AIOKafkaConsumer, seconds: float = 0.5) -> None:
@@ -404,6 +418,16 @@ async def test_a_group_can_be_placed_before_it_has_members(kafka: Kafka) -> None
         await outsider.stop()
 
 
+async def test_a_committed_offset_has_room_for_what_is_done_beyond_it(kafka: Kafka) -> None:
+    topic, partition = (name := await kafka.topic()), TopicPartition(name, 0)
+    member = await kafka.consumer(topic, group_id=topic)
+    await member.commit({partition: OffsetAndMetadata(7, "x" * 4096)})
+    stored = (await (await kafka.admin()).list_consumer_group_offsets(topic))[partition]
+    assert stored == OffsetAndMetadata(7, "x" * 4096)
+    with pytest.raises(OffsetMetadataTooLargeError):
+        await member.commit({partition: OffsetAndMetadata(8, "x" * 4097)})
+
+
 async def test_how_far_behind_a_group_is(kafka: Kafka) -> None:
     topic, partition = (name := await kafka.topic()), TopicPartition(name, 0)
     producer, admin = await kafka.producer(), await kafka.admin()
@@ -619,8 +643,17 @@ async def test_clients_sign_in(guarded: ApacheKafka, mechanism: str) -> None:
         with pytest.raises(KafkaError) as caught:
             await kafka.producer()
         assert time.monotonic() - begun < 10
-        # what distinguishes wrong credentials from a server that is away is in the log alone
+        # what tells wrong credentials from a server that is away is in its log alone; a bare connection says it
         assert type(caught.value) is KafkaConnectionError
+        with pytest.raises(SaslAuthenticationFailed, match="(?i)invalid"):
+            await create_conn(
+                "127.0.0.1",
+                guarded.port,
+                security_protocol="SASL_PLAINTEXT",
+                sasl_mechanism=mechanism,
+                sasl_plain_username=ADMIN,
+                sasl_plain_password="wrong",
+            )
     del caught
     gc.collect()
 
