@@ -8,12 +8,13 @@ PYTEST := $(BIN)/python -P -m pytest
 .DEFAULT_GOAL := help
 # The listing of the tests compiles them for the workers, where the environment does not forbid it.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help install demo test test-servers lint coverage bench clean
+.PHONY: help install demo test test-servers kafka lint coverage bench clean
 
 help:
 	@echo 'make demo          two apps, one event after another, a killed broker: a few seconds'
 	@echo 'make test          lint, types, and every suite that wheels can bring'
 	@echo 'make test-servers  the suites that need Debian packages, Java or a container engine'
+	@echo 'make kafka         Apache Kafka for those suites, fetched once: needs Java 17 and Maven'
 	@echo 'make coverage      the unit and contract suites, with what they do not reach'
 	@echo 'make bench         throughput and latency, beside the bare client in the same run'
 	@echo 'make lint          style, types and the direction of imports'
@@ -46,8 +47,13 @@ test: install lint
 	$(PYTEST) -m "not servers and not quiet" -n auto --dist worksteal
 	$(PYTEST) -m "quiet and not servers"
 
+# Where there is no Java, what needs Apache Kafka is skipped.
 test-servers: install
+	-@$(BIN)/python -P tests/servers/kafka_jars.py
 	$(PYTEST) -m servers
+
+kafka: install
+	@$(BIN)/python -P tests/servers/kafka_jars.py
 
 coverage: install
 	$(BIN)/coverage erase
