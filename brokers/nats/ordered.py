@@ -17,11 +17,13 @@ from brokers.nats import jetstream, ordered_progress
 from brokers.nats.connection import Connection
 from brokers.nats.consumer import TICK
 from brokers.nats.ordered_lane import Lane, OrderedDelivery, Surroundings
+from brokers.nats.ordered_membership import Membership
+from brokers.nats.ordered_progress import Progress
 from mesh import addressing
 from mesh.fencing import FenceToken
-from mesh.ownership import Partitions
+from mesh.ownership import Partitions, records
 from mesh.ports import Clock, Group, Order
-from mesh.ports.tables import Delete, Tables
+from mesh.ports.tables import ABSENT, Conflict, Delete, Key, Table, Tables
 
 logger = logging.getLogger("meshwire.nats")
 
@@ -96,19 +98,26 @@ class OrderedLanes:
             withdraw=withdraw,
             concurrency=concurrency,
             by_key=by_key,
+            stuck=self._stuck,
         )
-        self._partitions: Partitions | None = None
+        self._membership: Membership | None = None
         if tables is not None:
-            self._partitions = Partitions(
-                tables,
-                group.app_id,
-                lease_group(group, by_key),
-                len(configs),
-                self,
-                node=f"{platform.node()}:{os.getpid()}",
-                clock=clock,
-                ttl=LEASE_TTL,
-                revoke_limit=REVOKE_LIMIT,
+            name = lease_group(group, by_key)
+            self._membership = Membership(
+                lambda: Partitions(
+                    tables,
+                    group.app_id,
+                    name,
+                    len(configs),
+                    self,
+                    node=f"{platform.node()}:{os.getpid()}",
+                    clock=clock,
+                    ttl=LEASE_TTL,
+                    revoke_limit=REVOKE_LIMIT,
+                ),
+                lambda: _has_others(tables.table(group.app_id), name),
+                clock,
+                concurrency,
             )
         self._begins: list[tuple[str, int]] = []
         self._lanes: dict[int, Lane] = {}
@@ -133,29 +142,53 @@ class OrderedLanes:
                 for config, record in zip(self._configs, known, strict=True)
             )
         )
-        self._begins = [(made, 1 if info is None else info["ack_floor"]["stream_seq"] + 1) for info in infos]
+        floors = [0 if info is None else int(info["ack_floor"]["stream_seq"]) for info in infos]
+        self._begins = [(made, floor + 1) for floor in floors]
+        await asyncio.gather(
+            *(
+                self._record_beginning(key, Progress(made, floor))
+                for key, floor, record in zip(keys, floors, known, strict=True)
+                if record is None
+            )
+        )
         self._forget_connection = self._connection.on_reconnected(self._reconnected)
         self._ticked = self._loop.time()
         self._timer = self._loop.call_later(TICK, self._tick)
-        if self._partitions is None:
+        if self._membership is None:
             for number in range(len(self._configs)):
                 self.gained(number, None)
         else:
-            self._partitions.start()
+            self._membership.start()
+
+    async def _record_beginning(self, key: Key, progress: Progress) -> None:
+        """Once a group is founded it misses nothing, also when a consumer vanishes before anybody has worked it."""
+        if self._table is None:
+            return
+        put = ordered_progress.record(key, progress, expected=ABSENT)
+        try:
+            await self._table.commit([put])
+        except Conflict:
+            logger.debug("%s is on record by another member", "/".join(key))
 
     def set_limit(self, limit: int) -> None:
-        """For the whole group of lanes. With 0 the lanes stay this member's, and take no more messages."""
+        """For the whole group of lanes. With 0 no more messages are taken, and others have the lanes before long."""
         self._around.concurrency = limit
         for lane in self._lanes.values():
             lane.pull()
+        if self._membership is not None:
+            self._membership.set_limit(limit)
+
+    def _stuck(self) -> None:
+        if self._membership is not None:
+            self._membership.step_aside()
 
     async def stop(self) -> None:
         """Leave: others have the lanes once what is in hand is settled, or after a limit. Returns when all of it is."""
         try:
-            if self._partitions is None:
+            if self._membership is None:
                 await asyncio.gather(*map(self.revoke, list(self._lanes)))
             else:
-                await self._partitions.close()
+                await self._membership.close()
             for lane in list(self._ending):
                 await lane.settled()
         finally:
@@ -163,8 +196,8 @@ class OrderedLanes:
 
     def cut(self) -> None:
         """Let go at once. `left` returns when others know of it."""
-        if self._end_all() and self._partitions is not None:
-            self._leaving = self._loop.create_task(self._partitions.close(), name="leave ordered lanes")
+        if self._end_all() and self._membership is not None:
+            self._leaving = self._loop.create_task(self._membership.close(), name="leave ordered lanes")
 
     def _end_all(self) -> bool:
         """False when that was done before."""
@@ -188,7 +221,7 @@ class OrderedLanes:
 
     def gained(self, partition: int, token: FenceToken | None) -> None:
         def held() -> bool:
-            return self._partitions is None or self._partitions.token(partition) is token
+            return self._membership is None or self._membership.token(partition) is token
 
         def lost_stream(lane: Lane) -> None:
             if self._lanes.get(partition) is lane:
@@ -239,6 +272,12 @@ class OrderedLanes:
 def lease_group(group: Group, by_key: bool) -> str:
     """The name under which the members of a group share its lanes."""
     return f"order/{addressing.durable(group, 'k' if by_key else 's')}"
+
+
+async def _has_others(table: Table, group: str) -> bool:
+    """Whether there is more than one. Raises `BrokerError`."""
+    page = await table.scan((*records.group_key(group), records.MEMBER), limit=2)
+    return len(page.entries) > 1
 
 
 async def forget_progress(tables: Tables, group: Group, durables: Sequence[str]) -> None:

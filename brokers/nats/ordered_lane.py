@@ -14,8 +14,6 @@ import logging
 from collections.abc import Awaitable, Callable, Container, Coroutine, Hashable
 from typing import Any
 
-import msgspec
-
 from brokers.key_order import KeyOrder
 from brokers.nats import codec, jetstream, ordered_progress
 from brokers.nats.connection import Connection
@@ -26,7 +24,7 @@ from mesh import addressing
 from mesh.errors import BrokerUnavailable, MeshError
 from mesh.fencing import FenceToken
 from mesh.ports import Clock
-from mesh.ports.tables import Conflict, Put, Table
+from mesh.ports.tables import Conflict, Table
 
 logger = logging.getLogger("meshwire.nats")
 
@@ -34,6 +32,8 @@ PREFETCH = 64
 """Messages that a lane reads ahead, whatever its group is doing."""
 MAX_BATCH = 256
 """Messages that one pull asks for."""
+MAX_ROUNDS = 3
+"""Times that what a member hands over may come back without an attempt, before another member is to try."""
 MAX_BYTES_PER_PULL = 4 * 1024 * 1024
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between attempts to get at a consumer, or at a message."""
@@ -143,10 +143,11 @@ class Surroundings:
         withdraw: Callable[[Container[OrderedDelivery]], None],
         concurrency: int,
         by_key: bool,
+        stuck: Callable[[], None],
     ) -> None:
         """`topic_of` tells the topic of a subject. `offer` is given what may be handled now, and waits for a place;
-        `settled` frees one. `withdraw` takes back what was offered and is not handed over. Without `table` nothing is
-        recorded."""
+        `settled` frees one. `withdraw` takes back what was offered and is not handed over. `stuck` is called when all
+        that was handed over came back, `MAX_ROUNDS` times. Without `table` nothing is recorded."""
         self.connection = connection
         self.stream = stream
         self.table = table
@@ -162,6 +163,18 @@ class Surroundings:
         """Messages of all lanes that are in hand, or could be."""
         self.hungry: set[Lane] = set()
         """Lanes that would read on if the group had less to do."""
+        self._stuck = stuck
+        self._released = 0  # in a row, with nothing handled between them
+
+    def handled(self) -> None:
+        self._released = 0
+
+    def released(self) -> None:
+        """A message came back from the app's side, without an attempt."""
+        self._released += 1
+        if self._released >= MAX_ROUNDS * max(1, min(self.concurrency, self.offered)):
+            self._released = 0
+            self._stuck()
 
     def feed(self) -> None:
         if self.offered < self.concurrency:
@@ -482,6 +495,7 @@ class Lane:
 
     def handled(self, delivery: OrderedDelivery) -> None:
         self._take_back(delivery)
+        self._around.handled()
         if not self._void:
             # Also when the tenure has ended: it was handled, and need not be again.
             self._connection.send(delivery.reply, ACK)
@@ -500,6 +514,8 @@ class Lane:
         self._put_off(delivery, delay)
 
     def released(self, delivery: OrderedDelivery) -> None:
+        if delivery.handed_over:
+            self._around.released()
         self._put_off(delivery, 0.0)
 
     def _put_off(self, delivery: OrderedDelivery, delay: float) -> None:
@@ -570,8 +586,7 @@ class Lane:
     async def _write(self, progress: Progress) -> None:
         if self._around.table is None or self._token is None:
             return
-        key = ordered_progress.progress_key(self.name)
-        put = Put(key=key, value=msgspec.json.encode(progress), content_type=ordered_progress.JSON)
+        put = ordered_progress.record(ordered_progress.progress_key(self.name), progress)
         await self._around.table.commit([put], [self._token.check()])
 
     def _run(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

@@ -12,7 +12,7 @@ from enum import Enum
 import msgspec
 
 from mesh.errors import BrokerError
-from mesh.ports.tables import Entry, Key
+from mesh.ports.tables import Entry, Key, Put
 
 KIND = "order"
 MAX_OPEN = 1000
@@ -37,6 +37,11 @@ class Progress(msgspec.Struct, frozen=True):
 
 def progress_key(durable: str) -> Key:
     return (KIND, durable)
+
+
+def record(key: Key, progress: Progress, *, expected: int | None = None) -> Put:
+    """What stores it; `expected` as in `Put`."""
+    return Put(key=key, value=msgspec.json.encode(progress), content_type=JSON, expected=expected)
 
 
 def read(entry: Entry) -> Progress:
