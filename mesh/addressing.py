@@ -397,3 +397,76 @@ def call_types(target: str) -> tuple[str, str]:
 def bindings_scope(app_id: str) -> str:
     """The scope of what the input bindings of an app keep: the leases of their sources, the schedules of cron."""
     return f"bindings@{app_id}"
+
+
+# Kafka: docs/adr/0012-kafka.md says why these names are as they are
+
+MAX_KAFKA_NAME = 249
+"""Longest name of a topic on Kafka, in characters."""
+
+
+@lru_cache(maxsize=4096)
+def kafka_token(text: str) -> str:
+    """`text` as a part of a Kafka topic's name, without dots. Injective.
+
+    Kafka knows letters, digits, `.`, `_` and `-`, and refuses a name that another differs from in a dot for an underscore
+    only. So an underscore is written twice, and any other character as `_` and two hexadecimal digits for each byte.
+    """
+    return (
+        "".join(
+            chr(byte) if chr(byte).isalnum() and byte < 128 or byte == 45 else "__" if byte == 95 else f"_{byte:02X}"
+            for byte in text.encode("utf-8", "surrogatepass")
+        )
+        or "_"
+    )
+
+
+def _kafka_name(*parts: str) -> str:
+    name = ".".join(map(kafka_token, parts))
+    if len(name) <= MAX_KAFKA_NAME:
+        return name
+    # no character is written as `_z`
+    return f"{name[: MAX_KAFKA_NAME - 34]}_z{blake2b(name.encode(), digest_size=16).hexdigest()}"
+
+
+@lru_cache(maxsize=4096)
+def kafka_event_topic(prefix: str, namespace: str, topic: Topic) -> str:
+    """The Kafka topic of the events of `topic`. Raises `InvalidTopic`."""
+    check_topic(topic.name)
+    return _kafka_name(prefix, namespace, "event", topic.pubsub, *topic.name.split("."))
+
+
+def kafka_group(prefix: str, namespace: str, group: Group) -> str:
+    """The id of the consumer group. An app's begin with `<prefix>.<namespace>.<app id>.`, for permissions."""
+    parts = (prefix, namespace, group.app_id, group.topic.pubsub, *group.topic.name.split("."))
+    return ".".join(map(token, parts)) + (f"#{token(group.name)}" if group.name else "")
+
+
+def kafka_state_topic(prefix: str, namespace: str, scope: str) -> str:
+    """The log of all changes to the table of a scope; one partition."""
+    return _kafka_name(prefix, namespace, "state", scope)
+
+
+def kafka_snapshot_topic(prefix: str, namespace: str, scope: str) -> str:
+    """What the table of a scope had at some offset of its log; one partition."""
+    return _kafka_name(prefix, namespace, "snapshot", scope)
+
+
+def kafka_invoke_topic(prefix: str, target: Peer, caller: Peer | None = None) -> str:
+    """Calls to an app: of anybody, or those that `caller` alone may send (the broker sees to that).
+
+    Raises `NoResponder` for a name that no app can have.
+    """
+    invocation_root(prefix, target)
+    by = () if caller is None else (caller_token(caller, target.namespace),)
+    return _kafka_name(prefix, target.namespace, "invoke", target.app_id, *by)
+
+
+def kafka_replies_topic(prefix: str, caller: Peer) -> str:
+    """Answers to the calls of an app; each instance has a partition of its own."""
+    return _kafka_name(prefix, caller.namespace, "replies", caller.app_id)
+
+
+def kafka_presence_topic(prefix: str, namespace: str) -> str:
+    """Which instances of which apps are there; one partition."""
+    return _kafka_name(prefix, namespace, "presence")

@@ -1,0 +1,1 @@
+"""Apache Kafka, and servers that speak its protocol."""

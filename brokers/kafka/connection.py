@@ -1,0 +1,414 @@
+"""The servers of Kafka as one process uses them: one producer and one administrator for all, and consumers on request.
+
+aiokafka is wrapped where it would harm: a producer that has been refused one record is of no use any more, one that is
+idempotent never gives up, a failed start leaves connections open, asking for a topic makes it. What Apache Kafka and
+aiokafka do is held in `tests/contract/test_kafka_probe.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import aiokafka.errors as errors
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.structs import RecordMetadata
+
+from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError, MessageTooLarge, clip
+
+logger = logging.getLogger("meshwire.kafka")
+
+T = TypeVar("T")
+
+REQUEST_TIMEOUT = 5.0
+"""Seconds that a server has for an answer."""
+ACK_TIMEOUT = 10.0
+"""Seconds after which a record that is not acknowledged has an unknown fate."""
+END_LIMIT = 5.0
+"""Seconds that a client has for ending."""
+CHECK_INTERVAL = 2.0
+"""Seconds between looks at whether the servers are there."""
+RETRY_PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0)
+"""Seconds between attempts to reach a server; the last one is repeated."""
+MAX_REQUEST = 1024 * 1024
+"""Bytes of a record with its headers that this client sends at most, unless a topic takes less: what Kafka takes."""
+RECORD_OVERHEAD = 128
+"""Bytes that Kafka counts for a record and the batch around it, beside key, value and headers."""
+MAX_WAITING = 16_384
+MAX_WAITING_BYTES = 64 * 1024 * 1024
+"""Records, and their bytes, that wait for their acknowledgement at once."""
+METADATA_AGE = 30.0
+"""Seconds after which a client looks anew at where partitions are, when nothing told it before."""
+
+_REFUSED = (
+    errors.SaslAuthenticationFailed,
+    errors.AuthenticationFailedError,
+    errors.UnsupportedSaslMechanismError,
+    errors.TopicAuthorizationFailedError,
+    errors.GroupAuthorizationFailedError,
+    errors.ClusterAuthorizationFailedError,
+    errors.TransactionalIdAuthorizationFailed,
+    errors.InvalidTopicError,
+    errors.PolicyViolationError,
+)
+
+_PASSING = (0, errors.LeaderNotAvailableError.errno, errors.UnknownTopicOrPartitionError.errno)
+"""What is said of a topic while it is made, or is not there."""
+
+Headers = Sequence[tuple[str, bytes]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Access:
+    """Where the servers are, and how to sign in."""
+
+    servers: tuple[str, ...]
+    """`host:port` each."""
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """What every client of aiokafka is given for TLS and SASL."""
+    replicas: int = 1
+    """Copies of the topics that are made."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Offered:
+    """What the servers can do beyond the protocol's core."""
+
+    idempotence: bool
+    transactions: bool
+    offsets_by_time: bool
+    delete_records: bool
+    wakes: bool
+    """A fetch that waits ends with the first record. Where it does not, `fetch_wait` is what a record takes."""
+
+
+class Connection:
+    """`start`, then anything, then `close`. Consumers are ended by whoever asked for them, with `stop`."""
+
+    def __init__(self, access: Access, *, name: str) -> None:
+        """`name` is what the servers show for this client. To be called in the event loop."""
+        self.access = access
+        self.name = name
+        self.closed = False
+        self._loop = asyncio.get_running_loop()
+        self._problem: str | None = "not connected yet"
+        self._offered: Offered | None = None
+        self._producer: AIOKafkaProducer | None = None
+        self._admin: AIOKafkaAdminClient | None = None
+        self._connected = asyncio.Event()
+        self._opening = asyncio.Lock()
+        self._topics: dict[str, int] = {}  # partitions of those that are known to exist
+        self._waiting = 0
+        self._waiting_bytes = 0
+        self._task: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+
+    @property
+    def problem(self) -> str | None:
+        """Why the servers cannot be used, in one line; `None` when they can."""
+        return self._problem
+
+    @property
+    def offered(self) -> Offered:
+        """Known once `start` has returned. Raises `BrokerUnavailable` before."""
+        if self._offered is None:
+            raise BrokerUnavailable("not connected to Kafka yet")
+        return self._offered
+
+    @property
+    def fetch_wait(self) -> int:
+        """Milliseconds that a fetch may wait for the first record."""
+        return 500 if self.offered.wakes else 5
+
+    async def start(self) -> None:
+        """Returns when a server has answered. Raises `ConfigurationError` when waiting cannot help."""
+        self._task = self._loop.create_task(self._keep_connected(), name="kafka connection")
+        connected = self._loop.create_task(self._connected.wait())
+        try:
+            await asyncio.wait({self._task, connected}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            connected.cancel()
+        if self._task.done():
+            await self._task
+
+    async def close(self) -> None:
+        """Publishes that wait fail with `BrokerUnavailable`."""
+        self.closed = True
+        self._problem = "closed"
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._connected.set()
+        producer, admin, self._producer, self._admin = self._producer, self._admin, None, None
+        await asyncio.gather(*(stop(client) for client in (producer, admin) if client is not None), *self._ending)
+
+    async def wait_connected(self, timeout: float) -> None:
+        """Raises `BrokerUnavailable` after `timeout` seconds without a server, or when this is closed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._connected.wait()
+        if self._problem is not None:
+            raise BrokerUnavailable(f"no connection to Kafka: {self._problem}")
+
+    async def publish(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        headers: Headers = (),
+        partition: int | None = None,
+        timestamp: float | None = None,
+        timeout: float = ACK_TIMEOUT,
+    ) -> RecordMetadata:
+        """Returns when all replicas in step have the record. The topic must exist. Without `partition` the key decides,
+        as Kafka's own clients do it; `timestamp` in seconds since the epoch.
+
+        Raises `MessageTooLarge`, `BrokerError` when it is refused, `BrokerUnavailable` when nothing could be sent or
+        nothing is known of it after `timeout` seconds: it may be stored later.
+        """
+        size = record_size(value, key, headers)
+        if size > MAX_REQUEST:
+            raise MessageTooLarge(size, MAX_REQUEST)
+        if self._waiting >= MAX_WAITING or self._waiting_bytes + size > MAX_WAITING_BYTES:
+            raise BrokerUnavailable("too many messages wait for the broker's acknowledgement; slow down and try again")
+        producer = self._producer
+        if producer is None:
+            raise BrokerUnavailable(f"no connection to Kafka: {self._problem}")
+        self._waiting += 1
+        self._waiting_bytes += size
+        try:
+            async with asyncio.timeout(timeout):
+                sent = await producer.send(
+                    topic,
+                    value,
+                    key,
+                    partition,
+                    timestamp_ms=None if timestamp is None else int(timestamp * 1000),
+                    headers=headers,
+                )
+                return await sent
+        except TimeoutError:
+            raise BrokerUnavailable("Kafka did not acknowledge the message in time") from None
+        except errors.MessageSizeTooLargeError:
+            self._replace(producer)
+            raise MessageTooLarge(size, MAX_REQUEST) from None
+        except errors.KafkaError as error:
+            self._replace(producer)
+            raise translated(error) from error
+        finally:
+            self._waiting -= 1
+            self._waiting_bytes -= size
+
+    async def partitions(self, topic: str) -> int | None:
+        """How many it has; `None` when there is no such topic. Raises `BrokerError`, `BrokerUnavailable`."""
+        if topic not in self._topics:
+            await self.within(self._look_up(await self.admin(), topic))
+        return self._topics.get(topic)
+
+    async def ensure_topic(self, topic: str, partitions: int, configuration: Mapping[str, str] | None = None) -> int:
+        """Make the topic unless it is there. Returns how many partitions it has, once all of them have a leader.
+
+        Raises `BrokerError`, `BrokerUnavailable`.
+        """
+        known = await self.partitions(topic)
+        if known is not None:
+            return known
+        admin = await self.admin()
+        new = NewTopic(topic, partitions, self.access.replicas, topic_configs=dict(configuration or {}))
+        answer = await self.within(admin.create_topics([new]))
+        code, text = answer.topic_errors[0][1], answer.topic_errors[0][2]
+        if code not in (0, errors.TopicAlreadyExistsError.errno):
+            raise translated(errors.for_code(code)(text or topic))
+        await self.within(self._led(admin, topic))
+        return self._topics[topic]
+
+    async def _led(self, admin: AIOKafkaAdminClient, topic: str) -> None:
+        """A client that asks before all servers know a topic asks again in minutes."""
+        while topic not in self._topics:
+            await self._look_up(admin, topic)
+            await asyncio.sleep(0.02)
+
+    async def _look_up(self, admin: AIOKafkaAdminClient, topic: str) -> None:
+        """Note how many partitions it has, if it is there and each has a leader."""
+        answer = await admin._send_request(MetadataRequest([topic], allow_auto_topic_creation=False))
+        code, _, _, partitions = answer.topics[0]
+        if code not in _PASSING:
+            raise errors.for_code(code)(topic)
+        if code == 0 and partitions and all(leader >= 0 for _, _, leader, *_ in partitions):
+            self._topics[topic] = len(partitions)
+
+    def forget_topic(self, topic: str) -> None:
+        """Somebody says that it is gone: look anew."""
+        self._topics.pop(topic, None)
+
+    async def admin(self) -> AIOKafkaAdminClient:
+        """For requests that are rare. Use it within `within`. Raises `BrokerUnavailable`."""
+        async with self._opening:
+            if self.closed:
+                raise BrokerUnavailable("the connection to Kafka is closed")
+            if self._admin is None:
+                admin = AIOKafkaAdminClient(**self._common())
+                try:
+                    await self.within(admin.start())
+                except BaseException:
+                    await stop(admin)
+                    raise
+                self._admin = admin
+            return self._admin
+
+    def consumer(self, **own: Any) -> AIOKafkaConsumer:
+        """One more client, not started: `start` it by `within`, end it by `stop`. `own` are options of aiokafka."""
+        given: dict[str, Any] = {
+            "enable_auto_commit": False,
+            "auto_offset_reset": "none",
+            "fetch_max_wait_ms": self.fetch_wait,
+            "isolation_level": "read_committed" if self.offered.transactions else "read_uncommitted",
+        }
+        return AIOKafkaConsumer(**self._common(), **given | own)
+
+    async def within(self, work: Awaitable[T], timeout: float = REQUEST_TIMEOUT) -> T:
+        """What a call of aiokafka returns. Raises `BrokerError`, and `BrokerUnavailable` after `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await work
+        except TimeoutError:
+            raise BrokerUnavailable("Kafka did not answer in time") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # aiokafka cancels what waits for a connection that it closes
+            raise BrokerUnavailable("the connection to Kafka was lost") from None
+        except errors.KafkaError as error:
+            raise translated(error) from error
+
+    def _common(self) -> dict[str, Any]:
+        return {
+            "bootstrap_servers": list(self.access.servers),
+            "client_id": self.name,
+            "request_timeout_ms": int(REQUEST_TIMEOUT * 1000),
+            "metadata_max_age_ms": int(METADATA_AGE * 1000),
+            **self.access.options,
+        }
+
+    async def _new_producer(self) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(
+            **self._common(),
+            acks="all",
+            enable_idempotence=self.offered.idempotence,
+            linger_ms=0,
+            max_batch_size=64 * 1024,
+            max_request_size=2 * MAX_REQUEST,  # of a whole request; records are measured before
+        )
+        try:
+            await self.within(producer.start())
+        except BaseException:
+            await stop(producer)
+            raise
+        return producer
+
+    def _replace(self, refused: AIOKafkaProducer) -> None:
+        """aiokafka counts a record that was refused, and the server misses it ever after."""
+        if self._producer is refused and not self.closed and self._offered is not None and self._offered.idempotence:
+            self._producer = None
+            self._own(self._successor(refused), "replace the producer")
+
+    async def _successor(self, refused: AIOKafkaProducer) -> None:
+        pauses = itertools.chain(RETRY_PAUSES, itertools.repeat(RETRY_PAUSES[-1]))
+        while not self.closed and self._producer is None:
+            try:
+                self._producer = await self._new_producer()
+            except BrokerError as error:
+                logger.debug("no producer yet: %s", error)
+                await asyncio.sleep(next(pauses))
+        await stop(refused)
+
+    def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = self._loop.create_task(work, name=name)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def _keep_connected(self) -> None:
+        """Until cancelled. Raises `ConfigurationError` before the first connection only."""
+        pauses = itertools.chain(RETRY_PAUSES, itertools.repeat(RETRY_PAUSES[-1]))
+        while self._producer is None:
+            try:
+                await self._open()
+            except BrokerUnavailable as error:
+                self._note(str(error))
+                await asyncio.sleep(next(pauses))
+            except BrokerError as error:
+                raise ConfigurationError(str(error)) from error
+        logger.info("%s is connected to Kafka at %s", self.name, ", ".join(self.access.servers))
+        self._problem = None
+        self._connected.set()
+        while True:
+            await asyncio.sleep(CHECK_INTERVAL)
+            try:
+                admin = await self.admin()
+                await self.within(admin.describe_cluster(), CHECK_INTERVAL)
+            except BrokerError as error:
+                self._note(str(error))
+            else:
+                if self._problem is not None:
+                    logger.info("%s is connected to Kafka again", self.name)
+                    self._problem = None
+                    self._connected.set()
+
+    async def _open(self) -> None:
+        from brokers.kafka import probe
+
+        self._offered = await probe.offered(self)
+        self._producer = await self._new_producer()
+
+    def _note(self, problem: str) -> None:
+        if problem != self._problem:
+            logger.warning("no connection to Kafka: %s", problem)
+            self._problem = problem
+            self._connected.clear()
+
+
+def record_size(value: bytes | None, key: bytes | None, headers: Headers) -> int:
+    """What a record counts towards the servers' limit: never less than they find, by few bytes more."""
+    size = RECORD_OVERHEAD + len(value or b"") + len(key or b"")
+    for name, content in headers:
+        size += 10 + len(name.encode()) + len(content)
+    return size
+
+
+def translated(error: Exception) -> BrokerError:
+    """A `KafkaError` as ours: refused for good, or not available at the moment."""
+    text = clip(" ".join(str(error).split()) or type(error).__name__)
+    if isinstance(error, errors.MessageSizeTooLargeError):
+        return BrokerError(f"Kafka takes no message of this size: {text}")
+    if isinstance(error, _REFUSED):
+        return BrokerError(f"Kafka refused: {text}")
+    return BrokerUnavailable(f"Kafka: {text}")
+
+
+async def stop(client: Any) -> None:
+    """End a client of aiokafka, whatever it says. One whose servers are gone says that it was cancelled, and leaves its
+    connections open."""
+    await _ended(client.stop() if hasattr(client, "stop") else client.close())
+    await _ended((client.client if hasattr(client, "client") else client._client).close())
+
+
+async def _ended(work: Awaitable[None]) -> None:
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=END_LIMIT)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def placed(topic: str, partitions: Iterable[int]) -> list[TopicPartition]:
+    return [TopicPartition(topic, number) for number in partitions]
