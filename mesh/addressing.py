@@ -409,16 +409,12 @@ MAX_KAFKA_NAME = 249
 def kafka_token(text: str) -> str:
     """`text` as a part of a Kafka topic's name, without dots. Injective.
 
-    Kafka knows letters, digits, `.`, `_` and `-`, and refuses a name that another differs from in a dot for an underscore
-    only. So an underscore is written twice, and any other character as `_` and two hexadecimal digits for each byte.
+    Kafka knows letters, digits, `.`, `_` and `-`, and refuses a name that differs from another by a dot for an
+    underscore only. So an underscore is written twice, any other character as `_` and two hexadecimal digits for each
+    byte.
     """
-    return (
-        "".join(
-            chr(byte) if chr(byte).isalnum() and byte < 128 or byte == 45 else "__" if byte == 95 else f"_{byte:02X}"
-            for byte in text.encode("utf-8", "surrogatepass")
-        )
-        or "_"
-    )
+    plain = "__".join(quote(part, safe="").replace(".", "%2E").replace("~", "%7E") for part in text.split("_"))
+    return plain.replace("%", "_") or "_"
 
 
 def _kafka_name(*parts: str) -> str:

@@ -358,7 +358,7 @@ class Connection:
             except BrokerError as error:
                 self._note(str(error))
             else:
-                if self._problem is not None:
+                if not self._connected.is_set():
                     logger.info("%s is connected to Kafka again", self.name)
                     self._problem = None
                     self._connected.set()
