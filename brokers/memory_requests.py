@@ -22,11 +22,11 @@ class MemoryExchange:
     """What the apps of one process call each other through."""
 
     def __init__(self) -> None:
-        self.servers: dict[Peer, list[MemoryServer]] = {}
+        self.servers: dict[tuple[Peer, str], list[MemoryServer]] = {}
 
-    def take(self, peer: Peer) -> MemoryServer | None:
-        """The server of `peer` whose turn it is."""
-        servers = self.servers.get(peer)
+    def take(self, peer: Peer, instance: str) -> MemoryServer | None:
+        """The server of `peer` whose turn it is, or the one that is the `instance`."""
+        servers = self.servers.get((peer, instance))
         if not servers:
             return None
         servers.append(servers.pop(0))
@@ -43,20 +43,24 @@ class MemoryRequests:
         self.calls: set[_Call] = set()
         self._closed = False
 
-    async def serve(self, app_id: str, handler: RequestHandler, *, concurrency: int) -> MemoryServer:
+    async def serve(
+        self, app_id: str, handler: RequestHandler, *, concurrency: int, instance: str = ""
+    ) -> MemoryServer:
         peer = Peer(self._peer.namespace, app_id)
-        server = MemoryServer(self._exchange.servers.setdefault(peer, []), peer, handler, concurrency)
+        instances = self._exchange.servers.setdefault((peer, instance), [])
+        server = MemoryServer(instances, peer, handler, concurrency)
         self._servers.add(server)
         return server
 
-    async def request(self, target: Peer, request: Request) -> Response:
+    async def request(self, target: Peer, request: Request, *, instance: str = "") -> Response:
         call: _Call | None = None
         try:
             if self._closed:
                 raise BrokerUnavailable("the exchange is closed")
-            server = self._exchange.take(target)
+            server = self._exchange.take(target, instance)
             if server is None:
-                raise NoResponder(f"{target.app_id} in the namespace {target.namespace} has no instance")
+                which = f"instance {instance}" if instance else "instance"
+                raise NoResponder(f"{target.app_id} in the namespace {target.namespace} has no {which}")
             _check_headers(request.headers)
             call = _Call(self, server, msgspec.structs.replace(request, caller=self._peer))
             if not server.workers.submit(call):

@@ -11,7 +11,8 @@ A keyed record's address is `<prefix>.<namespace>.state.<scope>.<kind>.<further 
 (docs/adr/0006-state-on-nats.md).
 
 A call's address is `<prefix>.<namespace>.invoke.<target>.<caller>`, where `caller` is `<app>`, or `<app>@<namespace>`
-for an app of another namespace (docs/adr/0004-invocation-on-nats.md).
+for an app of another namespace (docs/adr/0004-invocation-on-nats.md); `.at.<instance>` follows in a call to one
+instance of the target.
 """
 
 from __future__ import annotations
@@ -321,6 +322,9 @@ MAX_NAME = 128
 CANCEL = "cancel"
 """The token after a call's address under which every instance of the target hears that the caller has gone."""
 
+INSTANCE = "at"
+"""The token after the caller's in the address of a call to one instance, whose name follows."""
+
 
 def invocation_root(prefix: str, target: Peer) -> str:
     """The address of all calls to `target`, without its last token, dot included.
@@ -342,6 +346,19 @@ def caller_token(caller: Peer, namespace: str) -> str:
     """
     name = token(caller.app_id)
     return name if caller.namespace == namespace else f"{name}@{token(caller.namespace)}"
+
+
+def instance_token(instance: str) -> str:
+    """What follows the caller in the address of a call to one instance of its target, dot included; nothing for a call
+    to any. Raises `NoResponder` for a name that no instance can have."""
+    if not instance:
+        return ""
+    if len(instance) > MAX_NAME:
+        raise NoResponder(f"no instance can be called '{clip(instance)}'")
+    try:
+        return f".{INSTANCE}.{token(instance)}"
+    except UnicodeEncodeError:
+        raise NoResponder(f"the name '{clip(instance)}' is no valid Unicode text") from None
 
 
 @lru_cache(maxsize=4096)

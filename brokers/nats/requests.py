@@ -63,7 +63,7 @@ class NatsRequests:
         self._services: set[Service] = set()
         self._closed = False
 
-    async def serve(self, app_id: str, handler: RequestHandler, *, concurrency: int) -> Service:
+    async def serve(self, app_id: str, handler: RequestHandler, *, concurrency: int, instance: str = "") -> Service:
         peer = Peer(self._peer.namespace, app_id)
         service = Service(
             self.connection,
@@ -72,6 +72,7 @@ class NatsRequests:
             addressing.invocation_root(self._prefix, peer),
             peer,
             handler,
+            instance=addressing.instance_token(instance),
             concurrency=concurrency,
             beat=self._beat,
             on_closed=self._services.discard,
@@ -80,10 +81,10 @@ class NatsRequests:
         await service.start()
         return service
 
-    async def request(self, target: Peer, request: Request) -> Response:
+    async def request(self, target: Peer, request: Request, *, instance: str = "") -> Response:
         call: OutgoingCall | None = None
         try:
-            call = self._begin(target, request)
+            call = self._begin(target, request, instance)
             return await call.answer
         except BaseException as error:
             if call is not None:
@@ -92,10 +93,10 @@ class NatsRequests:
                 await close_body(request.body)
             raise
 
-    def _begin(self, target: Peer, request: Request) -> OutgoingCall:
+    def _begin(self, target: Peer, request: Request, instance: str) -> OutgoingCall:
         if self._closed:
             raise Disconnected("the connection to NATS is closed")
-        call = OutgoingCall(self, target, self._subject(target))
+        call = OutgoingCall(self, target, self._subject(target, instance))
         try:
             streamed = self._send(call, request)
         except BaseException:
@@ -108,9 +109,10 @@ class NatsRequests:
             call.send_body(request.body)
         return call
 
-    def _call_subject(self, target: Peer) -> bytes:
+    def _call_subject(self, target: Peer, instance: str) -> bytes:
         root = addressing.invocation_root(self._prefix, target)
-        return (root + addressing.caller_token(self._peer, target.namespace)).encode()
+        caller = addressing.caller_token(self._peer, target.namespace)
+        return (root + caller + addressing.instance_token(instance)).encode()
 
     def _send(self, call: OutgoingCall, request: Request) -> bool:
         """Whether the body is to be streamed."""
@@ -280,7 +282,7 @@ class OutgoingCall:
         if pause is not None:
             asyncio.get_running_loop().call_later(pause, self._send_again)
             return
-        problem = "has too many calls waiting" if busy else "has no instance that serves calls"
+        problem = "has too many calls waiting" if busy else "has no instance that serves these calls"
         self.fail(NoResponder(f"{self.target.app_id} in the namespace {self.target.namespace} {problem}"))
 
     def _ask_for_body(self, amount: int, address: bytes) -> None:

@@ -36,16 +36,19 @@ class Service:
         peer: Peer,
         handler: RequestHandler,
         *,
+        instance: str,
         concurrency: int,
         beat: float,
         on_closed: Callable[[Service], None],
     ) -> None:
+        """`instance` is the `addressing.instance_token` of the calls to take."""
         self.connection = connection
         self.bulk = bulk
         self.mailbox = mailbox
         self.peer = peer
         self.handler = handler
         self._root = root
+        self._instance = instance
         self._beat = beat
         self._workers = Workers(concurrency, f"call to {peer.app_id}")
         self._calls: dict[bytes, IncomingCall] = {}
@@ -56,12 +59,16 @@ class Service:
         self._stops: list[Callable[[], None]] = []
         self._stop_taking: Callable[[], None] | None = None
 
+    @property
+    def _calls_to_take(self) -> str:
+        return f"{self._root}*{self._instance}"
+
     async def start(self) -> None:
         """Returns when the server sends us calls. Raises `BrokerError`."""
-        queue = addressing.token(self.peer.app_id)
-        self._stop_taking = self.connection.listen(f"{self._root}*", self._on_request, queue)
+        queue = "" if self._instance else addressing.token(self.peer.app_id)
+        self._stop_taking = self.connection.listen(self._calls_to_take, self._on_request, queue)
         self._stops = [
-            self.connection.listen(f"{self._root}*.{addressing.CANCEL}", self._on_cancel),
+            self.connection.listen(f"{self._calls_to_take}.{addressing.CANCEL}", self._on_cancel),
             self.connection.on_lost(self._on_lost),
             self.connection.on_denied(self._on_denied),
         ]
@@ -99,7 +106,8 @@ class Service:
         if not is_inbox(reply) or reply in self._calls:
             logger.warning("a call to %s cannot be answered: its reply subject is no inbox", self.peer.app_id)
             return
-        call = IncomingCall(self, subject[len(self._root) :], reply, block, payload, self._loop.time())
+        token = subject[len(self._root) : len(subject) - len(self._instance)]
+        call = IncomingCall(self, token, reply, block, payload, self._loop.time())
         if not self._workers.submit(call):
             self.say(reply, request_codec.BUSY)
             return
@@ -109,7 +117,8 @@ class Service:
 
     def _on_cancel(self, subject: bytes, _reply: bytes, _block: bytes, payload: bytes) -> None:
         call = self._calls.get(payload)
-        if call is not None and subject == b"%b%b.%b" % (self._root.encode(), call.token, addressing.CANCEL.encode()):
+        end = f"{self._instance}.{addressing.CANCEL}"
+        if call is not None and subject == b"%b%b%b" % (self._root.encode(), call.token, end.encode()):
             self.abandon(call)
 
     def _on_lost(self, reason: str) -> None:
@@ -120,7 +129,8 @@ class Service:
                 self._workers.withdraw(call)
 
     def _on_denied(self, text: str) -> bool:
-        if f'"{self._root.lower()}*' not in text:
+        subject = self._calls_to_take.lower()
+        if f'"{subject}"' not in text and f'"{subject}.{addressing.CANCEL}"' not in text:
             return False
         self._denied = text
         return True

@@ -318,6 +318,52 @@ async def test_instances_share_the_calls(join: Join, shop: Requests, stock: Peer
     assert min(answers.values()) > 10
 
 
+async def test_a_call_may_ask_for_one_instance(join: Join, stock: Peer) -> None:
+    shop = await join("shop")
+
+    def named(name: bytes) -> Callable[[Request], Awaitable[Response]]:
+        async def handler(request: Request) -> Response:
+            assert request.caller is not None
+            return Response(status=200, body=name + request.caller.app_id.encode())
+
+        return handler
+
+    first, second = await join("stock"), await join("stock")
+    await first.serve("stock", named(b"first "), concurrency=8, instance="a.1 x")
+    server = await second.serve("stock", named(b"second "), concurrency=8, instance="b")
+    with pytest.raises(NoResponder):
+        await soon(shop.request(stock, get()))
+    await second.serve("stock", named(b"any "), concurrency=8)
+    for _ in range(10):
+        assert (await shop.request(stock, get(), instance="a.1 x")).body == b"first shop"
+        assert (await shop.request(stock, get(), instance="b")).body == b"second shop"
+        assert (await shop.request(stock, get())).body == b"any shop"
+    for absent in ("c", "cancel", "*", ">", "a", "x" * 4000):
+        with pytest.raises(NoResponder):
+            await soon(shop.request(stock, get(), instance=absent))
+    with pytest.raises(NoResponder):
+        await soon(shop.request(Peer(stock.namespace, "other"), get(), instance="b"))
+    await soon(server.close())
+    with pytest.raises(NoResponder):
+        await soon(shop.request(stock, get(), instance="b"))
+    assert (await shop.request(stock, get(), instance="a.1 x")).body == b"first shop"
+
+
+async def test_a_call_to_one_instance_can_be_given_up(join: Join, shop: Requests, stock: Peer) -> None:
+    handler = Handler()
+    await (await join("stock")).serve("stock", handler, concurrency=8, instance="a")
+    call = asyncio.ensure_future(shop.request(stock, get(), instance="a"))
+    await soon(handler.started.wait())
+    call.cancel()
+    await soon(handler.cancelled.wait(), within=1.0)
+
+
+async def test_large_bodies_go_to_and_from_one_instance(join: Join, shop: Requests, stock: Peer) -> None:
+    await (await join("stock")).serve("stock", echo, concurrency=8, instance="a")
+    response = await shop.request(stock, post(pieces(MEBIBYTE)), instance="a")
+    assert await whole(response.body) == MEBIBYTE
+
+
 async def test_many_calls_at_once(join: Join, shop: Requests, stock: Peer) -> None:
     await (await join("stock")).serve("stock", echo, concurrency=500)
     bodies = [b"%d" % number for number in range(200)]
