@@ -89,9 +89,7 @@ class Requests(Protocol):
     sends a beat every 2 s; two missed ones end the call with `PeerLost`.
     """
 
-    async def serve(
-        self, app_id: str, handler: RequestHandler, *, concurrency: int, instance: str = ""
-    ) -> Server:
+    async def serve(self, app_id: str, handler: RequestHandler, *, concurrency: int, instance: str = "") -> Server:
         """Answer calls to `app_id`, side by side with its other instances: each call goes to one of them. At most
         `concurrency` handlers run at once; further calls wait, up to a bound, beyond which they get `NoResponder`.
 
@@ -110,14 +108,6 @@ class Requests(Protocol):
         `BrokerUnavailable` when nothing could be sent, and what the request's body raises, should it break off before
         the answer is there. There is no time limit here: cancel the task, which cancels the handler at the far end
         within a second. Closing a streamed response before its end does the same.
-        """Call `target`, or that one `instance` of it. Returns once status and headers are there; a streamed body goes on
-        after that.
-
-        Raises `NoResponder` at once when nobody serves the app, or the instance is not there, `PeerLost`, `MessageTooLarge` for headers beyond
-        the limit, `BrokerError` when the broker does not let us call this app, `BrokerUnavailable` when nothing
-        could be sent, and what the request's body raises, should it break off before the answer is there. There is
-        no time limit here: cancel the task, which cancels the handler at the far end within a second. Closing a
-        streamed response before its end does the same.
         """
         ...
 
