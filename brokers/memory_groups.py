@@ -44,6 +44,11 @@ class MemoryRecord:
         return {name.lower(): value for name, value in self.message.headers.items()}
 
     @property
+    def key(self) -> str | None:
+        key = self.message.key
+        return self.attributes.get("partitionkey") if key is None else key  # type: ignore[return-value]
+
+    @property
     def position(self) -> str:
         return str(self.number)
 
@@ -139,6 +144,10 @@ class MemoryDelivery:
     @property
     def headers(self) -> Mapping[str, str]:
         return self._entry.record.headers
+
+    @property
+    def key(self) -> str | None:
+        return self._entry.record.key
 
     @property
     def position(self) -> str:

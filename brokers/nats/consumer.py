@@ -76,6 +76,10 @@ class NatsMessage:
     def headers(self) -> Mapping[str, str]:
         return codec.transport_headers(self.all_headers())
 
+    @property
+    def key(self) -> str | None:
+        return codec.key(self._block, (self.payload or b"") if self.mode is Mode.STRUCTURED else b"")
+
 
 class NatsDelivery(NatsMessage):
     """One message of a durable consumer; see the `Delivery` port."""

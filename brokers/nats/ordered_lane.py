@@ -48,12 +48,12 @@ _numbers = itertools.count(1)
 class OrderedDelivery(NatsMessage):
     """One attempt at a message of a lane; see the `Delivery` port."""
 
-    __slots__ = ("_failures", "_lane", "_settled", "_stamp", "_subject", "handed_over", "key", "reply", "sequence")
+    __slots__ = ("_failures", "_lane", "_settled", "_stamp", "_subject", "handed_over", "queue", "reply", "sequence")
 
     def __init__(
         self,
         lane: Lane,
-        key: Hashable,
+        queue: Hashable,
         sequence: int,
         stamp: bytes,
         subject: bytes,
@@ -61,14 +61,14 @@ class OrderedDelivery(NatsMessage):
         block: bytes,
         payload: bytes,
     ) -> None:
-        """`stamp` says when it was stored, in nanoseconds."""
+        """`queue` is shared by those that wait for each other; `stamp` says when it was stored, in nanoseconds."""
         super().__init__(block, payload)
         self._lane = lane
         self._subject = subject
         self._stamp = stamp
         self._failures = 0
         self._settled = False
-        self.key = key
+        self.queue = queue
         self.sequence = sequence
         self.reply = reply
         self.handed_over = False
@@ -101,7 +101,7 @@ class OrderedDelivery(NatsMessage):
         """The same message, to be settled anew."""
         return OrderedDelivery(
             self._lane,
-            self.key,
+            self.queue,
             self.sequence,
             self._stamp,
             self._subject,
@@ -503,7 +503,7 @@ class Lane:
                 self._work.finish(delivery.sequence)
         self._around.settled(delivery)
         if self._open:
-            self._order.done(delivery.key)
+            self._order.done(delivery.queue)
             self.pull()
             if self._around.hungry:
                 self._around.feed()

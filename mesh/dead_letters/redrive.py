@@ -296,7 +296,6 @@ def redriven(kept: Kept, run_id: str, now: float, *, only_for: str | None) -> Me
         message,
         attributes=attributes,
         payload=payload,
-        key=named.get("partitionkey") or None,
         dedupe_id="\0".join((run_id, *kept.key)),
         ttl=None if left is None else left + envelope.KEPT_EXPIRED,
         headers=headers,

@@ -106,6 +106,7 @@ def dead_letter(record: Record, group: Group) -> Message:
         payload=record.payload,
         attributes=attributes,
         content_type=content_type if content_type is None or content_type.isprintable() else None,
+        key=record.key,
         dedupe_id=letter_id(group, record.position),
         # Whoever may write to the broker chooses headers, and one that no log stores must not hold up the message.
         headers={name: text for name, text in record.headers.items() if f"{name}{text}".isprintable()},

@@ -76,6 +76,11 @@ class Record(Protocol):
         ...
 
     @property
+    def key(self) -> str | None:
+        """What orders it (`Message.key`), or else the event's `partitionkey`; `None` where it has neither."""
+        ...
+
+    @property
     def position(self) -> str:
         """Where the message is stored, unique within the topic; the same at every attempt."""
         ...

@@ -200,6 +200,10 @@ class _Replayed:
         return {**self._record.headers, **self._playback.headers}
 
     @property
+    def key(self) -> str | None:
+        return self._record.key
+
+    @property
     def position(self) -> str:
         return self._record.position
 

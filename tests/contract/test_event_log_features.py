@@ -10,7 +10,7 @@ import pytest
 
 from mesh import addressing
 from mesh.errors import BrokerError
-from mesh.ports import OLDEST, Backlog, Delivery, EventLog, Feature, Group, Order, Start, Topic
+from mesh.ports import OLDEST, Backlog, Delivery, EventLog, Feature, Group, Message, Mode, Order, Start, Topic
 from tests.contract.implementations import Implementation
 from tests.contract.inbox import Inbox
 from tests.contract.test_event_log import ORDERS, SHIPPING, ack, keep, raw
@@ -18,6 +18,7 @@ from tests.contract.test_event_log import ORDERS, SHIPPING, ack, keep, raw
 MakeInbox = Callable[..., Inbox]
 Needs = Callable[[Feature], None]
 LOOSE = Order.NONE
+NAMED = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t"}
 
 
 async def numbers(log: EventLog, first: int, last: int, topic: Topic = ORDERS) -> list[str]:
@@ -56,6 +57,27 @@ async def test_a_delivery_tells_its_topic_and_time(
     (delivery,) = await arrivals.reaches(1)
     assert delivery.topic == "orders"
     assert before - 0.01 <= delivery.time <= implementation.now() + 0.01
+
+
+@pytest.mark.parametrize(
+    ("message", "key"),
+    [
+        (raw("1"), None),
+        (raw("1", key="käse 1"), "käse 1"),
+        (raw('{"partitionkey": "no event"}'), None),
+        (Message(mode=Mode.BINARY, payload=b"", attributes=NAMED), None),
+        (Message(mode=Mode.BINARY, payload=b"", attributes=NAMED | {"partitionkey": "a"}, key="a"), "a"),
+        (Message(mode=Mode.BINARY, payload=b"", attributes=NAMED | {"partitionkey": "a"}, key="b"), "b"),
+        (Message(mode=Mode.STRUCTURED, payload=b'{"specversion": "1.0", "partitionkey": "a"}', key="a"), "a"),
+        (Message(mode=Mode.STRUCTURED, payload=b'{"specversion": "1.0", "partitionkey": "a"}', key="b"), "b"),
+    ],
+)
+async def test_a_delivery_tells_its_key(log: EventLog, inbox: MakeInbox, message: Message, key: str | None) -> None:
+    arrivals = inbox()
+    await log.subscribe(SHIPPING, arrivals, concurrency=8)
+    await log.publish(ORDERS, message)
+    (delivery,) = await arrivals.reaches(1)
+    assert delivery.key == key
 
 
 # Giving back

@@ -62,9 +62,9 @@ async def test_the_event_is_as_its_publisher_made_it(bench, mode):
     attributes = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t", "partitionkey": "k", "n": 7}
     payload = b'{"specversion": "1.0", "partitionkey": "k", "n" : 1e400, "data":{"b":1,"a":[ 2]}}'
     original = {
-        Mode.BINARY: Message(mode=mode, payload=b"\xff", attributes=attributes),
-        Mode.STRUCTURED: Message(mode=mode, payload=payload),
-        Mode.RAW: Message(mode=mode, payload=b"\xff", content_type="text/x", headers={"baggage": "a=b"}),
+        Mode.BINARY: Message(mode=mode, payload=b"\xff", attributes=attributes, key="k"),
+        Mode.STRUCTURED: Message(mode=mode, payload=payload, key="other"),
+        Mode.RAW: Message(mode=mode, payload=b"\xff", content_type="text/x", key="k", headers={"baggage": "a=b"}),
     }[mode]
     came = marked(letter(1, message=original))
     before = {**came.headers, addressing.REDRIVEN: "earlier", addressing.ONLY_FOR: "x", addressing.REPLAYED: "y"}
@@ -76,7 +76,7 @@ async def test_the_event_is_as_its_publisher_made_it(bench, mode):
     assert sent.mode is mode
     assert sent.headers == {**original.headers, addressing.REDRIVEN: run.id}
     assert sent.content_type == original.content_type
-    assert sent.key == (None if mode is Mode.RAW else "k")
+    assert sent.key == original.key
     if mode is Mode.BINARY:
         assert sent.attributes == attributes | {addressing.REDRIVEN: run.id}
         assert sent.payload == b"\xff"
