@@ -326,6 +326,29 @@ async def test_a_group_in_order_is_paused_and_goes_on(
 
 
 @pytest.mark.parametrize("order", [Order.KEY, Order.STRICT])
+@pytest.mark.parametrize("how", ["paused", "of no use"])
+async def test_a_member_that_takes_nothing_leaves_its_keys_to_others(
+    connect: Connect, implementation: Implementation, inbox: MakeInbox, order: Order, how: str
+) -> None:
+    idle, taken = inbox(lambda delivery: delivery.release() if how == "of no use" else delivery.ack()), inbox()
+    first = await (await connect()).subscribe(SHIPPING, idle, concurrency=8, order=order)
+    if how == "paused":
+        first.set_concurrency(0)
+    log = await connect()
+    await log.subscribe(SHIPPING, taken, concurrency=8, order=order)
+    names = [f"key-{number}" for number in range(20)]
+    await publish(log, names, range(3))
+    async with asyncio.timeout(LIMIT):
+        while len(set(texts(taken))) < 60:
+            await implementation.elapse(0.1)
+            await asyncio.sleep(0.01)
+    for name in names:
+        assert [text for text in dict.fromkeys(texts(taken)) if text.startswith(f"{name}:")] == [
+            f"{name}:{number}" for number in range(3)
+        ]
+
+
+@pytest.mark.parametrize("order", [Order.KEY, Order.STRICT])
 async def test_a_group_in_order_may_begin_at_the_oldest_event(
     log: EventLog, inbox: MakeInbox, needs: Callable[[Feature], None], order: Order
 ) -> None:

@@ -645,7 +645,7 @@ async def test_clients_sign_in(guarded: ApacheKafka, mechanism: str) -> None:
         assert time.monotonic() - begun < 10
         # what tells wrong credentials from a server that is away is in its log alone; a bare connection says it
         assert type(caught.value) is KafkaConnectionError
-        with pytest.raises(SaslAuthenticationFailed, match="(?i)invalid"):
+        with pytest.raises(SaslAuthenticationFailed, match=r"(?i)invalid"):
             await create_conn(
                 "127.0.0.1",
                 guarded.port,
