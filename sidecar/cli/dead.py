@@ -119,7 +119,7 @@ def _list(args: argparse.Namespace, where: Address) -> int:
 
 
 def _show(args: argparse.Namespace, where: Address) -> int:
-    path = f"{ROOT}/{quote(args.ids[0], safe='/')}"
+    path = _path(args.ids[0])
     if args.raw:
         sys.stdout.buffer.write(asked.ask(where, "GET", f"{path}?raw=true"))
         sys.stdout.buffer.flush()
@@ -138,7 +138,7 @@ def _show(args: argparse.Namespace, where: Address) -> int:
 
 def _purge(args: argparse.Namespace, where: Address) -> int:
     count = 0
-    for wanted in _wanted(args):
+    for wanted in _wanted(args, where):
         body = {"filter": wanted, "dryRun": args.dry_run}
         answer = json.loads(asked.ask(where, "POST", f"{ROOT}:purge", body))
         count += answer["matching"] if args.dry_run else answer["purged"]
@@ -151,7 +151,8 @@ def _redrive(args: argparse.Namespace, where: Address) -> int:
     if args.to_topic is not None:
         body["to"] = {"pubsubname": args.to_pubsub, "topic": args.to_topic}
     answers = [
-        json.loads(asked.ask(where, "POST", f"{ROOT}:redrive", {**body, "filter": wanted})) for wanted in _wanted(args)
+        json.loads(asked.ask(where, "POST", f"{ROOT}:redrive", {**body, "filter": wanted}))
+        for wanted in _wanted(args, where)
     ]
     if args.dry_run:
         count = sum(answer["matching"] for answer in answers)
@@ -184,16 +185,24 @@ def _print_runs(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
         print(asked.table(columns, [[run.get(name) for name in names] for run in runs]))
 
 
-def _wanted(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The filters that are meant: one, or one for each letter that is named."""
+def _wanted(args: argparse.Namespace, where: Address) -> list[dict[str, Any]]:
+    """The filters that are meant: one, or one for each letter that is named. Raises `MeshError` for a letter that is not
+    there: a filter just finds none."""
     wanted = _filter(args)
     if args.ids and (wanted or args.all):
         raise UsageError("give IDs or a filter, not both")
     if args.ids:
-        return [_named(letter) for letter in args.ids]
+        named = [_named(letter) for letter in args.ids]
+        for letter in args.ids:
+            asked.ask(where, "GET", _path(letter))
+        return named
     if not wanted and not args.all:
         raise UsageError(f"{args.action} needs IDs or a filter; --all is for all dead letters")
     return [wanted]
+
+
+def _path(letter: str) -> str:
+    return f"{ROOT}/{quote(letter, safe='/')}"
 
 
 def _named(letter: str) -> dict[str, str]:
