@@ -294,7 +294,7 @@ class Deliverer:
             self._settle(delivery, Outcome.DROPPED)
 
     def _fail(self, made: _Call, judged: Judgement) -> None:
-        delivery, attempt, plan = made.delivery, made.attempt, self._plan
+        delivery, attempt, plan = made.delivery, made.attempt, made.prepared.plan or self._plan
         if self._draining:
             self._tell(made, judged, 0.0)
             self._release(delivery)

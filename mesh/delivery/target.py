@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from mesh.delivery.plan import Plan
 from mesh.ports import AppResponse, AppRoute, Delivery, HeaderLines
 from mesh.routing import Skipped
 
@@ -38,6 +39,8 @@ class Prepared(msgspec.Struct, frozen=True, gc=False):
     """`traceparent`, `tracestate` and `baggage`, as far as there are any; the deliverer sends them on."""
     lines: HeaderLines = NO_LINES
     """Headers of this message beyond those of the route."""
+    plan: Plan | None = None
+    """By whose attempts and pauses this message is delivered; `None` is the plan of its group."""
 
 
 class Judgement(NamedTuple):

@@ -23,6 +23,8 @@ logger = logging.getLogger("meshwire.schedules")
 
 SHORTEST_PERIOD = 1.0
 """Seconds. Brokers hold messages to within a quarter of a second; whatever is faster belongs into a timer."""
+LONGEST_PAUSE = 30.0
+"""Seconds up to which a retry is the member's own; the broker holds a longer one as an alarm."""
 UNREADABLE_PAUSE = 60.0
 """Seconds after which a schedule that this version cannot read is offered again, to a newer one."""
 
@@ -64,6 +66,10 @@ class _Series(msgspec.Struct, frozen=True, omit_defaults=True):
     until: float | None = None
     first: float | None = None
     """As the schedule has it."""
+    due: float | None = None
+    """When the tick was to fire, of one that was put off since."""
+    attempts: int = 0
+    """How often that one was handled before."""
 
     def following(self, after: float) -> float | None:
         """When the series fires next, later than `after`; `None` when it is over. Raises `ValueError`."""
@@ -81,7 +87,7 @@ class Scheduled(NamedTuple):
     payload: bytes
     notes: Mapping[str, str]
     due: float
-    """When it fires next. In the past while a tick waits for a member or is being handled."""
+    """When it fires next, or is tried again. In the past while a tick waits for a member or is being handled."""
     number: int
     """Of that tick, from 1."""
     revision: int
@@ -106,7 +112,7 @@ class Tick:
         self.key: Key = firing.alarm.key
         self.payload: bytes = firing.alarm.payload
         self.notes = _notes(firing.alarm)
-        self.due: float = firing.alarm.due
+        self.due: float = firing.alarm.due if self._series.due is None else self._series.due
         """When it was to fire. Seconds since the epoch."""
         self.number: int = self._series.number
         """1 at the first tick of the schedule, however late it is. Those that were missed are not counted."""
@@ -114,7 +120,7 @@ class Tick:
     @property
     def attempt(self) -> int:
         """1 when this tick is handled for the first time, as far as the broker knows."""
-        return self._firing.attempt
+        return self._series.attempts + self._firing.attempt
 
     def following(self, after: float) -> float | None:
         """The first moment of the series later than `after`; `None` when it is over."""
@@ -132,7 +138,18 @@ class Tick:
 
     def retry(self, delay: float) -> None:
         """Handle this tick again after `delay` seconds. The series waits for it."""
-        self._firing.retry(delay)
+        if delay <= LONGEST_PAUSE:
+            self._firing.retry(delay)
+        else:
+            self._put_off(delay, self.attempt)
+
+    def release(self) -> None:
+        """As `retry` at once, but this was no attempt."""
+        self._put_off(0, self.attempt - 1)
+
+    def _put_off(self, delay: float, attempts: int) -> None:
+        series = msgspec.structs.replace(self._series, due=self.due, attempts=attempts)
+        self._firing.ack(_alarm(self.key, self._clock.now() + delay, self.payload, self.notes, series))
 
 
 TickHandler = Callable[[Tick], None]
@@ -235,7 +252,7 @@ def _begin(schedule: Schedule, now: float) -> tuple[_Series, float]:
 
 
 def _numbered(series: _Series, number: int) -> _Series:
-    return msgspec.structs.replace(series, number=number)
+    return msgspec.structs.replace(series, number=number, due=None, attempts=0)
 
 
 def _alarm(key: Key, due: float, payload: bytes, notes: Mapping[str, str], series: _Series) -> Alarm:

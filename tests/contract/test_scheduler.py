@@ -150,6 +150,27 @@ async def test_a_tick_that_failed_comes_again_and_the_series_waits_for_it(
     assert ticks.items[3].due >= ticks.times[2]
 
 
+async def test_a_released_tick_comes_again_and_was_no_attempt(
+    backing: Backing, scheduler: Scheduler, inbox: Callable[..., Inbox[Tick]]
+) -> None:
+    turns: list[Callable[[Tick], None]] = [
+        Tick.release,
+        lambda tick: tick.retry(0.1),
+        Tick.release,
+        Tick.done,
+        Tick.done,
+    ]
+    ticks = inbox(lambda tick: turns.pop(0)(tick))
+    await scheduler.serve("job", ticks, concurrency=4)
+    first = backing.clock.now() + 0.2
+    await scheduler.schedule(NIGHTLY, Schedule(first=first, recurrence=EVERY_SECOND, repeats=2), overwrite=False)
+    await ticks.reaches(5, within=20)
+    assert [(tick.number, tick.attempt) for tick in ticks.items] == [(1, 1), (1, 1), (1, 2), (1, 2), (2, 1)]
+    assert {tick.due for tick in ticks.items[:4]} == {first}
+    await backing.elapse(0.2)
+    assert await scheduler.get(NIGHTLY) is None
+
+
 async def test_ticks_of_one_schedule_are_never_side_by_side(
     scheduler: Scheduler, inbox: Callable[..., Inbox[Tick]], backing: Backing, now: Callable[[], float]
 ) -> None:
