@@ -29,6 +29,7 @@ ALL = (
     "routing",
     "filters",
     "app-channel",
+    "kafka",
 )
 """Each is a module of this package, with a `run`."""
 RESULTS = Path(__file__).parent / "results"

@@ -55,7 +55,7 @@ def subject(topic: str) -> str:
 def place(options: Options) -> Iterator[Place]:
     """A fresh server, for the `with` block. A `RuntimeError` from within gets the ends of all logs as notes."""
     with TemporaryDirectory(prefix="meshwire-bench-") as name, NatsServer(Path(name) / "nats") as server:
-        kinds = [meshwire(server)]
+        kinds = [meshwire(server.url)]
         if options.peer is not None:
             kinds.append(options.peer)
         try:

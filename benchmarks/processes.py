@@ -133,12 +133,9 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     environ: dict[str, str] = {}
 
 
-def meshwire(server: NatsServer) -> Kind:
-    return Kind(
-        name="meshwire",
-        command=(sys.executable, "-P", "-m", "sidecar"),
-        environ={"MESHWIRE_BROKER": server.url},
-    )
+def meshwire(broker: str, name: str = "meshwire") -> Kind:
+    """`broker` is its URL."""
+    return Kind(name=name, command=(sys.executable, "-P", "-m", "sidecar"), environ={"MESHWIRE_BROKER": broker})
 
 
 def peer(path: Path, resources: Path | None, pubsub: str) -> Kind:
