@@ -274,6 +274,10 @@ class Connection:
         }
         return AIOKafkaConsumer(**self._common(), **given | own)
 
+    def producer(self, **own: Any) -> AIOKafkaProducer:
+        """One more client that writes, not started, as `consumer` is one that reads."""
+        return AIOKafkaProducer(**self._common(), **own)
+
     async def within(self, work: Awaitable[T], timeout: float = REQUEST_TIMEOUT) -> T:
         """What a call of aiokafka returns. Raises `BrokerError`, and `BrokerUnavailable` after `timeout` seconds."""
         try:
