@@ -21,6 +21,7 @@ import re
 from functools import lru_cache
 from hashlib import blake2b
 from urllib.parse import quote, unquote
+from zlib import crc32
 
 from mesh.errors import MeshError, clip
 from mesh.ports import Group, NoResponder, Peer, Topic
@@ -404,16 +405,57 @@ def bindings_host(host: Peer) -> Peer:
     return Peer(host.namespace, _HOST + host.app_id)
 
 
+ACTOR_REQUEST = "io.meshwire.actor.request.v1"
+ACTOR_RESPONSE = "io.meshwire.actor.response.v1"
+"""The types of the CloudEvents that a call of an actor, and its answer, are."""
+
+ACTOR_PARTITIONS = 64
+"""Number of partitions that the actors of a type are spread over. Part of the stored leases: it never changes."""
+
+_ACTORS_HOST = "$actors."
+
+ACTORS_SCOPE = "@actors"
+"""The scope in which the sidecars of a namespace tell each other which actors they own: `("host", <type>,
+<instance>)`. No app and no component has such a name."""
+
+
+def actors_host(host: Peer) -> Peer:
+    """The name under which the sidecars of an app answer calls of the actors that they own. No app can have it."""
+    return Peer(host.namespace, _ACTORS_HOST + host.app_id)
+
+
+def actors_scope(actor_type: str) -> str:
+    """The scope of all that there is of a type of actors: leases, state, reminders; whichever apps host it."""
+    return f"actors@{token(actor_type)}"
+
+
+def actor_partition(actor_id: str) -> int:
+    """CRC-32 (as of zip files) of the id's UTF-8, modulo the number of partitions."""
+    return crc32(actor_id.encode()) % ACTOR_PARTITIONS
+
+
 def call_types(target: str) -> tuple[str, str]:
     """The types of the CloudEvents that a call of this name, and its answer, are."""
     if target.startswith(_HOST):
         return BINDING_REQUEST, BINDING_RESPONSE
+    if target.startswith(_ACTORS_HOST):
+        return ACTOR_REQUEST, ACTOR_RESPONSE
     return INVOCATION_REQUEST, INVOCATION_RESPONSE
 
 
 def bindings_scope(app_id: str) -> str:
     """The scope of what the input bindings of an app keep: the leases of their sources, the schedules of cron."""
     return f"bindings@{app_id}"
+
+
+JOBS = "$jobs"
+"""Stands in the place of a pub/sub component where ticks of jobs are told of. No component can have this name."""
+
+
+def schedules_scope(app_id: str) -> str:
+    """The scope of what an app has scheduled: jobs, `("job", <name>)`, and events that are published later,
+    `("event", <pub/sub component>, <topic>, <id>, <digest of the source>)`."""
+    return f"schedules@{app_id}"
 
 
 # Kafka: docs/adr/0012-kafka.md says why these names are as they are

@@ -39,6 +39,7 @@ from sidecar.backbone import Backbone, open_backbone
 from sidecar.blocks.bindings import Bindings
 from sidecar.blocks.common import Common
 from sidecar.blocks.delivery import Delivery
+from sidecar.blocks.jobs import Schedules
 from sidecar.channel import OutsideWorld, open_app_channel
 from sidecar.components import Components, Surroundings, Upkeep
 from sidecar.flags import SidecarFlags
@@ -165,6 +166,7 @@ def assemble(
         namespace=settings.namespace,
     )
     bindings = Bindings(common, delivery, state)
+    schedules = Schedules(common)
     state_extras = StateExtrasApi(state, clock)
     components.upkeep["state"] = Upkeep(state.attach, state.detach)
     components.changed.append(lambda category, name: state.pubsub_changed(name) if category == "pubsub" else None)
@@ -182,6 +184,7 @@ def assemble(
     for block in (
         *delivery.apis(),
         *bindings.apis(),
+        *schedules.apis(),
         ExplainApi(lambda: runtime.subscriptions, common.body_limit),
         StateApi(state, common.body_limit),
         state_extras,
@@ -232,6 +235,7 @@ def assemble(
     )
     delivery.join(runtime)
     bindings.join(runtime)
+    schedules.join(runtime)
     runtime.ending.append(state_extras.close)
     runtime.ending.append(components.give_up)
     return runtime

@@ -79,6 +79,22 @@ class Companion(Protocol):
         ...
 
 
+class Follower(Protocol):
+    """What works only while the app is there, beside subscriptions and input bindings. Times in seconds."""
+
+    def app_is_healthy(self) -> None:
+        """Begin, in the background; may be called again."""
+        ...
+
+    async def app_is_unhealthy(self, grace: float) -> None:
+        """Returns when nothing is in the app's hands any more, or given up."""
+        ...
+
+    async def stop(self, grace: float) -> None:
+        """As `app_is_unhealthy`, for good."""
+        ...
+
+
 class App(msgspec.Struct, frozen=True, kw_only=True):
     """The app beside this sidecar, and what to ask it."""
 
@@ -127,6 +143,7 @@ class Runtime:
         self.closing: list[Callable[[], Awaitable[None]]] = []
         """Awaited one after another when requests are answered, and tables are still open."""
         self.companions: list[Companion] = []
+        self.followers: list[Follower] = []
         self._health = health
         self._servers = servers
         self._observers = observers
@@ -274,6 +291,8 @@ class Runtime:
             self._specs = self._merged()
         self._subscriber.start(self._specs)
         self._inputs.app_is_healthy()
+        for follower in self.followers:
+            follower.app_is_healthy()
 
     def _merged(self) -> list[SubscriptionSpec]:
         """What the app asked for, and what the manifests declare."""
@@ -284,6 +303,7 @@ class Runtime:
         if self._subscriber is not None:
             await self._subscriber.stop(self._grace or DRAIN_LIMIT)
         await self._inputs.app_is_unhealthy(self._grace or DRAIN_LIMIT)
+        await asyncio.gather(*(follower.app_is_unhealthy(self._grace or DRAIN_LIMIT) for follower in self.followers))
 
     async def _ask(self, channel: AppChannel, path: str) -> tuple[int, bytes] | None:
         """Status and body of a `GET` to the app; `None` when it cannot be reached."""
@@ -367,7 +387,7 @@ class Runtime:
         logger.info("blocking the shutdown for %.0f s, or until the app is unhealthy", seconds)
         if self._subscriber is not None:
             await self._subscriber.stop(seconds)
-        await self._inputs.stop(seconds)
+        await self._end_inputs(seconds)
         try:
             async with asyncio.timeout(seconds):
                 await self._unhealthy.wait()
@@ -380,7 +400,10 @@ class Runtime:
             await self._subscriber.stop(DRAIN_LIMIT if limit is None else DRAIN_SHARE * limit)
 
     async def _stop_inputs(self, limit: float | None) -> None:
-        await self._inputs.stop(DRAIN_LIMIT if limit is None else DRAIN_SHARE * limit)
+        await self._end_inputs(DRAIN_LIMIT if limit is None else DRAIN_SHARE * limit)
+
+    async def _end_inputs(self, within: float) -> None:
+        await asyncio.gather(self._inputs.stop(within), *(follower.stop(within) for follower in self.followers))
 
     async def _stop_service(self, limit: float | None) -> None:
         """Take no more calls; those under way may be answered."""
