@@ -313,6 +313,17 @@ def alarm_durable(kind: str) -> str:
     return f"{ALARM}_{_stream_part(kind)}"
 
 
+def alarms_scope(scope: str) -> str:
+    """The scope of the entries that the alarms of `scope` are, on a broker that holds no messages until they are due:
+    `("at", <kind>, <name…>)`."""
+    return f"alarms@{scope}"
+
+
+def alarm_group(kind: str) -> str:
+    """The group, in that scope, of the members that serve the alarms of a kind."""
+    return alarm_durable(kind)
+
+
 INVOCATION_REQUEST = "io.meshwire.invocation.request.v1"
 INVOCATION_RESPONSE = "io.meshwire.invocation.response.v1"
 """The types of the CloudEvents that a call and its answer are."""
