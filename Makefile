@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PYTEST := $(BIN)/python -P -m pytest
+BESIDE := -m "not servers and not quiet" -o cache_dir=.pytest_cache/beside
 
 .DEFAULT_GOAL := help
 # The listing of the tests compiles them for the workers, where the environment does not forbid it.
@@ -44,7 +45,12 @@ lint: install
 test: install lint
 	@echo 'Left out are these, which need more than wheels bring (make test-servers):'
 	@$(PYTEST) -m servers --collect-only -qq
-	$(PYTEST) -m "not servers and not quiet" -n auto --dist worksteal
+	@# These put more processes on the machine than it has cores. What a full machine alone makes fail is told, not hidden:
+	@# up to ten failures (1 is the code for no worse, a colon the mark of a test) are tried again, and may not fail again.
+	$(PYTEST) $(BESIDE) --cache-clear -n auto --dist worksteal --maxfail 11 || { test $$? -eq 1 && \
+		! grep '"[^:]*": true' .pytest_cache/beside/v/cache/lastfailed && \
+		echo 'Once more by themselves; what is PASSED below failed beside others and passes only alone:' && \
+		$(PYTEST) $(BESIDE) --last-failed --last-failed-no-failures none -rfEp; }
 	$(PYTEST) -m "quiet and not servers"
 
 # Where there is no Java, what needs Apache Kafka is skipped.
