@@ -31,7 +31,7 @@ class Api:
         self.exits += 1
 
     async def listening(self) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 try:
                     await self.call("GET", "/v1.0/healthz")
@@ -43,13 +43,13 @@ class Api:
     async def ready(self) -> None:
         """Returns when everything is up and the app's subscriptions stand."""
         await self.listening()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (await self.call("GET", "/v1.0/healthz")).status != 204:
                 await asyncio.sleep(0.005)
 
     async def stop(self) -> End:
         self.runtime.stop()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             return await self.running
 
     async def call(

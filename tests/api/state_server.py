@@ -73,7 +73,7 @@ class StateServer:
 
     async def __aexit__(self, *_: object) -> None:
         self.extras.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await self.server.stop(5)
             for component in self.components.values():
                 await self.state.detach(component)

@@ -70,7 +70,7 @@ class BindingServer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await self._server.stop(5)
 
     async def invoke(self, body: object, *headers: tuple[str, str], name: str = "out", method: str = "POST") -> Answer:

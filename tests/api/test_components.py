@@ -136,7 +136,7 @@ async def test_without_its_key_nothing_is_written_in_the_clear(tmp_path, monkeyp
     (tmp_path / "state.yaml").write_text(ENCRYPTED)
     api = Api(f"--resources-path={tmp_path}")
     with pytest.raises(ConfigurationError, match=r"state\.yaml:8: secretKeyRef: the secret 'STATE_KEY' .* is empty"):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await api.running
 
 

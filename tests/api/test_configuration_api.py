@@ -114,7 +114,7 @@ class Server:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             for store in list(self.stores.values()):
                 await self.configuration.detach(store)
             await self.server.stop(5)
@@ -291,7 +291,7 @@ async def test_an_app_that_cannot_be_reached(caplog: pytest.LogCaptureFixture) -
     async with Server(app) as server:
         await server.subscribe(store="scripted")
         server.scripted.changes.put_nowait({"a": ConfigurationItem(value="1")})
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while "the app was not told" not in caplog.text:
                 await asyncio.sleep(0.01)
         async with app:
@@ -376,7 +376,7 @@ async def test_a_refusal_later_on(told: Server, app: App, monkeypatch: pytest.Mo
     await told.subscribe("a", store="scripted")
     told.scripted.error = StoreError("no permission any more")
     told.scripted.changes.put_nowait(StoreError("no permission any more"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while told.scripted.calls < 3:
             await asyncio.sleep(0.01)
     told.scripted.error = None
@@ -404,7 +404,7 @@ async def test_subscriptions_go_over_to_a_new_component(told: Server, app: App) 
     new = told.stores["scripted"]
     assert isinstance(new, ScriptedStore)
     told.configuration.attach(new)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while earlier.watches or not new.watches:
             await asyncio.sleep(0)
     new.changes.put_nowait({"a": ConfigurationItem(value="1")})
@@ -423,7 +423,7 @@ async def test_the_earlier_component_is_followed_until_the_new_one_can_be(told: 
     new.error = StoreUnavailable("not yet")
     told.stores["scripted"] = new
     told.configuration.attach(new)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not new.calls:
             await asyncio.sleep(0)
     told.scripted.changes.put_nowait({"a": ConfigurationItem(value="1")})

@@ -37,7 +37,7 @@ async def ask(api, method, path, body=None, status=200):
 
 async def letters(api, count, query=""):
     """Once there are so many."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             found = (await ask(api, "GET", ROOT + query))["deadLetters"]
             if len(found) >= count:
@@ -79,7 +79,7 @@ async def test_from_the_failure_to_the_app_that_is_mended(failing):
     assert event == letter["event"] | {"meshwireredrive": run["id"]}
     assert delivered.headers["traceparent"] == TRACE
     assert delivered.headers["meshwire-attempt"] == "1"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (seen := await ask(api, "GET", f"/mesh/v1/redrives/{run['id']}"))["state"] != "done":
             await asyncio.sleep(0.01)
     assert (seen["matched"], seen["sent"]) == (1, 1)

@@ -43,7 +43,7 @@ def component(folder: Path, name: str, type_: str, **metadata: str) -> None:
 
 
 async def until(condition) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not await condition():
             await asyncio.sleep(0.005)
 
@@ -265,7 +265,7 @@ async def test_some_changes_need_a_new_start(start, tmp_path, caplog):
     await until(told)
     assert not api.running.done()
     (tmp_path / "r.yaml").write_text(resiliency.replace("{targets", "{policies: {timeouts: {x: 1s}}, targets"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert await api.running is End.RELOAD
 
 
@@ -281,7 +281,7 @@ async def test_a_new_start_is_not_made_with_a_mistake(start, tmp_path, caplog):
     await until(told)
     assert not api.running.done()
     component(tmp_path, "bus", "pubsub.in-memory")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert await api.running is End.RELOAD
 
 

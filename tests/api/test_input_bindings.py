@@ -45,7 +45,7 @@ async def status(api: Api, name: str) -> dict[str, str]:
 
 async def until(api: Api, name: str, **wanted: str) -> None:
     """Returns when the binding's status begins so."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             found = await status(api, name)
             if all(found[part].startswith(text) for part, text in wanted.items()):
@@ -154,7 +154,7 @@ async def test_what_is_given_up_can_be_sent_again(start: Start, tmp_path: Path) 
     async with App(answer=lambda request: next(answers) if request.method == "POST" else 200) as app:
         api = await start(f"--resources-path={tmp_path}", app=app)
         await trigger(api, "hook", b"1", "?metadata.a=b")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not (found := (await api.call("GET", "/mesh/v1/dead-letters")).json["deadLetters"]):
                 await asyncio.sleep(0.01)
         (letter,) = found
@@ -181,7 +181,7 @@ async def test_an_answer_that_asks_for_more(start: Start, tmp_path: Path) -> Non
         api = await start(f"--resources-path={tmp_path}", app=app)
         await trigger(api, "hook")
         await app.got(2)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not list((tmp_path / "files").glob("*")):
                 await asyncio.sleep(0.01)
         assert [path.read_bytes() for path in (tmp_path / "files").iterdir()] == [b"x"]
@@ -272,7 +272,7 @@ async def test_a_component_that_is_changed_takes_over_its_port(
         api = await start(f"--resources-path={tmp_path}", app=app)
         await until(api, "hook", source="running")
         hook.component(tmp_path, route="elsewhere")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (await status(api, "hook"))["route"] != "/elsewhere":
                 await asyncio.sleep(0.01)
         await until(api, "hook", source="running", delivery="running")
@@ -280,7 +280,7 @@ async def test_a_component_that_is_changed_takes_over_its_port(
         await app.got(1, "/elsewhere")
         assert "runs again" not in caplog.text, "it was free when the successor began"
         (tmp_path / "hook.yaml").unlink()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (await api.call("GET", "/mesh/v1/bindings")).json["inputs"]:
                 await asyncio.sleep(0.01)
             while True:
@@ -320,7 +320,7 @@ async def replay(api: Api, **order: Any) -> Answer:
 async def replayed(api: Api, answer: Answer) -> dict[str, Any]:
     """The run, once it is over."""
     assert answer.status == 202, answer
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             run = (await api.call("GET", f"/mesh/v1/replays/{answer.json['id']}")).json
             if run["state"] != "running":
@@ -380,7 +380,7 @@ async def test_the_journal_tells_of_items(start: Start, tmp_path: Path) -> None:
         api = await start(hooked(tmp_path), app=app, MESHWIRE_JOURNAL="full")
         await trigger(api, "hook", b"1", "?id=7")
         await app.got(1)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while True:
                 story = (await api.call("GET", "/mesh/v1/events/%2Fbindings%2Fhook/7")).json
                 if "acked" in str(story):

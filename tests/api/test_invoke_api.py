@@ -86,7 +86,7 @@ async def test_a_body_that_comes_slowly_is_read_by_one_reader_only():
     client.feed(b"l", more=True)
     await asyncio.sleep(0.01)
     client.feed(b"o")
-    await asyncio.wait_for(call, 5)
+    await asyncio.wait_for(call, 30)
     assert client.requests.asked[0].body == b"hello"
 
 

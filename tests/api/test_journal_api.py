@@ -20,7 +20,7 @@ async def story(api, source="/shop", event_id="1"):
 
 async def until(api, state, **which):
     """The story, once its subscription is in this state."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             answer = await story(api, **which)
             if answer.status == 200 and [one["state"] for one in answer.json["subscriptions"]] == [state]:
@@ -102,7 +102,7 @@ async def test_a_dead_letter_is_found_though_no_journal_was_kept(start):
     async with App([{"pubsubname": "pubsub", "topic": "A", "route": "/a"}], lambda _: 410) as app:
         api = await start(app=app)
         await api.call("POST", "/v1.0/publish/pubsub/A", [EVENT], event())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (answer := await story(api)).status != 200:
                 pass
     assert (answer.json["complete"], answer.json["steps"]) == (False, [])

@@ -82,7 +82,7 @@ class LockServer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await self._server.stop(5)
             await self._state_store.close()
 
@@ -232,7 +232,7 @@ async def test_a_stale_holder_cannot_write(shared: LockServer) -> None:
     stale = (await shared.lock(expiryInSeconds=1))[1]["fencingToken"]
     first = [{"key": "k", "value": "of a", "metadata": {"fencingToken": stale}}]
     assert await shared.call("POST", "/v1.0/state/statestore", first) == (204, None)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not (taken := (await shared.lock(lockOwner="b"))[1])["success"]:
             await asyncio.sleep(0.05)
     for token in (stale, taken["fencingToken"], stale):

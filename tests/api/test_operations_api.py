@@ -102,7 +102,7 @@ async def test_metadata(start, tmp_path):
             "--app-health-probe-interval=1",
             app=app,
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while "subscriptions" not in (answer := await api.call("GET", "/v1.0/metadata")).json:
                 await asyncio.sleep(0.01)
         assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
@@ -171,14 +171,14 @@ async def test_metadata_that_callers_add(api):
 async def test_shutdown(api):
     answer = await api.call("POST", "/v1.0/shutdown")
     assert (answer.status, answer.body) == (204, b"")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert await api.running is End.STOPPED
     assert api.exits == 0
 
 
 async def test_forced_shutdown(api):
     assert (await api.call("POST", "/v1.0/shutdown", [("dapr-force-shutdown", "true")])).status == 204
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not api.exits:
             await asyncio.sleep(0.005)
 

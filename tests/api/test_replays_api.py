@@ -47,7 +47,7 @@ async def publish(api, count, topic="A", *, first=0, **attributes):
 
 
 async def over(api, run, query=""):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (found := await ask(api, "GET", f"{ROOT}/{run['id']}{query}"))["state"] in ("running", "cancelling"):
             await asyncio.sleep(0.01)
         return found
@@ -122,7 +122,7 @@ async def test_cancel(serving):
     api, _ = serving
     await publish(api, 20)
     run = await ask(api, "POST", ROOT, {**ALL, "rate": 5}, 202)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not replayed(api.app, run):
             await asyncio.sleep(0.01)
     await ask(api, "DELETE", f"{ROOT}/{run['id']}")

@@ -72,7 +72,7 @@ class Server:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.wait_for(self.server.stop(5), 10)
+        await asyncio.wait_for(self.server.stop(5), 30)
 
     async def get(self, target: str) -> Answer:
         assert self.server.port

@@ -51,7 +51,7 @@ class Watch:
         self._writer.transport.abort()
 
     async def _until(self, end: bytes) -> bytes:
-        return await asyncio.wait_for(self._reader.readuntil(end), 10)
+        return await asyncio.wait_for(self._reader.readuntil(end), 30)
 
     async def event(self) -> tuple[str, str, Any]:
         size = int(await self._until(b"\r\n"), 16)

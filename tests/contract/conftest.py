@@ -15,7 +15,9 @@ from tests.contract.tables import BACKINGS, Backing
 namespaces = (f"test{number}" for number in count(1))
 
 
-@pytest.fixture(scope="module", params=IMPLEMENTATIONS, ids=lambda implementation: implementation.name)
+@pytest.fixture(
+    scope="module", params=[pytest.param(one, id=one.name, marks=one.marks) for one in IMPLEMENTATIONS]
+)
 def implementation(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Implementation]:
@@ -39,7 +41,7 @@ def needs(implementation: Implementation) -> Callable[[Feature], None]:
 @pytest.fixture
 async def log(implementation: Implementation) -> AsyncIterator[EventLog]:
     log = implementation.event_log(next(namespaces))
-    await asyncio.wait_for(log.start(), 10)
+    await asyncio.wait_for(log.start(), 30)
     yield log
     await asyncio.wait_for(log.close(), 10)
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
+import pytest
+
+from brokers.kafka import connection as kafka
+from brokers.kafka import member
+from brokers.kafka.event_log import KafkaEventLog
 from brokers.memory import MemoryEventLog
 from brokers.memory_requests import MemoryExchange, MemoryRequests
 from brokers.nats.connection import Connection, Lookup, Servers
@@ -15,6 +20,9 @@ from brokers.nats.requests import NatsRequests
 from brokers.nats.tables import NatsTables
 from mesh.ports import EventLog, Feature, Peer, Requests
 from tests.contract.nats_server import NatsServer
+from tests.servers import kafka_jars
+from tests.servers.apache_kafka import ApacheKafka
+from tests.servers.kafka import BINARY, KafkaServer
 from tests.virtual_clock import VirtualClock
 
 
@@ -23,6 +31,7 @@ class Implementation(Protocol):
 
     name: str
     features: frozenset[Feature]
+    marks: ClassVar[list[pytest.MarkDecorator]] = []
 
     def start(self, folder: Path) -> None: ...
 
@@ -43,7 +52,7 @@ class Implementation(Protocol):
         ...
 
 
-class Memory:
+class Memory(Implementation):
     name = "memory"
     features = frozenset(Feature) - {Feature.DURABLE}
 
@@ -66,7 +75,7 @@ class Memory:
         await self.elapse(3600)
 
 
-class Nats:
+class Nats(Implementation):
     name = "nats"
     features = frozenset(Feature)
 
@@ -97,7 +106,67 @@ def nats_event_log(urls: list[str], namespace: str, *, replicas: int = 1) -> Nat
     return NatsEventLog(connection, namespace=namespace, replicas=replicas, tables=tables)
 
 
-IMPLEMENTATIONS: list[type[Implementation]] = [Memory, Nats]
+class Kafka(Implementation):
+    """Apache Kafka."""
+
+    name = "kafka"
+    features = frozenset({Feature.DURABLE, Feature.TTL, Feature.KEY_ORDER, Feature.BROADCAST, Feature.READ})
+    marks: ClassVar = [pytest.mark.servers]
+    partitions = 4
+
+    def start(self, folder: Path) -> None:
+        if reason := kafka_jars.missing():
+            pytest.skip(reason)
+        self._server = ApacheKafka(auto_create_topics_enable="false", group_initial_rebalance_delay_ms=0)
+        self._server.start()
+        self._drain_limit, member.DRAIN_LIMIT = member.DRAIN_LIMIT, 2.0
+
+    def stop(self) -> None:
+        self._server.remove()
+        member.DRAIN_LIMIT = self._drain_limit
+
+    def event_log(self, namespace: str) -> EventLog:
+        return kafka_event_log([self._server.address], namespace, partitions=self.partitions)
+
+    def now(self) -> float:
+        return time.time()
+
+    async def elapse(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def quiet(self) -> None:
+        await asyncio.sleep(0.5)
+
+
+class KafkaInOnePartition(Kafka):
+    """As strict order needs it."""
+
+    name = "kafka-strict"
+    features = Kafka.features | {Feature.STRICT_ORDER}
+    partitions = 1
+
+
+class Tansu(Kafka):
+    """A server of Kafka that keeps all in memory and lacks much."""
+
+    name = "tansu"
+    features = Kafka.features - {Feature.READ}
+
+    def start(self, folder: Path) -> None:
+        if BINARY is None:
+            pytest.skip("tansu is not installed")
+        self._server = KafkaServer()
+        self._server.start()
+        self._drain_limit, member.DRAIN_LIMIT = member.DRAIN_LIMIT, 2.0
+
+
+def kafka_event_log(servers: list[str], namespace: str, *, partitions: int = 4, replicas: int = 1) -> KafkaEventLog:
+    """A log with a connection of its own, as one process has it. To be called in the event loop."""
+    access = kafka.Access(servers=tuple(servers), replicas=replicas)
+    return KafkaEventLog(kafka.Connection(access, name="contract"), namespace=namespace, partitions=partitions)
+
+
+IMPLEMENTATIONS: list[type[Implementation]] = [Memory, Nats, Kafka, KafkaInOnePartition, Tansu]
 
 
 BEAT = 0.1
@@ -156,7 +225,7 @@ class LoneRequests(NatsRequests):
 async def nats_requests(url: str, peer: Peer, *, beat: float = BEAT) -> LoneRequests:
     connection = Connection(Lookup(lambda: Servers([url])), name=peer.app_id)
     requests = LoneRequests(connection, peer, beat=beat)
-    await asyncio.wait_for(connection.start(), 10)
+    await asyncio.wait_for(connection.start(), 30)
     return requests
 
 

@@ -30,7 +30,7 @@ class Inbox:
     def payloads(self) -> list[bytes | None]:
         return [delivery.payload for delivery in self.deliveries]
 
-    async def reaches(self, number: int, within: float = 10.0) -> list[Delivery]:
+    async def reaches(self, number: int, within: float = 30.0) -> list[Delivery]:
         """All deliveries, once there are `number` of them."""
         try:
             async with asyncio.timeout(within):

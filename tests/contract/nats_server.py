@@ -100,7 +100,7 @@ class NatsServer:
         self._signal(signal.SIGCONT)  # one that is frozen would not notice
         self._signal(number)
         try:
-            self._process.wait(10)
+            self._process.wait(30)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

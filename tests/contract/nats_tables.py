@@ -65,7 +65,7 @@ class LoneTables(NatsTables):
 async def nats_tables(urls: list[str], namespace: str, *, replicas: int = 1) -> LoneTables:
     connection = Connection(Lookup(lambda: Servers(urls)), name="contract")
     tables = LoneTables(connection, namespace=namespace, replicas=replicas)
-    await asyncio.wait_for(connection.start(), 10)
+    await asyncio.wait_for(connection.start(), 30)
     return tables
 
 

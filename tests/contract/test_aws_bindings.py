@@ -59,7 +59,7 @@ async def running(
         assert not run.done(), run.exception()
         run.cancel()
         with suppress(asyncio.CancelledError):
-            await asyncio.wait_for(run, 10)
+            await asyncio.wait_for(run, 30)
         await binding.close()
 
 
@@ -274,7 +274,7 @@ async def test_an_answer_that_breaks_off_or_does_not_end(monkeypatch: pytest.Mon
             await asyncio.wait_for(binding.invoke(Invocation(operation="get", metadata={"key": key})), 3)
     await binding.close()
     listener.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await asyncio.gather(listener.wait_closed(), *filter(None, serving))
 
 

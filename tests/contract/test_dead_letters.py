@@ -53,7 +53,7 @@ class Sidecar:
         self.crew.works_on(self.redrives.runs, self.redrives.work)
 
     async def start(self) -> Sidecar:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await self.log.start()
         return self
 

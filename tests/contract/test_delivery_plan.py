@@ -68,13 +68,13 @@ async def until(condition, limit: float = 15.0) -> None:  # type: ignore[no-unty
 @pytest.fixture
 async def bench(nats: Nats) -> AsyncIterator[Bench]:
     log = nats.event_log(next(namespaces))
-    await asyncio.wait_for(log.start(), 10)
+    await asyncio.wait_for(log.start(), 30)
     bench = Bench(log)
     yield bench
     for call in bench.app.open:
         call.cancel()
     for live in bench.lives:
-        await asyncio.wait_for(live.end(), 10)
+        await asyncio.wait_for(live.end(), 30)
     await asyncio.wait_for(log.close(), 10)
 
 

@@ -68,7 +68,7 @@ def namespace() -> str:
 async def connected(server: NatsServer, namespace: str) -> AsyncIterator[NatsEventLog]:
     log = nats_event_log([server.url], namespace)
     try:
-        await asyncio.wait_for(log.start(), 10)
+        await asyncio.wait_for(log.start(), 30)
         yield log
     finally:
         await asyncio.wait_for(log.close(), 10)
@@ -139,15 +139,15 @@ async def test_nothing_acknowledged_is_lost_when_the_server_restarts_under_load(
     async with asyncio.TaskGroup() as group:
         publishers = [group.create_task(publish_for_ever(log, worker, acknowledged)) for worker in range(16)]
         for _ in range(2):
-            await more(acknowledged, 500, within=10)
+            await more(acknowledged, 500, within=30)
             await asyncio.to_thread(getattr(server, end))
-            await until(lambda: log.problem, within=5)
+            await until(lambda: log.problem, within=30)
             await asyncio.to_thread(server.start)
-        await more(acknowledged, 500, within=10)
+        await more(acknowledged, 500, within=30)
         for publisher in publishers:
             publisher.cancel()
     await log.publish(ORDERS, raw("last"))
-    await until(lambda: {b"last", *acknowledged} <= set(arrivals.payloads), within=10)
+    await until(lambda: {b"last", *acknowledged} <= set(arrivals.payloads), within=30)
     copies = Counter(payload for payload, _ in {(d.payload, d.position) for d in arrivals.deliveries})
     assert max(copies.values()) == 1, "a repeated publish was stored twice"
     record_property("repeated deliveries", len(arrivals.payloads) - len(copies))
@@ -167,12 +167,12 @@ async def test_events_and_groups_outlive_the_server(log: EventLog, server: NatsS
 
 async def test_a_publish_waits_for_the_server_to_come_back(log: EventLog, server: NatsServer) -> None:
     server.stop()
-    await until(lambda: log.problem, within=5)
+    await until(lambda: log.problem, within=30)
     publish = asyncio.create_task(log.publish(ORDERS, raw("one")))
     await asyncio.sleep(0.3)
     assert not publish.done()
     server.start()
-    await asyncio.wait_for(publish, 5)
+    await asyncio.wait_for(publish, 30)
     assert log.problem is None
 
 
@@ -183,9 +183,9 @@ async def test_a_delivery_in_hand_may_be_settled_after_a_restart(log: EventLog, 
     await log.publish(ORDERS, raw("two"))
     (delivery,) = await arrivals.reaches(1)
     server.stop()
-    await until(lambda: log.problem, within=5)
+    await until(lambda: log.problem, within=30)
     server.start()
-    await until(lambda: log.problem is None, within=5)
+    await until(lambda: log.problem is None, within=30)
     delivery.ack()
     await arrivals.reaches(2)
     assert arrivals.payloads == [b"one", b"two"]
@@ -199,7 +199,7 @@ async def test_a_frozen_server_is_noticed_and_survived(log: EventLog, server: Na
     await arrivals.reaches(1)
     server.freeze()
     try:
-        await until(lambda: log.problem, within=10)
+        await until(lambda: log.problem, within=30)
     finally:
         server.thaw()
     await log.publish(ORDERS, raw("after"))
@@ -242,10 +242,10 @@ async def test_a_reason_once_given_is_told_though_the_last_attempt_is_cut_short(
 
             monkeypatch.setattr(log, "_position", noting)
             filling = asyncio.create_task(fill())
-            await asyncio.wait_for(refused.wait(), 5)
+            await asyncio.wait_for(refused.wait(), 30)
             server.freeze()
             with pytest.raises(BrokerUnavailable, match="insufficient resources"):
-                await asyncio.wait_for(filling, 5)
+                await asyncio.wait_for(filling, 30)
             server.thaw()
 
 
@@ -267,12 +267,12 @@ async def test_start_waits_for_the_first_server(tmp_path: Path, namespace: str) 
     server = NatsServer(tmp_path)
     log = nats_event_log([server.url], namespace)
     starting = asyncio.create_task(log.start())
-    await until(lambda: "connect" in (log.problem or ""), within=5)
+    await until(lambda: "connect" in (log.problem or ""), within=30)
     assert not starting.done()
     with server:
-        await asyncio.wait_for(starting, 5)
+        await asyncio.wait_for(starting, 30)
         await log.publish(ORDERS, raw("one"))
-        await asyncio.wait_for(log.close(), 5)
+        await asyncio.wait_for(log.close(), 10)
 
 
 @pytest.mark.parametrize("greeting", [b"INFO\r\n", b"INFO []\r\n", b"x" * 100_000])
@@ -287,7 +287,7 @@ async def test_a_stranger_at_the_servers_address_is_survived(
         writer.close()
 
     server.stop()
-    async with asyncio.timeout(5), await asyncio.start_server(greet, "127.0.0.1", server.port):
+    async with asyncio.timeout(30), await asyncio.start_server(greet, "127.0.0.1", server.port):
         await met.wait()
     server.start()
     await log.publish(ORDERS, raw("0"))
@@ -296,9 +296,9 @@ async def test_a_stranger_at_the_servers_address_is_survived(
 async def test_the_log_moves_to_a_server_that_is_alive(server: NatsServer, tmp_path: Path, namespace: str) -> None:
     gone = NatsServer(tmp_path)
     log = nats_event_log([gone.url, server.url], namespace)
-    await asyncio.wait_for(log.start(), 5)
+    await asyncio.wait_for(log.start(), 30)
     await log.publish(ORDERS, raw("one"))
-    await asyncio.wait_for(log.close(), 5)
+    await asyncio.wait_for(log.close(), 10)
 
 
 @pytest.mark.quiet  # an election has time limits of its own
@@ -322,10 +322,10 @@ async def test_the_leader_of_a_cluster_may_die(
                     page = await reader.read(Topic("pubsub", "read"), Start(position=position), limit=10)
                     assert [record.position for record in page.records] == [position]
         arrivals = inbox()
-        await asyncio.wait_for(log.subscribe(SHIPPING, arrivals, concurrency=64), 10)
+        await asyncio.wait_for(log.subscribe(SHIPPING, arrivals, concurrency=64), 30)
         acknowledged: list[bytes] = []
         publishers = [asyncio.create_task(publish_for_ever(log, worker, acknowledged)) for worker in range(4)]
-        await more(acknowledged, 200, within=10)
+        await more(acknowledged, 200, within=30)
         async with administrator(servers[0]) as admin:
             leader = (await admin.stream_info(stream)).cluster.leader
         await asyncio.to_thread(next(server for server in servers if server.name == leader).kill)
@@ -334,7 +334,7 @@ async def test_the_leader_of_a_cluster_may_die(
         for publisher in publishers:
             publisher.cancel()
         await asyncio.gather(*publishers, return_exceptions=True)
-        await until(lambda: set(acknowledged) <= set(arrivals.payloads), within=15)
+        await until(lambda: set(acknowledged) <= set(arrivals.payloads), within=30)
 
 
 # Members that die or dawdle
@@ -349,7 +349,7 @@ async def test_a_slow_handler_keeps_its_event(log: EventLog, server: NatsServer,
     await asyncio.sleep(2.5 * short_ack_wait)
     delivery.ack()
     await log.publish(ORDERS, raw("two"))
-    await until(lambda: b"two" in arrivals.payloads + others.payloads, within=5)
+    await until(lambda: b"two" in arrivals.payloads + others.payloads, within=30)
     assert (arrivals.payloads + others.payloads).count(b"one") == 1
     for delivery in arrivals.deliveries[1:]:
         delivery.ack()
@@ -389,9 +389,9 @@ async def test_processes_may_come_and_go_under_load(
             member = await other.subscribe(SHIPPING, arrivals, concurrency=64)
             await arrivals.reaches(len(arrivals.deliveries) + 20)
             if politely:
-                await asyncio.wait_for(member.close(), 5)
+                await asyncio.wait_for(member.close(), 10)
     await asyncio.gather(*publishes)
-    await until(lambda: len(set(arrivals.payloads)) == 3000, within=10)
+    await until(lambda: len(set(arrivals.payloads)) == 3000, within=30)
 
 
 # What others do to our streams and consumers
@@ -443,7 +443,7 @@ async def test_acks_reach_the_server(log: EventLog, admin: JetStreamContext, str
     for number in range(100):
         await log.publish(ORDERS, raw(f"{number}", key=None if number % 2 else f"{number}"))
     await arrivals.reaches(100)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while any(info.num_ack_pending for info in await consumers_of(admin, stream)):
             await asyncio.sleep(0.01)
     assert sum(info.num_pending or 0 for info in await consumers_of(admin, stream)) == 0
@@ -472,8 +472,8 @@ async def test_a_deleted_consumer_is_made_again_and_nothing_is_missed(
     for number in range(100):
         await log.publish(ORDERS, raw(f"{number}", key=None if number % 2 else f"{number}"))
     expected = {b"held", b"before", *(f"{number}".encode() for number in range(100))}
-    await until(lambda: expected <= set(arrivals.payloads), within=10)
-    await until(lambda: arrivals.payloads.count(b"held") == 2, within=10)
+    await until(lambda: expected <= set(arrivals.payloads), within=30)
+    await until(lambda: arrivals.payloads.count(b"held") == 2, within=30)
 
 
 async def test_a_consumer_deleted_while_the_server_was_away_is_made_again(
@@ -486,13 +486,13 @@ async def test_a_consumer_deleted_while_the_server_was_away_is_made_again(
     async with administrator(server) as admin:
         names = [info.name for info in await consumers_of(admin, stream)]
     server.stop()
-    await until(lambda: log.problem, within=5)
+    await until(lambda: log.problem, within=30)
     server.start()
     async with administrator(server) as admin:
         for name in names:
             await admin.delete_consumer(stream, name)
     await log.publish(ORDERS, raw("after"))
-    await until(lambda: b"after" in arrivals.payloads, within=15)
+    await until(lambda: b"after" in arrivals.payloads, within=30)
 
 
 async def test_a_consumer_that_cannot_be_mended_is_not_hurried(
@@ -524,7 +524,7 @@ async def test_a_consumer_that_is_as_it_should_be_is_left_alone(
         await admin.add_consumer(stream, info.config)
         changes.clear()
         await log.subscribe(SHIPPING, inbox(), concurrency=8, order=Order.NONE)
-        await until(lambda: changes, within=5)
+        await until(lambda: changes, within=30)
     assert [info.config.max_ack_pending for info in await consumers_of(admin, stream)] == [10_000, 10_000]
 
 
@@ -568,7 +568,7 @@ async def test_what_a_lost_stream_held_settles_nothing_in_the_new_one(
     await asyncio.sleep(0.1)
     assert sum(info.num_ack_pending or 0 for info in await consumers_of(admin, stream)) == 1
     new.ack()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while any(info.num_ack_pending for info in await consumers_of(admin, stream)):
             await asyncio.sleep(0.01)
 
@@ -792,16 +792,16 @@ async def test_a_lane_goes_on_in_order_when_the_broker_is_killed(log: EventLog, 
     for number in range(100):
         await log.publish(ORDERS, raw(f"blocked:{number}", key="blocked"))
         await log.publish(ORDERS, raw(f"free:{number}", key="free"))
-    await until(lambda: b"free:99" in arrivals.payloads, within=10)
+    await until(lambda: b"free:99" in arrivals.payloads, within=30)
     server.kill()
     server.start()
     for number in range(100, 110):
         await log.publish(ORDERS, raw(f"blocked:{number}", key="blocked"))
         await log.publish(ORDERS, raw(f"free:{number}", key="free"))
-    await until(lambda: b"free:109" in arrivals.payloads, within=10)
+    await until(lambda: b"free:109" in arrivals.payloads, within=30)
     assert len(held) == 1
     held[0].ack()
-    await until(lambda: b"blocked:109" in arrivals.payloads, within=10)
+    await until(lambda: b"blocked:109" in arrivals.payloads, within=30)
     for key in ("blocked", "free"):
         numbers = [payload for payload in arrivals.payloads if payload and payload.startswith(key.encode())]
         assert numbers == [f"{key}:{number}".encode() for number in range(110)]
@@ -849,7 +849,7 @@ async def test_a_passing_group_that_is_away_for_long_misses_nothing(
     await arrivals.reaches(1)
     member.set_concurrency(0)
     await log.publish(ORDERS, raw("meanwhile"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await consumers_of(admin, stream):
             await asyncio.sleep(0.05)
     await log.publish(ORDERS, raw("later"))

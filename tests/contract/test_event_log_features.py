@@ -148,7 +148,10 @@ async def test_what_a_member_does_not_take_goes_to_others(log: EventLog, inbox: 
     assert len(first.deliveries) == 2
 
 
-async def test_with_fewer_at_once_fewer_come(log: EventLog, inbox: MakeInbox, implementation: Implementation) -> None:
+async def test_with_fewer_at_once_fewer_come(
+    log: EventLog, inbox: MakeInbox, implementation: Implementation, needs: Needs
+) -> None:
+    needs(Feature.ANY_MEMBER)
     held = inbox(keep)
     member = await log.subscribe(SHIPPING, held, concurrency=10, order=LOOSE)
     await numbers(log, 1, 4)

@@ -85,7 +85,7 @@ async def broker(server: NatsServer, mesh: Mesh) -> AsyncIterator[MeshBroker]:
     """Not started: a test adds its handlers first."""
     broker = MeshBroker(mesh, server.url, logger=None)
     yield broker
-    await asyncio.wait_for(broker.stop(), 10)
+    await asyncio.wait_for(broker.stop(), 30)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ class Got(asyncio.Queue[Any]):
         super().put_nowait(item)
 
     async def next(self) -> Any:
-        return await asyncio.wait_for(self.get(), 10)
+        return await asyncio.wait_for(self.get(), 30)
 
     async def nothing_more(self, seconds: float = 0.3) -> None:
         with pytest.raises(TimeoutError):
@@ -469,7 +469,7 @@ async def test_an_expired_event_is_not_handled(broker: MeshBroker, mesh: Mesh, l
 
 async def settled(log: NatsEventLog, mesh: Mesh, name: str) -> None:
     """Returns when the group has nothing left to handle."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while await log.backlog(Group(mesh.app_id, topic(name))) != (0, 0):
             await asyncio.sleep(0.01)
 
@@ -550,7 +550,7 @@ async def test_a_service_and_a_sidecar_keep_the_order_of_a_key(
     keys = [f"key-{number}" for number in range(10)]
     for number in range(20):
         await asyncio.gather(*(log.publish(topic("A"), simple(number, partitionkey=key)) for key in keys))
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while sum(map(len, handled.values())) < 200:
             await asyncio.sleep(0.01)
     for key in keys:
@@ -597,7 +597,7 @@ async def test_stopping_waits_for_handlers_and_gives_back_the_rest(
     for number in range(4):
         await log.publish(topic("A"), simple(number, **({"partitionkey": "k"} if number % 2 else {})))
     await started.wait()
-    await asyncio.wait_for(broker.stop(), 5)
+    await asyncio.wait_for(broker.stop(), 30)
     assert [got.get_nowait() for _ in range(got.qsize())] == [0]
 
     await log.subscribe(Group(mesh.app_id, topic("A")), inbox, concurrency=8)
@@ -624,10 +624,10 @@ async def test_a_handler_that_does_not_end_is_cancelled(
     await log.publish(topic("A"), simple(1))
     await log.publish(topic("A"), simple(2, partitionkey="k"))
     await started.wait()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while await log.backlog(Group(mesh.app_id, topic("A"))) != (0, 2):
             await asyncio.sleep(0.01)
-    await asyncio.wait_for(broker.stop(), 5)
+    await asyncio.wait_for(broker.stop(), 30)
     assert cancelled.is_set()
     await log.subscribe(Group(mesh.app_id, topic("A")), inbox, concurrency=8)
     await inbox.reaches(2, within=3)

@@ -241,7 +241,7 @@ async def test_each_version_of_a_file_fires_once(tmp_path: Path) -> None:
         file.write_text("22")
         await taken.until(2)
         index = sqlite3.connect(tmp_path / ".meshwire-test.db")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not index.execute("SELECT 1 FROM accepted WHERE version LIKE '%-2'").fetchall():
                 await asyncio.sleep(0.02)
         index.close()
@@ -304,7 +304,7 @@ async def test_what_was_stored_is_moved_and_nothing_is_overwritten(tmp_path: Pat
     (tmp_path / "deep/b.txt").write_text("b")
     async with watched(tmp_path, after="move", recursive="true") as taken:
         await taken.until(2)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (tmp_path / "a.txt").exists() or (tmp_path / "deep/b.txt").exists():
                 await asyncio.sleep(0.02)
         await asyncio.sleep(0.7)
@@ -371,7 +371,7 @@ async def test_a_file_that_cannot_be_worked_keeps_no_other(
         await taken.until(1 if step == "open" else 2)
         await asyncio.sleep(0.5)  # in which it could come again
         stuck = False
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while list(tmp_path.iterdir()):
                 await asyncio.sleep(0.02)
     assert sorted(item.data for item in taken) == [b"other", b"stuck"]

@@ -32,7 +32,7 @@ async def connect(backing: LockBacking) -> AsyncIterator[Connect]:
 
     async def connect() -> LockStore:
         stores.append(await backing.store())
-        await asyncio.wait_for(stores[-1].start(), 10)
+        await asyncio.wait_for(stores[-1].start(), 30)
         return stores[-1]
 
     yield connect

@@ -207,12 +207,12 @@ async def test_connections_are_bounded_and_used_again(server: PostgresServer) ->
 
     await asyncio.gather(*(store.change(SetState(key=f"{n}", value=b"1")) for n in range(200)))
     assert open_connections() == 3
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while open_connections():
             await asyncio.sleep(0.05)
     assert await store.get("1") is not None
     await store.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while open_connections():
             await asyncio.sleep(0.05)
     with pytest.raises(StoreUnavailable):

@@ -40,7 +40,7 @@ async def connected(**metadata: str) -> AsyncIterator[Server]:
     component = Component(name="test", type="lock.redis", metadata=Metadata(metadata), origin="test.yaml:1")
     server = Server(read_settings(component, fields()))
     try:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             await server.start()
             yield server
     finally:
@@ -350,7 +350,7 @@ async def test_no_answer_is_left_behind_by_a_call_that_is_cancelled(own_server: 
             assert not task.done()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 item = await items.get("c")
                 assert item is not None
                 assert item.value == b"c"

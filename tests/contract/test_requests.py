@@ -140,7 +140,7 @@ async def echo(request: Request) -> Response:
     return Response(status=200, body=await whole(request.body))
 
 
-async def soon(awaitable: Awaitable[T], within: float = 5.0) -> T:
+async def soon(awaitable: Awaitable[T], within: float = 30.0) -> T:
     return await asyncio.wait_for(awaitable, within)
 
 

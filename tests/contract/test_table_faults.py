@@ -137,7 +137,7 @@ async def test_a_frozen_broker_is_given_up_in_the_end(broker: DurableBacking, ta
     watch = table.watch(("state",), lost=lost.set)
     assert isinstance(await anext(watch), Current)
     broker.freeze()
-    watch_is_lost = asyncio.ensure_future(asyncio.wait_for(lost.wait(), 5.0))
+    watch_is_lost = asyncio.ensure_future(asyncio.wait_for(lost.wait(), 30.0))
     operations = [
         table.get(("state", "a")),
         table.get_many([("state", "a"), ("state", "b")]),

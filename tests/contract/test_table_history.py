@@ -189,9 +189,9 @@ async def test_conflicts_are_told_where_a_history_is_kept(table: Table) -> None:
     for wrong in (old, other, newer + 1000, ABSENT):
         for change in (Put(key=A, value=b"3", expected=wrong), Delete(key=A, expected=wrong)):
             with pytest.raises(Conflict):
-                await asyncio.wait_for(table.commit([change]), 5)
+                await asyncio.wait_for(table.commit([change]), 30)
             with pytest.raises(Conflict):
-                await asyncio.wait_for(table.commit([Put(key=("state", "c"), value=b""), change]), 5)
+                await asyncio.wait_for(table.commit([Put(key=("state", "c"), value=b""), change]), 30)
     assert await history(table, A, newest=newer) == [b"2", b"1"]
 
 

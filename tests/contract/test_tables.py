@@ -441,7 +441,7 @@ async def test_a_cancelled_commit_happens_whole_and_at_most_once(table: Table, c
         await asyncio.gather(commit, return_exceptions=True)
     end = await put(table, "state", "end")
     seen: list[tuple[str, bytes]] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async for change in watch:
             if isinstance(change, Entry):
                 if change.revision == end:
@@ -606,10 +606,10 @@ async def test_a_closed_table_answers_nothing(connect: Connect) -> None:
     await asyncio.sleep(0)
     await tables.close()
     with pytest.raises(StopAsyncIteration):
-        await asyncio.wait_for(ended, 10)
+        await asyncio.wait_for(ended, 30)
     for operation in (table.get(("state", "a")), table.scan(("state",), limit=1), put(table, "state", "a")):
         with pytest.raises(BrokerUnavailable):
-            await asyncio.wait_for(operation, 10)
+            await asyncio.wait_for(operation, 30)
     with pytest.raises(BrokerUnavailable):
-        await asyncio.wait_for(put(tables.table("other"), "state", "a"), 10)
+        await asyncio.wait_for(put(tables.table("other"), "state", "a"), 30)
     await tables.close()

@@ -118,7 +118,7 @@ async def test_a_server_that_does_not_answer_in_time() -> None:
     port = listener.sockets[0].getsockname()[1]
     async with binding(f"http://127.0.0.1:{port}", responseTimeout="200ms") as calls:
         with pytest.raises(StoreUnavailable, match=r"within 0.2 s"):
-            await asyncio.wait_for(calls.invoke(asked()), 5)
+            await asyncio.wait_for(calls.invoke(asked()), 30)
     listener.close()
     await listener.wait_closed()
 
@@ -155,8 +155,8 @@ async def test_many_requests_at_once_and_an_end_meanwhile() -> None:
         gate.clear()
         waiting = [asyncio.create_task(calls.invoke(asked())) for _ in range(2 * http.CONNECTIONS)]
         await asyncio.sleep(0.1)
-        await asyncio.wait_for(calls.close(), 5)
-        outcomes = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 5)
+        await asyncio.wait_for(calls.close(), 10)
+        outcomes = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 30)
         assert {type(outcome) for outcome in outcomes} == {StoreUnavailable}
     gate.set()
     listener.close()
@@ -309,7 +309,7 @@ async def silent_at(word: bytes) -> AsyncIterator[int]:
 async def test_a_mail_server_that_falls_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smtp, "GOODBYE", 0.2)
     async with silent_at(b"QUIT") as port:
-        await asyncio.wait_for(sent(port, {}), 5)  # it has the mail: no reason to send it twice
+        await asyncio.wait_for(sent(port, {}), 30)  # it has the mail: no reason to send it twice
     monkeypatch.setattr(smtp, "TIME_LIMIT", 0.5)
     async with silent_at(b"MAIL") as port:
         with pytest.raises(StoreUnavailable, match=r"within 0\.5 s"):

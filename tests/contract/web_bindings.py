@@ -120,7 +120,7 @@ class EchoServer:
     def stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(10)
+        self._thread.join(30)
 
 
 class Smtp:

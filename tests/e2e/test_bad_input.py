@@ -477,7 +477,7 @@ async def test_full_disk_is_named_and_room_on_it_is_noticed(small_disk):
             assert run.runs
 
             ballast.unlink()
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(30):
                 while (await run.publish(b"1")).status != 204:
                     await asyncio.sleep(0.1)
             events = await app.got(accepted + 1)

@@ -118,7 +118,7 @@ async def test_a_redrive_goes_on_after_a_kill(mesh):
         began = time.monotonic()
         done = await over(two, f"/mesh/v1/redrives/{run['id']}", 40)
         assert (done["state"], "failed" in done) == ("done", False), time.monotonic() - began
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(set(again(app, run))) < 100:
                 await asyncio.sleep(0.05)
         assert (await ask(two, "GET", path))["deadLetters"] == []

@@ -63,7 +63,7 @@ async def test_replicas_share_state_and_apps_do_not(mesh: Mesh) -> None:
 
 
 async def until_value(sidecar: Sidecar, key: str, expected: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await value(sidecar, key) != expected:
             await asyncio.sleep(0.01)
 
@@ -165,7 +165,7 @@ async def test_earlier_values_and_changes(mesh: Mesh) -> None:
     for number in range(3):
         assert await save(sidecar, {"key": "a", "value": number}) == 204
     path = "/mesh/v1/state/statestore/a/history"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(versions := (await sidecar.call("GET", path)).json["versions"]) < 3:
             await asyncio.sleep(0.01)
     assert [version["data"] for version in versions] == [2, 1, 0]

@@ -67,7 +67,7 @@ class Run:
 
     def end(self):
         """The exit code and all output. Nobody may hold the output open any more."""
-        rest, _ = self.process.communicate(timeout=10)
+        rest, _ = self.process.communicate(timeout=30)
         return self.process.returncode, "".join(self.lines) + rest
 
 
@@ -84,7 +84,7 @@ def start(tmp_path):
     for run in started:
         if run.process.poll() is None:
             run.process.terminate()
-        run.process.wait(10)
+        run.process.wait(30)
         run.process.stdout.close()
 
 
@@ -308,5 +308,5 @@ def test_app_goes_on_when_nobody_reads_its_output(start, tmp_path):
     run.until("up and running")
     run.process.stdout.close()
     go.touch()
-    assert run.process.wait(10) == 6
+    assert run.process.wait(30) == 6
     assert done.exists()

@@ -37,7 +37,7 @@ async def test_a_story_over_two_apps_is_told_by_any_sidecar(mesh):
         bystander = await mesh.sidecar("bystander")
         await shop.publish(event(7), EVENT)
         await billing.got(2)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 told = (await bystander.call("GET", "/mesh/v1/events/%2Fshop/7")).json
                 if [one["state"] for one in told["subscriptions"]] == ["acked"]:

@@ -93,11 +93,11 @@ class App:
         """Wait until this many requests have come."""
         while len(self.requests) < number:
             self.called.clear()
-            await asyncio.wait_for(self.called.wait(), 5)
+            await asyncio.wait_for(self.called.wait(), 30)
 
     async def all_closed(self) -> None:
         for peer in self.peers:
-            await asyncio.wait_for(peer.closed.wait(), 5)
+            await asyncio.wait_for(peer.closed.wait(), 30)
 
 
 def says(data: bytes) -> Callable[[Peer, Request], None]:

@@ -28,7 +28,7 @@ async def open_channel(request: pytest.FixtureRequest) -> AsyncIterator[Callable
 
     yield make
     for channel in channels:
-        await asyncio.wait_for(channel.close(), 5)
+        await asyncio.wait_for(channel.close(), 10)
         assert not channel._pool._open
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -61,7 +61,7 @@ async def test_can_be_used_from_callbacks(open_channel):
             )
 
         channel.request("GET", "/first", timeout=5).add_done_callback(after_the_first)
-        assert (await asyncio.wait_for(second, 5)).status == 200
+        assert (await asyncio.wait_for(second, 30)).status == 200
 
 
 async def test_a_prepared_route_adds_the_headers_of_each_call(open_channel):
@@ -223,7 +223,7 @@ async def test_at_most_max_concurrency_calls_are_under_way_and_the_rest_in_order
             peers, pending[:] = pending[:], []
             for peer in peers:
                 peer.send(b"k")
-        await asyncio.wait_for(asyncio.gather(*calls), 5)
+        await asyncio.wait_for(asyncio.gather(*calls), 30)
         lines = [request.line for request in app.requests]
         assert [sorted(lines[at : at + 2]) for at in (0, 2, 4)] == [
             [f"GET /{number} HTTP/1.1" for number in (at, at + 1)] for at in (0, 2, 4)
@@ -332,10 +332,10 @@ async def test_cancelling_closes_the_connection_and_frees_the_slot(open_channel)
         channel = open_channel(app.port, max_concurrency=1)
         call = channel.request("GET", "/1", timeout=5)
         await app.calls(1)
-        task = asyncio.ensure_future(asyncio.wait_for(channel.request("GET", "/2", timeout=5), 5))
+        task = asyncio.ensure_future(asyncio.wait_for(channel.request("GET", "/2", timeout=5), 30))
         await asyncio.sleep(0)
         call.cancel()
-        await asyncio.wait_for(app.peers[0].closed.wait(), 5)
+        await asyncio.wait_for(app.peers[0].closed.wait(), 30)
         await app.calls(2)
         task.cancel()  # through the awaiting task
         with pytest.raises(asyncio.CancelledError):
@@ -362,7 +362,7 @@ async def test_closing_fails_all_calls_and_closes_all_sockets(open_channel):
         await app.calls(2)
         calls += [channel.request("GET", "/", timeout=5), asyncio.ensure_future(channel.probe("/", timeout=5))]
         await asyncio.sleep(0)
-        await asyncio.wait_for(channel.close(), 5)
+        await asyncio.wait_for(channel.close(), 10)
         for call in calls[:3]:
             with pytest.raises(AppError, match="the sidecar is shutting down"):
                 await call
@@ -435,7 +435,7 @@ async def test_waits_until_the_app_listens(open_channel, caplog, monkeypatch):
         await asyncio.sleep(0.001)
     assert not waiting.done()
     server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", port)
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, 30)
     server.close()
     assert caplog.messages[0] == f"application protocol: http. waiting on port {port}."
     assert caplog.messages[1].startswith("application protocol: http. still waiting")

@@ -191,7 +191,7 @@ async def test_an_app_that_closes_what_it_accepts_fails_one_call_each_time(open_
         app.on_connect = lambda peer: peer.reset() if len(app.peers) <= 3 else None
         channel = open_channel(app.port, limits=Limits(dials=1))
         calls = [channel.request("GET", f"/{number}", timeout=5) for number in range(10)]
-        results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
+        results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 30)
     assert all(isinstance(result, AppError) for result in results[:3])
     assert all(result.status == 200 for result in results[3:])
 

@@ -88,7 +88,7 @@ async def test_pieces_come_one_by_one(open_channel, serving):
         writer.write(b"0\r\n\r\n")
 
     channel = open_channel(await serving(serve))
-    response = await asyncio.wait_for(channel.call(Request(method="GET", path="/")), 5)
+    response = await asyncio.wait_for(channel.call(Request(method="GET", path="/")), 30)
     assert response.status == 200
     seen = []
     async for piece in response.body:
@@ -154,8 +154,8 @@ async def test_closing_an_answer_hangs_up_and_frees_the_slot(open_channel, servi
     await asyncio.sleep(0.01)
     assert not waiting.done()
     await response.body.aclose()
-    assert (await asyncio.wait_for(waiting, 5)).status == 204
-    await asyncio.wait_for(hung_up.wait(), 5)
+    assert (await asyncio.wait_for(waiting, 30)).status == 204
+    await asyncio.wait_for(hung_up.wait(), 30)
 
 
 async def test_an_upload_is_chunked_unless_its_length_is_known(open_channel, serving):
@@ -171,7 +171,7 @@ async def test_an_upload_is_chunked_unless_its_length_is_known(open_channel, ser
     channel = open_channel(await serving(serve))
     for headers in ([], [(b"content-length", b"10")]):
         request = Request(method="POST", path="/", headers=headers, body=pieces(b"hello", b"", b"world"))
-        assert (await asyncio.wait_for(channel.call(request), 5)).status == 200
+        assert (await asyncio.wait_for(channel.call(request), 30)).status == 200
     assert bodies == [(False, b"5\r\nhello\r\n5\r\nworld\r\n0\r\n\r\n"), (True, b"helloworld")]
     assert len(channel._pool._open) == 1  # the connection was used again
 
@@ -194,8 +194,8 @@ async def test_an_upload_that_is_cut_short_never_looks_whole(open_channel, servi
     headers = [] if length is None else [(b"content-length", b"%d" % length)]
     request = Request(method="POST", path="/", headers=headers, body=pieces(*given, then=then))
     with pytest.raises(AppError, match=problem):
-        await asyncio.wait_for(open_channel(await serving(serve)).call(request), 5)
-    body = (await asyncio.wait_for(received, 5)).partition(b"\r\n\r\n")[2]
+        await asyncio.wait_for(open_channel(await serving(serve)).call(request), 30)
+    body = (await asyncio.wait_for(received, 30)).partition(b"\r\n\r\n")[2]
     assert not body.endswith(b"0\r\n\r\n")
     assert length is None or len(body) < length
 
@@ -244,9 +244,9 @@ async def test_an_app_that_answers_before_the_upload_is_over(open_channel, servi
 
     channel = open_channel(await serving(serve))
     for number in (1, 2):
-        response = await asyncio.wait_for(channel.call(Request(method="POST", path="/", body=body())), 5)
+        response = await asyncio.wait_for(channel.call(Request(method="POST", path="/", body=body())), 30)
         assert response.status == 413
-        await asyncio.wait_for(closed.wait(), 5)
+        await asyncio.wait_for(closed.wait(), 30)
         assert connections == number  # what is left of the upload must not be the next request
 
 
@@ -267,12 +267,12 @@ async def test_cancelling_a_call_closes_a_body_that_waits_for_the_app(open_chann
     async with running(is_silent) as app:
         app.on_connect = lambda peer: peer.transport.pause_reading()
         call = open_channel(app.port).call(Request(method="POST", path="/", body=Endless()))
-        await asyncio.wait_for(asked.wait(), 5)
+        await asyncio.wait_for(asked.wait(), 30)
         while asked.is_set():  # until the app takes no more
             asked.clear()
             await asyncio.sleep(0.1)
         call.cancel()
-        await asyncio.wait_for(closed.wait(), 5)
+        await asyncio.wait_for(closed.wait(), 30)
 
 
 async def test_cancelling_a_call_ends_its_upload(open_channel):
@@ -287,10 +287,10 @@ async def test_cancelling_a_call_ends_its_upload(open_channel):
 
     async with running(is_silent) as app:
         call = open_channel(app.port).call(Request(method="POST", path="/", body=body()))
-        await asyncio.wait_for(app.connected.wait(), 5)
+        await asyncio.wait_for(app.connected.wait(), 30)
         await asyncio.sleep(0.01)
         call.cancel()
-        await asyncio.wait_for(closed.wait(), 5)
+        await asyncio.wait_for(closed.wait(), 30)
         await app.all_closed()
 
 

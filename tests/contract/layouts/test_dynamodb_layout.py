@@ -442,7 +442,7 @@ async def test_another_key_attribute(open_store: Callable[..., Any], dapr: Dapr)
 async def test_no_server(open_store: Callable[..., Any]) -> None:
     store = open_store(endpoint="http://127.0.0.1:9")
     with pytest.raises(StoreUnavailable, match="cannot be reached") as raised:
-        await asyncio.wait_for(store.start(), 10)
+        await asyncio.wait_for(store.start(), 30)
     assert KEYS["secretKey"] not in str(raised.value)
 
 
@@ -458,9 +458,9 @@ async def test_a_server_that_does_not_answer(
         await store.start()
         server.freeze()
         with pytest.raises(StoreUnavailable):
-            await asyncio.wait_for(store.get(A), 10)
+            await asyncio.wait_for(store.get(A), 30)
         server.thaw()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 try:
                     await store.change(SetState(key=A, value=b"1"))
@@ -470,7 +470,7 @@ async def test_a_server_that_does_not_answer(
         assert await value(store, A) == b"1"
         server.stop()
         with pytest.raises(StoreUnavailable):
-            await asyncio.wait_for(store.get_many([A]), 10)
+            await asyncio.wait_for(store.get_many([A]), 30)
     finally:
         client.close()
         server.stop()

@@ -277,7 +277,7 @@ async def test_expired_items_are_removed_by_one(dapr: Dapr, connect: Connect) ->
     await clock.advance(3599)
     assert len(dapr.execute("SELECT key FROM {table}")) == 3
     await clock.advance(1)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(dapr.execute("SELECT key FROM {table}")) != 2:
             await asyncio.sleep(0.01)
     [(age,)] = dapr.execute(

@@ -167,7 +167,7 @@ async def test_expired_items_are_removed_by_one(file: Path, dapr: sqlite3.Connec
     await clock.advance(3599)
     assert dapr.execute("SELECT count(*) FROM state").fetchone() == (2501,)
     await clock.advance(1)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while dapr.execute("SELECT count(*) FROM state").fetchone() != (1,):
             await asyncio.sleep(0.01)
     [(last,)] = dapr.execute("SELECT unixepoch('now') - unixepoch(value) FROM metadata WHERE key = 'last-cleanup'")
@@ -252,7 +252,7 @@ async def test_what_was_asked_before_the_end_is_done(file: Path) -> None:
     writes = [asyncio.create_task(store.change(SetState(key=f"a{number}", value=b"1"))) for number in range(300)]
     await asyncio.sleep(0)
     ends = [asyncio.create_task(store.close()) for _ in range(2)]
-    async with asyncio.timeout(10):  # one that comes too late is refused, not left to wait
+    async with asyncio.timeout(30):  # one that comes too late is refused, not left to wait
         late = 0
         with pytest.raises(StoreUnavailable, match="closed"):
             while True:
@@ -333,7 +333,7 @@ async def test_what_was_acknowledged_survives_a_kill(file: Path) -> None:
     for writer in writers:
         with writer.stdout as output:
             told = said[writer.pid] + output.read()
-        writer.wait(10)
+        writer.wait(30)
         lines += [line.split() for line in told.decode().rpartition("\n")[0].splitlines()]
     newest: dict[Any, int] = {}
     for name, lane, number in lines:

@@ -33,7 +33,7 @@ class Served:
         return Response(202, [("x-n", str(len(self.requests)))])
 
     async def listening(self) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while True:
                 try:
                     _, writer = await asyncio.open_connection("127.0.0.1", self.port)

@@ -21,4 +21,4 @@ async def test_a_connection_that_cannot_even_roll_back_is_replaced(tmp_path: Pat
     outcomes = await asyncio.gather(worker.run(sqlite3.Connection.close), worker.run(one), return_exceptions=True)
     assert all(isinstance(outcome, StoreError) for outcome in outcomes)
     assert await worker.run(one) == 1
-    await asyncio.wait_for(worker.close(), 5)
+    await asyncio.wait_for(worker.close(), 10)

@@ -269,7 +269,7 @@ async def test_exchange_and_removal(components: Components) -> None:
 
     Store.log.clear()
     under_way.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await asyncio.gather(*components._retiring)
     assert sorted(Store.log) == ["close changed", "close removed", "detach changed", "detach removed"]
     await components.apply([a("kept"), a("changed", password="new"), a("new")])
@@ -301,7 +301,7 @@ async def test_closing_waits_for_nobody(components: Components) -> None:
     await components.load([a("c")])
     await components.apply([])
     await asyncio.sleep(0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await components.close()
     assert Store.log == ["start c", "close c"]
 

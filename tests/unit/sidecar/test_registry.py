@@ -91,7 +91,7 @@ def test_a_killed_sidecar_disappears_and_its_file_is_deleted(tmp_path: Path) -> 
     with owner(tmp_path, "victim") as victim, owner(tmp_path, "survivor") as survivor:
         assert sorted(found.app_id for found in entries(tmp_path)) == ["survivor", "victim"]
         victim.kill()
-        victim.wait(10)
+        victim.wait(30)
         assert len(list((tmp_path / "run").iterdir())) == 2
         assert [found.daprd_pid for found in entries(tmp_path)] == [survivor.pid]
         assert [path.name for path in (tmp_path / "run").iterdir()] == [f"survivor-{survivor.pid}.json"]

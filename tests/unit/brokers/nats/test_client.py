@@ -42,7 +42,7 @@ async def connected(script):
         over.set()
 
     lost = asyncio.get_running_loop().create_future()
-    async with await asyncio.start_server(serve, "127.0.0.1") as server, asyncio.timeout(5):
+    async with await asyncio.start_server(serve, "127.0.0.1") as server, asyncio.timeout(30):
         client = MeshClient(lost.set_result, lambda _: None)
         port = server.sockets[0].getsockname()[1]
         await client.connect(f"nats://127.0.0.1:{port}", allow_reconnect=False, error_cb=ignore)

@@ -352,7 +352,7 @@ def test_server_left_over_by_a_killed_keeper_is_ended(folder):
     stale = subprocess.Popen([embedded.find_server(), "-c", folder / keeper.CONFIG], stderr=subprocess.DEVNULL)
     wait_for(lambda: (folder / keeper.PID).exists() and (folder / keeper.PID).read_text())
     with embedded_user(folder):
-        assert stale.wait(5) is not None
+        assert stale.wait(30) is not None
         wait_for(lambda: answers(folder))
 
 

@@ -78,7 +78,7 @@ class Mesh:
         host = Host(me, components, self.requests(me), SystemClock(), max_body_size=limit)
         host.start()
         host.attach(component)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while component.hosted_for and addressing.bindings_host(me) not in self.exchange.servers:
                 await asyncio.sleep(0)
         try:
@@ -299,7 +299,7 @@ async def test_an_answer_that_does_not_come(mesh: Mesh, monkeypatch: pytest.Monk
     stuck = Stuck()
     async with mesh.host(local(stuck, "shop")):
         assert await failure(mesh.outputs()) == "app billing, which hosts it, gave no answer within 0.05 s"
-        await asyncio.wait_for(stuck.cancelled.wait(), 5)
+        await asyncio.wait_for(stuck.cancelled.wait(), 30)
 
 
 POLICY = """

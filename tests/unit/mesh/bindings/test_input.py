@@ -139,7 +139,7 @@ async def test_the_end_forgets_nothing_and_begins_nothing(scene: Scene) -> None:
 async def test_a_source_that_does_not_let_go_holds_up_the_end_for_its_grace_alone(scene: Scene) -> None:
     _, binding = scene.use("first")
     await settled(lambda: len(scene.story) == 1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await scene.inputs.stop(0.05)
     binding.leaving.set()
     await settled(lambda: len(scene.story) == 2)

@@ -56,7 +56,7 @@ def tables(clock: VirtualClock) -> MemoryTables:
 
 
 async def until(clock: VirtualClock, condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():
             await clock.advance(0.25)
             await asyncio.sleep(0)

@@ -99,7 +99,7 @@ async def test_exhausted_is_not_lost(bench: Bench) -> None:
     assert (letter.first_failure - began, letter.last_failure - began) == (0, 4)
     assert (letter.group.app_id, letter.topic) == ("app", TOPIC)
     assert letter.message.payload == EVENT
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await bench.subscription.close()
 
 
@@ -245,7 +245,7 @@ async def test_a_store_that_is_away_costs_neither_the_letter_nor_a_call(bench: B
     await bench.clock.advance(600)
     assert (store.only.attempts, bench.app.times) == (1, [0.0])
     assert len(bench.dead) == (dead_letter is not None)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await bench.subscription.close()
 
 
@@ -282,7 +282,7 @@ async def test_an_app_that_ends_costs_no_letter(bench: Bench) -> None:
     ending = asyncio.create_task(bench.live.end())
     await bench.clock.settle()
     bench.app.open[0].set_result(answer(500))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await ending
     assert (store.letters, bench.dead) == ({}, [])
 
@@ -341,7 +341,7 @@ async def test_a_bug_of_ours_leaves_nothing_in_hand(
     assert store.only.text == "an error in the sidecar"
     assert "a bug" in caplog.text
     assert (bench.deliverer.in_hand, len(bench.app.calls)) == (0, 2 if step == "judge" else 0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await bench.live.end()
 
 

@@ -664,7 +664,7 @@ async def never_goes_back(actions: list[Action], max_bytes: int) -> None:
     while far.travelling:
         far.arrive()
         await clock.settle()
-    for outcome in await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5):
+    for outcome in await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30):
         if isinstance(outcome, Exception):
             raise outcome
     for key in KEYS:  # nothing stale stays

@@ -120,7 +120,7 @@ def test_a_unix_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, running:
         assert main(["publish", "-u", ".", "-i", "orders", "-t", "A"]) == 0
         running("orders", http_port=None, socket="dapr-orders-http.socket")
         assert main(["publish", "-t", "A"]) == 0
-        answering.join(10)
+        answering.join(30)
     assert all(request.startswith(b"POST /v1.0/publish/pubsub/A HTTP/1.1\r\nHost: localhost\r\n") for request in heard)
 
 
@@ -220,5 +220,5 @@ def test_an_answer_that_breaks_off(running: Running, capsys: pytest.CaptureFixtu
         hanging.start()
         running("orders", http_port=port)
         assert main(["publish", "-t", "A"]) == 1
-        hanging.join(10)
+        hanging.join(30)
     assert f"the answer of the sidecar at 127.0.0.1:{port} broke off" in capsys.readouterr().err

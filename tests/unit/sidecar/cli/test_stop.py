@@ -44,7 +44,7 @@ def test_ends_a_sidecar_that_stands_alone(start: Start, running: Running, capsys
     running("orders", daprd_pid=target.pid)
     running("billing", daprd_pid=other.pid)
     assert main(["stop", "--app-id", "orders"]) == 0
-    assert target.wait(10) == -15
+    assert target.wait(30) == -15
     assert other.poll() is None
     assert capsys.readouterr() == (f"✅ app stopped successfully: orders (process {target.pid})\n", "")
 
@@ -53,17 +53,17 @@ def test_ends_the_run_process_and_leaves_the_sidecar_to_it(start: Start, running
     supervisor, below = start(ENDS), start(ENDS)
     running("orders", daprd_pid=below.pid, cli_pid=supervisor.pid)
     assert main(["stop", "-a", "orders", "--timeout", "0.3"]) == 1  # nobody passes the signal on here
-    assert supervisor.wait(10) == -15
+    assert supervisor.wait(30) == -15
     assert below.poll() is None
 
 
 def test_a_sidecar_whose_run_process_is_gone(start: Start, running: Running) -> None:
     supervisor, below = start(ENDS), start(ENDS)
     supervisor.kill()
-    supervisor.wait(10)
+    supervisor.wait(30)
     running("orders", daprd_pid=below.pid, cli_pid=supervisor.pid)
     assert main(["stop", "-a", "orders"]) == 0
-    assert below.wait(10) == -15
+    assert below.wait(30) == -15
 
 
 def test_of_several_apps_under_one_run_process_only_the_sidecar_is_signalled(start: Start, running: Running) -> None:
@@ -71,7 +71,7 @@ def test_of_several_apps_under_one_run_process_only_the_sidecar_is_signalled(sta
     running("orders", daprd_pid=orders.pid, cli_pid=supervisor.pid)
     running("billing", daprd_pid=billing.pid, cli_pid=supervisor.pid)
     assert main(["stop", "-a", "orders"]) == 0
-    assert orders.wait(10) == -15
+    assert orders.wait(30) == -15
     assert supervisor.poll() is billing.poll() is None
 
 
@@ -94,7 +94,7 @@ def test_apps_of_a_run_file_are_ended_by_one_signal(
     monkeypatch.setattr("os.kill", lambda pid, number: (sent.append(number), kill(pid, number)))
     assert main(["stop", "-f", str(file)]) == 0
     assert sent.count(signal.SIGTERM) == 1
-    assert supervisor.wait(10) == -15
+    assert supervisor.wait(30) == -15
     assert capsys.readouterr().out.count("✅") == 2
     monkeypatch.chdir(tmp_path)  # a long path would be shown shortened
     assert main(["stop", "-f", "other.yaml"]) == 1
@@ -106,7 +106,7 @@ def test_ends_all_replicas_and_several_apps(start: Start, running: Running, caps
     for app_id, process in zip(("orders", "orders", "billing"), processes, strict=True):
         running(app_id, daprd_pid=process.pid)
     assert main(["stop", "-a", "orders", "-a", "billing", "-a", "orders"]) == 0
-    assert [process.wait(10) for process in processes] == [-15] * 3
+    assert [process.wait(30) for process in processes] == [-15] * 3
     assert capsys.readouterr().out.count("✅") == 3
 
 
@@ -116,7 +116,7 @@ def test_one_that_does_not_run_fails_but_the_others_are_stopped(
     target = start(ENDS)
     running("orders", daprd_pid=target.pid)
     assert main(["stop", "-a", "nobody", "-a", "orders"]) == 1
-    assert target.wait(10) == -15
+    assert target.wait(30) == -15
     assert capsys.readouterr().err == "❌ nobody: no such app runs in mesh 'default' (see: meshwire list)\n"
 
 

@@ -61,12 +61,12 @@ class Client:
         await self.writer.drain()
 
     async def read(self, text: bytes) -> None:
-        got = await asyncio.wait_for(self.reader.readexactly(len(text)), 5)
+        got = await asyncio.wait_for(self.reader.readexactly(len(text)), 30)
         assert got == text
 
     async def rest(self) -> bytes:
         """All until the server closes."""
-        return await asyncio.wait_for(self.reader.read(), 5)
+        return await asyncio.wait_for(self.reader.read(), 30)
 
 
 @asynccontextmanager
@@ -507,7 +507,7 @@ async def test_a_client_that_reads_nothing_is_dropped() -> None:
     async with serving(wrapped, write_idle=SHORT) as port, client(port) as peer:
         peer.writer.transport.pause_reading()
         await peer.send(GET)
-        await asyncio.wait_for(gone.wait(), 5)
+        await asyncio.wait_for(gone.wait(), 30)
 
 
 # Answers before the end of the body
@@ -564,7 +564,7 @@ async def test_a_hang_up_is_told_to_all_pipelined_requests() -> None:
         async with client(port) as peer:
             await peer.send(GET + GET)
             await both.wait()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not told:
                 await asyncio.sleep(0.005)
     assert told == ["http.disconnect"]

@@ -21,8 +21,8 @@ async def hello(scope, receive, send):
 
 async def get(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
     writer.write(REQUEST)
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
-    return head + await asyncio.wait_for(reader.readexactly(2), 5)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+    return head + await asyncio.wait_for(reader.readexactly(2), 30)
 
 
 async def test_it_serves_several_addresses_on_one_port_and_says_nothing_of_itself() -> None:
@@ -111,13 +111,13 @@ async def test_stop_lets_open_requests_finish_and_drops_idle_connections() -> No
     idle, idle_writer = await asyncio.open_connection("127.0.0.1", server.port)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     answer = asyncio.create_task(get(reader, writer))
-    await asyncio.wait_for(entered.wait(), 5)
+    await asyncio.wait_for(entered.wait(), 30)
     stop = asyncio.create_task(server.stop(10))
-    assert await asyncio.wait_for(idle.read(), 5) == b""
+    assert await asyncio.wait_for(idle.read(), 30) == b""
     go_on.set()
     assert (await answer).endswith(b"\r\n\r\nhi")
     assert b"connection: close" in answer.result()
-    await asyncio.wait_for(stop, 5)
+    await asyncio.wait_for(stop, 30)
     for each in (idle_writer, writer):
         each.close()
 
@@ -136,7 +136,7 @@ async def test_stop_cuts_off_what_takes_longer_than_the_grace() -> None:
     await server.start()
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(REQUEST)
-    await asyncio.wait_for(entered.wait(), 5)
+    await asyncio.wait_for(entered.wait(), 30)
     began = time.monotonic()
     await server.stop(0.1)
     assert 0.09 <= time.monotonic() - began < 2  # timers of uvloop count milliseconds
