@@ -93,8 +93,20 @@ def make(setup: Setup, spec: ComponentSpec, store: StateStore) -> StateComponent
         key_prefix=key_prefix(setup),
         cipher=_cipher(setup),
         outbox=_outbox(setup, store),
-        actor_state_store=setup.settings["actorStateStore"],
+        actor_state_store=_hosts_actors(setup, store),
     )
+
+
+def _hosts_actors(setup: Setup, store: StateStore) -> bool:
+    settings = setup.settings
+    hosts: bool = settings["actorStateStore"]
+    if hosts and not store.features >= {StateFeature.FENCE, StateFeature.TRANSACTIONAL}:
+        raise settings.fault(
+            "actorStateStore",
+            "this store cannot make a write depend on the lease of an actor, so two owners could both write: leave it "
+            "out, and actors keep their state on the broker",
+        )
+    return hosts
 
 
 def key_prefix(setup: Setup) -> str:

@@ -1,0 +1,124 @@
+"""Calls of the app that hosts actors, and what its answers mean (Dapr: exactly 200 is a success)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import NamedTuple
+
+import msgspec
+
+from mesh.actors.names import ActorName
+from mesh.actors.turns import Turn
+from mesh.errors import AppError, Code, MeshError
+from mesh.invocation import headers as rules
+from mesh.ports import AppChannel, HeaderList, Peer, Request, Response
+
+logger = logging.getLogger("meshwire.actors")
+
+REENTRANCY = b"dapr-reentrancy-id"
+ERROR_HEADER = b"x-daprerrorresponseheader"
+MAX_ANSWER = 256 * 1024 * 1024
+"""Bytes of the longest answer of an actor."""
+DEACTIVATION_LIMIT = 5.0
+"""Seconds that the app may take for one."""
+
+
+class Call(NamedTuple):
+    """A call of an actor, as its owner gets it."""
+
+    actor: ActorName
+    method: str
+    """The end of the path, encoded: `withdraw`, `remind/<name>`, `timer/<name>`."""
+    query: str = ""
+    headers: HeaderList = ()
+    body: bytes = b""
+    chain: str = ""
+    """The id of the chain of calls that this one belongs to (Dapr: `Dapr-Reentrancy-Id`)."""
+
+
+class Refusal(NamedTuple):
+    """Why a call was not answered by the actor."""
+
+    code: Code
+    message: str
+
+    def response(self) -> Response:
+        body = msgspec.json.encode({"errorCode": self.code.error_code, "message": self.message})
+        return Response(status=self.code.status, headers=((b"content-type", b"application/json"),), body=body)
+
+
+class Callbacks:
+    def __init__(self, me: Peer, channel: AppChannel) -> None:
+        self._me = me
+        self._channel = channel
+
+    async def call(self, call: Call, caller: Peer, turn: Turn, chain: str) -> Response:
+        """The answer for the client, whatever the app says. `turn.break_off` ends it with `CancelledError`."""
+        path = f"{call.actor.path}/method/{call.method}"
+        own = [
+            ("dapr-caller-app-id", caller.app_id),
+            ("dapr-caller-namespace", caller.namespace),
+            ("dapr-callee-app-id", self._me.app_id),
+            ("dapr-api-call", "true"),
+        ]
+        if chain:
+            own.append(("dapr-reentrancy-id", chain))
+        request = Request(
+            method="PUT", path=f"{path}?{call.query}" if call.query else path, headers=call.headers, body=call.body
+        )
+        try:
+            response = await _watched(self._channel.call(request, own), turn)
+            if not isinstance(response.body, bytes):
+                response = await _watched(asyncio.ensure_future(_whole(response)), turn)
+            return _judged(call, response)
+        except MeshError as error:
+            return Refusal(Code.ACTOR_INVOKE, f"error invoke actor method: {error}").response()
+
+    async def deactivate(self, actor: ActorName) -> None:
+        """Never raises: what goes wrong is logged."""
+        try:
+            response = await self._channel.request("DELETE", actor.path, timeout=DEACTIVATION_LIMIT)
+            if response.status != 200:
+                logger.warning("the app answered %d to the deactivation of %s", response.status, actor)
+        except AppError as error:
+            logger.warning("the app was not told of the deactivation of %s: %s", actor, error)
+
+
+async def _watched(work: asyncio.Future[Response], turn: Turn) -> Response:
+    """As something that the turn can break off."""
+    turn.calls.append(work)  # type: ignore[arg-type]  # only to be cancelled
+    try:
+        return await work
+    finally:
+        turn.calls.remove(work)  # type: ignore[arg-type]
+
+
+async def _whole(response: Response) -> Response:
+    """The turn lasts until the app has said all."""
+    body = response.body
+    assert not isinstance(body, bytes)  # noqa: S101 - for mypy
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async for piece in body:
+            size += len(piece)
+            if size > MAX_ANSWER:
+                raise AppError(f"the answer is longer than {MAX_ANSWER} bytes")
+            pieces.append(piece)
+    finally:
+        await body.aclose()
+    return Response(status=response.status, headers=response.headers, body=b"".join(pieces))
+
+
+def _judged(call: Call, response: Response) -> Response:
+    """What the client gets for an answer of the app (Dapr). Raises `InvalidHeader`."""
+    if response.status == 200:
+        return Response(status=200, headers=rules.of_response(response.headers), body=response.body)
+    if response.status == 404:
+        path = f"actors/{call.actor.type}/{call.actor.id}/method/{call.method}"
+        message = f"actor method not found: {path}"
+    else:
+        assert isinstance(response.body, bytes)  # noqa: S101 - it was read whole
+        message = f"error from actor service: ({response.status}) {response.body.decode('utf-8', 'replace')}"
+    return Refusal(Code.ACTOR_INVOKE, f"error invoke actor method: {message}").response()

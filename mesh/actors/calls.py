@@ -1,0 +1,187 @@
+"""Calls of actors from anywhere: find the owner, pass the call on, wait while the actor moves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from urllib.parse import unquote
+
+from mesh import addressing
+from mesh.actors.callbacks import REENTRANCY, Call, Refusal
+from mesh.actors.directory import Directory, Place
+from mesh.actors.hosting import Hosting
+from mesh.actors.names import ActorName, InvalidName, actor_name
+from mesh.actors.turns import NotMine
+from mesh.errors import BrokerUnavailable, Code, MeshError
+from mesh.ports import Clock, NoResponder, Peer, PeerLost, Request, Requests, Response
+
+logger = logging.getLogger("meshwire.actors")
+
+FENCE = b"meshwire-fence"
+"""The header of an answer between sidecars: the token under which the turn was made."""
+NOT_MINE = 421
+"""The status of an answer between sidecars: the actor is not here, ask again (RFC 9110, 15.5.20)."""
+
+NO_HOST_LIMIT = 5.0
+"""Seconds for which a type that nobody hosts is waited for (Dapr: five retries, one second each)."""
+MOVE_LIMIT = 30.0
+"""Seconds for which the next owner of an actor is waited for (Dapr: as long as its dissemination may take)."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
+"""Seconds until the same owner is asked again; each pause is twice the one before. News end it early."""
+
+
+class NoOwner(MeshError):
+    """Nobody hosts the actor, or nobody has taken it over in time. It had no turn that anybody knows of."""
+
+    def __init__(self, actor: ActorName) -> None:
+        super().__init__(f"did not find address for actor '{actor}'")
+
+
+class Actors:
+    """All actors of the namespace, those that are hosted here among them."""
+
+    def __init__(
+        self,
+        me: Peer,
+        instance: str,
+        directory: Directory,
+        requests: Requests,
+        clock: Clock,
+        *,
+        lease: float,
+    ) -> None:
+        """`lease` in seconds: after that a host that is gone without a word is replaced."""
+        self._me = me
+        self._instance = instance
+        self._directory = directory
+        self._requests = requests
+        self._clock = clock
+        self._patience = lease + 3.0
+        """Seconds after which the owner of a call that was lost is not replaced: it has not died."""
+        self.hostings: dict[str, Hosting] = {}
+
+    # Calling
+
+    async def call(self, call: Call) -> Response:
+        """The answer for the client, whatever it is. A turn whose owner dies may be taken again by the next one.
+
+        Raises `NoOwner` when there is none for too long.
+        """
+        begun = self._clock.now()
+        partition = addressing.actor_partition(call.actor.id)
+        pause = FIRST_PAUSE
+        lost_at, lost_by, loss = None, 0.0, ""
+        while True:
+            place = self._directory.place(call.actor.type, partition)
+            now = self._clock.now()
+            if place is not None and place != lost_at:
+                outcome = await self._ask(place, call)
+                if isinstance(outcome, Response):
+                    return outcome
+                if isinstance(outcome, PeerLost):
+                    # It may have had its turn. Only when its owner is gone for good can there not be an answer.
+                    lost_at, lost_by, loss = place, self._clock.now() + self._patience, str(outcome)
+                    continue
+            elif lost_at is not None and now >= lost_by:
+                return Refusal(Code.ACTOR_INVOKE, f"error invoke actor method: {loss}").response()
+            hosted = bool(self._directory.hosts(call.actor.type)) or not self._directory.current
+            limit = MOVE_LIMIT if hosted else NO_HOST_LIMIT
+            if now - begun >= (limit + self._patience if lost_at else limit):
+                raise NoOwner(call.actor)
+            await self._directory.news(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _ask(self, place: Place, call: Call) -> Response | PeerLost | None:
+        """`None` when it is to be asked again, there or elsewhere."""
+        if place.instance == self._instance:
+            hosting = self.hostings.get(call.actor.type)
+            if hosting is None:
+                return None
+            try:
+                response, token = await hosting.turn(call, self._me)
+            except NotMine as error:
+                logger.debug("%s", error)
+                return None
+            return self._accepted(call, response, token)
+        target = addressing.actors_host(Peer(self._me.namespace, place.app_id))
+        try:
+            response = await self._requests.request(target, _request(call), instance=place.instance)
+        except PeerLost as error:
+            return error
+        except (NoResponder, BrokerUnavailable) as error:
+            logger.debug("%s: %s", call.actor, error)
+            return None
+        except MeshError as error:
+            return Refusal(Code.ACTOR_INVOKE, f"error invoke actor method: {error}").response()
+        if not isinstance(response.body, bytes):
+            body = b"".join([piece async for piece in response.body])
+            response = Response(status=response.status, headers=response.headers, body=body)
+        if response.status == NOT_MINE:
+            return None
+        token, kept = 0, []
+        for header in response.headers:
+            if header[0] == FENCE:
+                token = int(header[1]) if header[1].isdigit() else 0
+            else:
+                kept.append(header)
+        return self._accepted(call, Response(status=response.status, headers=kept, body=response.body), token)
+
+    def _accepted(self, call: Call, response: Response, token: int) -> Response | None:
+        """The answer, unless somebody has taken over since: then it is of no use any more."""
+        newest = self._directory.place(call.actor.type, addressing.actor_partition(call.actor.id))
+        return None if token and newest is not None and newest.token > token else response
+
+    # Being called
+
+    async def answer(self, request: Request) -> Response:
+        """A call that came over the broker: a `RequestHandler`. Raises nothing but cancellation."""
+        body = request.body
+        if not isinstance(body, bytes):
+            body = b"".join([piece async for piece in body])
+        try:
+            call = _read(request, body)
+        except InvalidName as error:
+            return Refusal(Code.ACTOR_BAD_REQUEST, str(error)).response()
+        hosting = self.hostings.get(call.actor.type)
+        if hosting is None:
+            return Response(status=NOT_MINE)
+        try:
+            response, token = await hosting.turn(call, request.caller or self._me)
+        except NotMine:
+            return Response(status=NOT_MINE)
+        return Response(
+            status=response.status,
+            headers=[*response.headers, (FENCE, b"%d" % token)],
+            body=response.body,
+        )
+
+    # What is there
+
+    def active(self) -> Mapping[str, int]:
+        """How many actors of each type that is hosted here are active."""
+        return {name: hosting.active for name, hosting in self.hostings.items()}
+
+
+def _request(call: Call) -> Request:
+    path = f"{call.actor.path}/method/{call.method}"
+    headers = [*call.headers, (REENTRANCY, call.chain.encode("latin-1"))] if call.chain else call.headers
+    return Request(method="PUT", path=f"{path}?{call.query}" if call.query else path, headers=headers, body=call.body)
+
+
+def _read(request: Request, body: bytes) -> Call:
+    """Raises `InvalidName`."""
+    path, _, query = request.path.partition("?")
+    parts = path.split("/", 5)
+    if len(parts) != 6 or (parts[0], parts[1], parts[4]) != ("", "actors", "method"):
+        raise InvalidName(f"invalid request: '{path[:80]}' names no method of an actor")
+    chain, headers = "", []
+    for header in request.headers:
+        if header[0] == REENTRANCY:
+            chain = header[1].decode("latin-1")
+        else:
+            headers.append(header)
+    return Call(_named(parts[2], parts[3]), parts[5], query, headers, body, chain)
+
+
+def _named(actor_type: str, actor_id: str) -> ActorName:
+    return actor_name(unquote(actor_type), unquote(actor_id))
