@@ -245,6 +245,13 @@ class Connection:
         if code == 0 and partitions and all(leader >= 0 for _, _, leader, *_ in partitions):
             self._topics[topic] = len(partitions)
 
+    async def missing(self, topics: Sequence[str]) -> set[str]:
+        """Those that are not there, as one server sees it now. Raises `BrokerError`, `BrokerUnavailable`."""
+        admin = await self.admin()
+        answer = await self.within(admin._send_request(MetadataRequest(list(topics), allow_auto_topic_creation=False)))
+        unknown = errors.UnknownTopicOrPartitionError.errno
+        return {name for code, name, *_ in answer.topics if code == unknown}
+
     def forget_topic(self, topic: str) -> None:
         """Somebody says that it is gone: look anew."""
         self._topics.pop(topic, None)
