@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from brokers.alarm_arguments import check_alarm, check_alarm_key, check_scan
-from brokers.table_alarms.member import TableAlarmSubscription
+from brokers.table_alarms.member import Membership, TableAlarmSubscription
 from brokers.table_alarms.records import CONTENT_TYPE, entry_key, read_record, record_of
 from mesh import addressing
 from mesh.clock import SystemClock
 from mesh.errors import BrokerError, BrokerUnavailable
 from mesh.ownership.lease import TTL
+from mesh.ownership.waits import elapsed
 from mesh.ports.alarms import Alarm, AlarmPage, FiringHandler, SetAlarm
 from mesh.ports.clock import Clock
 from mesh.ports.tables import ABSENT, Conflict, Delete, Entry, Key, Put, Tables
@@ -28,13 +30,19 @@ class TableAlarmClocks:
     What is due is so by the clock of the member that fires it: hosts are expected to agree about the time.
     """
 
-    def __init__(self, tables: Tables, *, node: str, clock: Clock | None = None, ttl: float = TTL) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        *,
+        node: str,
+        clock: Clock | None = None,
+        ttl: float = TTL,
+        elapsed: Callable[[], float] = elapsed,
+    ) -> None:
         """`node` names this process for people. `ttl`: seconds after which the alarms of a member that is gone without
-        a word go to others; see `Partitions`."""
+        a word go to others. `elapsed` as in `Partitions`."""
         self._tables = tables
-        self._node = node
-        self._clock = clock or SystemClock()
-        self._ttl = ttl
+        self._membership = Membership(node, clock or SystemClock(), ttl, elapsed)
         self._scopes: dict[str, TableAlarms] = {}
         self._closed = False
 
@@ -42,9 +50,7 @@ class TableAlarmClocks:
         """Raises `InvalidKey` for a scope that cannot be named."""
         alarms = self._scopes.get(scope)
         if alarms is None:
-            alarms = self._scopes[scope] = TableAlarms(
-                self._tables, addressing.alarms_scope(scope), node=self._node, clock=self._clock, ttl=self._ttl
-            )
+            alarms = self._scopes[scope] = TableAlarms(self._tables, addressing.alarms_scope(scope), self._membership)
             alarms.closed = self._closed
         return alarms
 
@@ -56,15 +62,14 @@ class TableAlarmClocks:
 class TableAlarms:
     """`Alarms` of `TableAlarmClocks`."""
 
-    def __init__(self, tables: Tables, scope: str, *, node: str, clock: Clock, ttl: float) -> None:
+    def __init__(self, tables: Tables, scope: str, membership: Membership) -> None:
         """`scope` is that of the table."""
         self.closed = False
         self._tables = tables
         self._scope = scope
         self._table = tables.table(scope)
-        self._node = node
-        self._clock = clock
-        self._ttl = ttl
+        self._membership = membership
+        self._clock = membership.clock
         self._subscriptions: set[TableAlarmSubscription] = set()
 
     async def set(self, alarm: Alarm, *, expected: int | None = None) -> int:
@@ -126,9 +131,7 @@ class TableAlarms:
             addressing.alarm_group(kind),
             handler,
             concurrency,
-            node=self._node,
-            clock=self._clock,
-            ttl=self._ttl,
+            self._membership,
             closed=self._subscriptions.discard,
         )
         subscription.start()

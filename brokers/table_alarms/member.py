@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import aclosing
+from typing import NamedTuple
 
 from brokers.alarm_arguments import check_then
 from brokers.table_alarms.agenda import Agenda, Item
@@ -48,6 +49,15 @@ HOLD = 30.0
 between one time and the next."""
 STOP_LIMIT = 2.0
 """Seconds for what is still to be stored when a member is cut off."""
+
+
+class Membership(NamedTuple):
+    """How a member takes part: see `Partitions`."""
+
+    node: str
+    clock: Clock
+    ttl: float
+    elapsed: Callable[[], float]
 
 
 class TableFiring:
@@ -95,10 +105,8 @@ class TableAlarmSubscription:
         group: str,
         handler: FiringHandler,
         concurrency: int,
+        membership: Membership,
         *,
-        node: str,
-        clock: Clock,
-        ttl: float,
         closed: Callable[[TableAlarmSubscription], None],
     ) -> None:
         """`scope` is that of the entries, and of the leases of `group`."""
@@ -106,16 +114,16 @@ class TableAlarmSubscription:
         self._prefix = entry_key((kind,))
         self._handler = handler
         self._concurrency = concurrency
-        self._clock = clock
+        self._clock = membership.clock
         self._on_closed = closed
-        self._partitions = Partitions(tables, scope, group, PARTITIONS, self, node=node, clock=clock, ttl=ttl)
+        self._partitions = Partitions(tables, scope, group, PARTITIONS, self, **membership._asdict())
         self._leaving: set[int] = set()
         self._agenda = Agenda()
         self._is_read = False
         """Whether all that there was has been noted once: until then, what is first is not known."""
         self._in_hand: set[TableFiring] = set()
         self._unfinished: dict[Key, TableFiring] = {}  # in hand, or with a verdict to be stored; the newest of each key
-        self._verdicts = Verdicts(self._table, clock, self._wake)
+        self._verdicts = Verdicts(self._table, self._clock, self._wake)
         self._woken = asyncio.Event()
         self._progress: set[asyncio.Event] = set()  # of those that wait for verdicts
         self._closing = False

@@ -6,17 +6,21 @@ import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import pytest
 
 from brokers.memory_alarms import MemoryAlarmClocks
+from brokers.memory_tables import MemoryTables
 from brokers.nats.alarms import NatsAlarmClocks
 from brokers.nats.connection import Connection, Lookup, Servers
+from brokers.table_alarms import TableAlarmClocks
 from mesh.clock import SystemClock
 from mesh.ports import Clock
 from mesh.ports.alarms import AlarmClocks
+from mesh.ports.tables import Tables
 from tests.contract.nats_server import NatsServer
+from tests.contract.nats_tables import nats_tables
 from tests.virtual_clock import VirtualClock
 
 MAX_MESSAGE_SIZE = 64 * 1024
@@ -104,7 +108,59 @@ async def nats_alarms(urls: list[str], namespace: str, *, replicas: int = 1) -> 
     return LoneAlarmClocks(connection, namespace=namespace, replicas=replicas)
 
 
-BACKINGS: list[Callable[[], Backing]] = [MemoryBacking, NatsBacking]
+TTL = 3.0
+"""Seconds after which members of alarms over tables take each other for lost."""
+
+
+class LoneTableAlarmClocks(TableAlarmClocks):
+    """With tables of its own, which end with it."""
+
+    def __init__(self, tables: Tables, clock: Clock) -> None:
+        super().__init__(tables, node="member", clock=clock, ttl=TTL)
+        self.tables = tables
+
+    async def close(self) -> None:
+        await super().close()
+        await self.tables.close()
+
+
+class MemoryTablesBacking:
+    """Alarms over tables in memory, which all members share."""
+
+    name = "memory-tables"
+    resolution = 0.05
+
+    def start(self, folder: Path) -> None:
+        self.clock = VirtualClock()
+        self._namespaces: dict[str, MemoryTables] = {}
+
+    def stop(self) -> None:
+        pass
+
+    async def member(self, namespace: str) -> AlarmClocks:
+        if namespace not in self._namespaces:
+            self._namespaces[namespace] = MemoryTables(self.clock, max_message_size=MAX_MESSAGE_SIZE)
+        return TableAlarmClocks(
+            self._namespaces[namespace], node="member", clock=self.clock, ttl=TTL, elapsed=self.clock.now
+        )
+
+    async def elapse(self, seconds: float) -> None:
+        await self.clock.advance(seconds)
+
+
+class NatsTablesBacking(NatsBacking):
+    name = "nats-tables"
+
+    async def member(self, namespace: str) -> AlarmClocks:
+        return LoneTableAlarmClocks(await nats_tables([self._server.url], namespace), self.clock)
+
+
+BACKINGS: list[Any] = [
+    MemoryBacking,
+    NatsBacking,
+    MemoryTablesBacking,
+    pytest.param(NatsTablesBacking, marks=pytest.mark.servers),  # nobody has these: NATS holds alarms itself
+]
 
 
 T = TypeVar("T")
