@@ -16,7 +16,7 @@ import pytest
 from brokers import streams, workers
 from mesh.errors import MeshError, MessageTooLarge
 from mesh.ports import Body, NoResponder, Peer, PeerLost, Request, Requests, Response
-from tests.contract.implementations import BACKBONES, BEAT, Backbone
+from tests.contract.implementations import BACKBONES, Backbone
 
 namespaces = (f"calls{number}" for number in count(1))
 
@@ -374,9 +374,11 @@ async def test_many_calls_at_once(join: Join, shop: Requests, stock: Peer) -> No
 # Handlers that fail, take long, or are too many
 
 
-async def test_a_handler_that_works_long_is_waited_for(join: Join, shop: Requests, stock: Peer) -> None:
+async def test_a_handler_that_works_long_is_waited_for(
+    backbone: Backbone, join: Join, shop: Requests, stock: Peer
+) -> None:
     async def handler(request: Request) -> Response:
-        await asyncio.sleep(6 * BEAT)
+        await asyncio.sleep(6 * backbone.beat)
         return Response(status=200, body=b"done")
 
     await (await join("stock")).serve("stock", handler, concurrency=1)
@@ -384,11 +386,13 @@ async def test_a_handler_that_works_long_is_waited_for(join: Join, shop: Request
     assert [response.body for response in both] == [b"done", b"done"]
 
 
-async def test_a_streamed_answer_may_pause_for_long(join: Join, shop: Requests, stock: Peer) -> None:
+async def test_a_streamed_answer_may_pause_for_long(
+    backbone: Backbone, join: Join, shop: Requests, stock: Peer
+) -> None:
     async def handler(request: Request) -> Response:
         async def body() -> AsyncGenerator[bytes, None]:
             yield b"one"
-            await asyncio.sleep(6 * BEAT)
+            await asyncio.sleep(6 * backbone.beat)
             yield b"two"
 
         return Response(status=200, body=body())

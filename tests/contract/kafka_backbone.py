@@ -1,0 +1,71 @@
+"""Calls over Kafka under test."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from brokers.kafka.connection import Access, Connection
+from brokers.kafka.requests import KafkaRequests
+from mesh.ports import Peer
+from tests.servers import kafka_jars
+from tests.servers.apache_kafka import ApacheKafka
+from tests.servers.kafka import BINARY, KafkaServer
+
+BEAT = 0.5
+"""Seconds between beats: a JVM that shares two cores may be late by some tenths."""
+
+
+class LoneKafkaRequests(KafkaRequests):
+    """With a connection of its own, which ends with it."""
+
+    async def close(self) -> None:
+        await super().close()
+        await self.connection.close()
+
+
+async def kafka_requests(
+    address: str, peer: Peer, *, beat: float = BEAT, callers_verified: bool = False, **options: object
+) -> LoneKafkaRequests:
+    """`options` are those of aiokafka for signing in."""
+    connection = Connection(Access(servers=(address,), options=options), name=peer.app_id)
+    requests = LoneKafkaRequests(connection, peer, beat=beat, callers_verified=callers_verified)
+    await asyncio.wait_for(connection.start(), 30)
+    await asyncio.wait_for(requests.start(), 30)
+    return requests
+
+
+class ApacheKafkaBackbone:
+    name = "apache-kafka"
+    beat = BEAT
+
+    def start(self, folder: Path) -> None:
+        if reason := kafka_jars.missing():
+            pytest.skip(reason)
+        self._server = ApacheKafka(auto_create_topics_enable="false")
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.remove()
+
+    async def requests(self, peer: Peer) -> KafkaRequests:
+        return await kafka_requests(self._server.address, peer)
+
+
+class TansuBackbone:
+    name = "tansu"
+    beat = BEAT
+
+    def start(self, folder: Path) -> None:
+        if BINARY is None or not BINARY.exists():
+            pytest.skip("tansu is not installed")
+        self._server = KafkaServer()
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.remove()
+
+    async def requests(self, peer: Peer) -> KafkaRequests:
+        return await kafka_requests(self._server.address, peer)
