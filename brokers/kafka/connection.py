@@ -188,7 +188,7 @@ class Connection:
             async with asyncio.timeout(timeout):
                 sent = await producer.send(
                     topic,
-                    value,
+                    _NOTHING if value is None else value,
                     key,
                     partition,
                     timestamp_ms=None if timestamp is None else int(timestamp * 1000),
@@ -317,6 +317,7 @@ class Connection:
             enable_idempotence=self.offered.idempotence,
             linger_ms=0,
             max_batch_size=64 * 1024,
+            value_serializer=_as_stored,
             max_request_size=2 * MAX_REQUEST,  # of a whole request; records are measured before
         )
         try:
@@ -393,6 +394,17 @@ def record_size(value: bytes | None, key: bytes | None, headers: Headers) -> int
     for name, content in headers:
         size += 10 + len(name.encode()) + len(content)
     return size
+
+
+class _Nothing(bytes):
+    """Stands for no value. aiokafka refuses a record without key and value, which Kafka does not."""
+
+
+_NOTHING = _Nothing()
+
+
+def _as_stored(value: bytes) -> bytes | None:
+    return None if value is _NOTHING else value
 
 
 def translated(error: Exception) -> BrokerError:

@@ -174,6 +174,7 @@ class Feature(Enum):
     READ = "reads stored events again, from a position or a time"
     BROADCAST = "delivers to every replica, by groups that end with their only member"
     WILDCARDS = "subscribes to many topics by a pattern"
+    ANY_MEMBER = "gives each event to any member that has room, not to the one that has its part of the topic"
 
 
 class Page(NamedTuple):

@@ -15,9 +15,7 @@ from tests.contract.tables import BACKINGS, Backing
 namespaces = (f"test{number}" for number in count(1))
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(one, id=one.name, marks=one.marks) for one in IMPLEMENTATIONS]
-)
+@pytest.fixture(scope="module", params=[pytest.param(one, id=one.name, marks=one.marks) for one in IMPLEMENTATIONS])
 def implementation(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Implementation]:

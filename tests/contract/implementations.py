@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pytest
 
@@ -19,6 +19,7 @@ from brokers.nats.event_log import NatsEventLog
 from brokers.nats.requests import NatsRequests
 from brokers.nats.tables import NatsTables
 from mesh.ports import EventLog, Feature, Peer, Requests
+from tests.contract.kafka_backbone import ApacheKafkaBackbone, TansuBackbone
 from tests.contract.nats_server import NatsServer
 from tests.servers import kafka_jars
 from tests.servers.apache_kafka import ApacheKafka
@@ -170,13 +171,15 @@ IMPLEMENTATIONS: list[type[Implementation]] = [Memory, Nats, Kafka, KafkaInOnePa
 
 
 BEAT = 0.1
-"""Seconds between beats in the suite of `Requests`: a second shows what ten calls of two beats would."""
+"""Seconds between beats in the suite of `Requests`."""
 
 
 class Backbone(Protocol):
     """An implementation of `Requests` under test, started once for the tests of a module."""
 
     name: str
+    beat: float
+    """Seconds between beats: a second shows what ten calls of two beats would."""
 
     def start(self, folder: Path) -> None: ...
 
@@ -189,6 +192,7 @@ class Backbone(Protocol):
 
 class MemoryBackbone:
     name = "memory"
+    beat = BEAT
 
     def start(self, folder: Path) -> None:
         self._exchange = MemoryExchange()
@@ -202,6 +206,7 @@ class MemoryBackbone:
 
 class NatsBackbone:
     name = "nats"
+    beat = BEAT
 
     def start(self, folder: Path) -> None:
         self._server = NatsServer(folder)
@@ -229,4 +234,9 @@ async def nats_requests(url: str, peer: Peer, *, beat: float = BEAT) -> LoneRequ
     return requests
 
 
-BACKBONES: list[type[Backbone]] = [MemoryBackbone, NatsBackbone]
+BACKBONES: list[Any] = [
+    MemoryBackbone,
+    NatsBackbone,
+    pytest.param(ApacheKafkaBackbone, marks=pytest.mark.servers),
+    pytest.param(TansuBackbone, marks=pytest.mark.servers),
+]
