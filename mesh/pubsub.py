@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from mesh import addressing, envelope, ids, spans
+from mesh.delayed.timing import InvalidTiming, Timing, timing
 from mesh.delivery.settings import Statements
 from mesh.envelope import Publication, hop_headers
 from mesh.errors import ApiError, BrokerError, BrokerUnavailable, Code, MessageTooLarge
@@ -56,6 +57,19 @@ class PublishWatch(Protocol):
     def refused(self, topic: Topic, message: Message, error: BrokerError, began: float) -> None: ...
 
 
+class Later(Protocol):
+    """Who keeps events that are to be published later."""
+
+    def check(self, message: Message, timing: Timing) -> None:
+        """Raises `InvalidTiming` for what cannot be delivered then."""
+        ...
+
+    async def hold(self, topic: Topic, message: Message, timing: Timing, ttl: float | None = None) -> str:
+        """Returns what the event is called once it is stored. `ttl` is that of the request, in seconds from the due
+        time. To be called after `check`. Raises `BrokerError`."""
+        ...
+
+
 _Publish = Callable[[Topic, Message], Awaitable[str]]
 
 
@@ -71,8 +85,10 @@ class PubSub:
         resiliency: Resiliency | None = None,
         telemetry: Telemetry = SILENCE,
         watch: PublishWatch | None = None,
+        later: Later | None = None,
     ) -> None:
-        """`components` by their names; they may change while this runs."""
+        """`components` by their names; they may change while this runs. Without `later`, whatever is asked to be
+        delivered later is refused."""
         self._resiliency = resiliency
         self.app_id = app_id
         self.components = components
@@ -80,6 +96,7 @@ class PubSub:
         self._tracer = telemetry.tracer
         self._meter = telemetry.meter
         self._watch = watch
+        self._later = later
 
     def component(self, name: str, metadata: Mapping[str, str] | None = None) -> Component:
         """Raises `ApiError` (Dapr's 404) for an unknown name."""
@@ -94,22 +111,30 @@ class PubSub:
         self._address(component, topic.name)
         self._check_scope(component, topic.name)
 
-    async def publish(self, publication: Publication) -> None:
-        """Returns when everything is stored. Raises `ApiError` with Dapr's codes.
+    async def publish(self, publication: Publication) -> Sequence[str]:
+        """Returns when everything is stored: what the events are called that are to be delivered later. Raises
+        `ApiError` with Dapr's codes.
 
         Dapr's order of checks: component, topic, `rawPayload`, event, scope, broker.
         """
         component = self.component(publication.topic.pubsub, publication.metadata)
         name = publication.topic.name
         address = self._address(component, name)
+        now = self._clock.now()
+        when = self._timing(publication.topic, publication.metadata, now) if publication.metadata else None
+        held: list[str] = []
         with spans.publishing(self._tracer, component.name, name, publication.trace) as span:
             if span.context is not publication.trace:
                 publication = msgspec.structs.replace(publication, trace=span.context)
-            messages = envelope.messages(publication, self.app_id, self._clock.now())
+            messages = envelope.messages(publication, self.app_id, now if when is None else when.due)
             self._check_scope(component, name)
             if span.recording:
                 spans.describe_published(span, messages)
-            failures = await self._store(component, name, address, messages)
+            if when is None:
+                failures = await self._store(component, name, address, messages)
+            else:
+                ttl = envelope.options(publication.metadata).ttl
+                held, failures = await self._hold(publication.topic, [(one, when, ttl) for one in messages])
             if failures:
                 index, error = next(iter(failures.items()))
                 total = len(messages)
@@ -120,6 +145,7 @@ class PubSub:
                     resource=("pubsub", component.name),
                     metadata={"topic": name, "error": cause},
                 ) from error
+        return held
 
     async def publish_many(self, topic: Topic, publications: Sequence[Publication]) -> dict[int, BrokerError]:
         """Publish the entries of a bulk request, each for itself, in their order; returns the failures by index.
@@ -132,22 +158,33 @@ class PubSub:
         now = self._clock.now()
         spans_of: list[Span] = []
         messages: list[Message] = []
+        later: dict[int, tuple[Message, Timing, float | None]] = {}
         try:
             for publication in publications:
                 span = spans.publishing(self._tracer, component.name, topic.name, publication.trace)
                 spans_of.append(span)
                 if span.context is not publication.trace:
                     publication = msgspec.structs.replace(publication, trace=span.context)
-                entry = envelope.messages(publication, self.app_id, now)
+                when = self._timing(topic, publication.metadata, now) if publication.metadata else None
+                entry = envelope.messages(publication, self.app_id, now if when is None else when.due)
+                if when is not None:
+                    later[len(messages)] = entry[0], when, envelope.options(publication.metadata).ttl
                 messages += entry
                 if span.recording:
                     spans.describe_published(span, entry)
             self._check_scope(component, topic.name)
             failures: dict[int, BrokerError] = {}
             for first in range(0, len(messages), BULK_AT_ONCE):
-                window = messages[first : first + BULK_AT_ONCE]
-                failed = await self._store(component, topic.name, address, window)
-                failures |= {first + index: error for index, error in failed.items()}
+                indexes = range(first, min(first + BULK_AT_ONCE, len(messages)))
+                at_once = [index for index in indexes if index not in later]
+                if at_once:
+                    window = [messages[index] for index in at_once]
+                    failed = await self._store(component, topic.name, address, window)
+                    failures |= {at_once[index]: error for index, error in failed.items()}
+                put_off = [index for index in indexes if index in later]
+                if put_off:
+                    _, failed = await self._hold(topic, [later[index] for index in put_off])
+                    failures |= {put_off[index]: error for index, error in failed.items()}
         except BaseException as error:
             for span in spans_of:
                 span.end(str(error) or type(error).__name__)
@@ -163,21 +200,68 @@ class PubSub:
         mode: Mode,
         trace: TraceContext | None,
         baggage: str | None,
-    ) -> None:
-        """Store valid events as they are (CloudEvents ingress). Raises `ApiError` with the ingress' own codes."""
+        asked: Mapping[str, str] = {},
+    ) -> Sequence[str]:
+        """Store valid events as they are (CloudEvents ingress): what those are called that are to be delivered later,
+        as `asked`. Raises `ApiError` with the ingress' own codes."""
         component = self.component(topic.pubsub)
         address = self._address(component, topic.name)
         self._check_scope(component, topic.name)
         with spans.publishing(self._tracer, component.name, topic.name, trace) as span:
             now = self._clock.now()
+            when = self._timing(topic, asked, now) if asked else None
+            moment = now if when is None else when.due
             trace = span.context
             hop = hop_headers(trace, baggage)
-            messages = [envelope.event_message(envelope.with_trace(event, trace), mode, hop, now) for event in events]
+            messages = [envelope.event_message(envelope.with_trace(one, trace), mode, hop, moment) for one in events]
             if span.recording:
                 spans.describe_published(span, messages)
-            failures = await self._store(component, topic.name, address, messages)
+            held: list[str] = []
+            if when is None:
+                failures = await self._store(component, topic.name, address, messages)
+            else:
+                held, failures = await self._hold(topic, [(one, when, None) for one in messages])
             if failures:
                 raise _not_stored(component.name, topic.name, len(messages), failures)
+        return held
+
+    async def send(self, topic: Topic, message: Message) -> None:
+        """Store a message that was held until now. Raises `ApiError` where it cannot be any more, and `BrokerError`."""
+        component = self.component(topic.pubsub)
+        failures = await self._store(component, topic.name, self._address(component, topic.name), [message])
+        if failures:
+            raise failures[0]
+
+    def _timing(self, topic: Topic, asked: Mapping[str, str], now: float) -> Timing | None:
+        try:
+            when = timing(asked, now)
+            if when is not None and self._later is None:
+                raise InvalidTiming("nothing that is published here can be delivered later")
+        except InvalidTiming as error:
+            raise _bad_timing(topic, error) from None
+        return when
+
+    async def _hold(
+        self, topic: Topic, entries: Sequence[tuple[Message, Timing, float | None]]
+    ) -> tuple[list[str], dict[int, BrokerError]]:
+        """Names of what is held, and the failures by index. Raises `ApiError` for what can never be delivered."""
+        assert self._later is not None  # noqa: S101 - else the timing was refused
+        try:
+            for message, when, _ in entries:
+                self._later.check(message, when)
+        except InvalidTiming as error:
+            raise _bad_timing(topic, error) from None
+        names: list[str] = []
+        failures: dict[int, BrokerError] = {}
+        holding = (self._later.hold(topic, *entry) for entry in entries)
+        for index, outcome in enumerate(await asyncio.gather(*holding, return_exceptions=True)):
+            if isinstance(outcome, BrokerError):
+                failures[index] = outcome
+            elif isinstance(outcome, BaseException):
+                raise outcome
+            else:
+                names.append(outcome)
+        return names, failures
 
     async def _store(
         self, component: Component, topic: str, address: Topic, messages: Sequence[Message]
@@ -244,6 +328,15 @@ class PubSub:
                 resource=("pubsub", component.name),
                 metadata={"appID": self.app_id, "error": message},
             )
+
+
+def _bad_timing(topic: Topic, error: InvalidTiming) -> ApiError:
+    return ApiError(
+        Code.DELIVERY_TIME,
+        str(error),
+        resource=("pubsub", topic.pubsub),
+        metadata={"topic": topic.name, "error": str(error)},
+    )
 
 
 async def _under(policy: Policy, publish: _Publish, address: Topic, message: Message) -> str:

@@ -36,6 +36,7 @@ from sidecar.api.state import StateApi
 from sidecar.api.state_extras import StateExtrasApi
 from sidecar.app_health import AppHealth
 from sidecar.backbone import Backbone, open_backbone
+from sidecar.blocks.actors import Actors
 from sidecar.blocks.bindings import Bindings
 from sidecar.blocks.common import Common
 from sidecar.blocks.delivery import Delivery
@@ -151,11 +152,13 @@ def assemble(
     serves_invoke = configuration.serves(invoke.GROUP, invoke.TEMPLATE)
     starting = WhileStarting(components, lambda: backbone.log.problem)
     router = Router(invoke_api if serves_invoke else None, permits=configuration.serves, around=starting.around)
+    schedules = Schedules(common)
     delivery = Delivery(
         common,
         taking_events=lambda: runtime.taking_events,
         play_items=lambda topic, route, headers: bindings.inputs.to_play(topic, route, headers),
         live_items=lambda: bindings.inputs.deliveries(),
+        later=schedules.events,
     )
     state = State(
         flags.app_id,
@@ -166,7 +169,7 @@ def assemble(
         namespace=settings.namespace,
     )
     bindings = Bindings(common, delivery, state)
-    schedules = Schedules(common)
+    actors = Actors(common)
     state_extras = StateExtrasApi(state, clock)
     components.upkeep["state"] = Upkeep(state.attach, state.detach)
     components.changed.append(lambda category, name: state.pubsub_changed(name) if category == "pubsub" else None)
@@ -179,11 +182,14 @@ def assemble(
     components.upkeep["configuration"] = Upkeep(items.attach, items.detach)
     health_api = HealthApi(flags.app_id, health)
     metadata_api = MetadataApi(
-        lambda: describe(flags, manifests, components.loaded, runtime.subscriptions), __version__, extended
+        lambda: describe(flags, manifests, components.loaded, runtime.subscriptions) | actors.describe(),
+        __version__,
+        extended,
     )
     for block in (
         *delivery.apis(),
         *bindings.apis(),
+        *actors.apis(),
         *schedules.apis(),
         ExplainApi(lambda: runtime.subscriptions, common.body_limit),
         StateApi(state, common.body_limit),
@@ -235,7 +241,8 @@ def assemble(
     )
     delivery.join(runtime)
     bindings.join(runtime)
-    schedules.join(runtime)
+    actors.join(runtime)
+    schedules.join(runtime, delivery.pubsub)
     runtime.ending.append(state_extras.close)
     runtime.ending.append(components.give_up)
     return runtime

@@ -122,6 +122,11 @@ class Tick:
         """1 when this tick is handled for the first time, as far as the broker knows."""
         return self._series.attempts + self._firing.attempt
 
+    @property
+    def recurs(self) -> bool:
+        """It is of a series, of one moment or more."""
+        return bool(self._series.every)
+
     def following(self, after: float) -> float | None:
         """The first moment of the series later than `after`; `None` when it is over."""
         return self._series.following(after)

@@ -275,11 +275,11 @@ def _whole(letter_id: str, subscription: Topic, kept: Kept) -> dict[str, Any]:
             "time": shown_time(letter.stored),
         },
         "headers": dict(message.headers),
-        **_content(message),
+        **message_content(message),
     }
 
 
-def _content(message: Message) -> dict[str, Any]:
+def message_content(message: Message) -> dict[str, Any]:
     """The event in the JSON format; what is none as bytes."""
     payload = message.payload or b""
     try:

@@ -14,7 +14,8 @@ from mesh.errors import ApiError, Code, InvalidBatch, InvalidEvent
 from mesh.ports import Mode, Topic
 from mesh.pubsub import PubSub
 from mesh.trace import InvalidBaggage
-from sidecar.api.request import context
+from sidecar.api.request import context, scheduled
+from sidecar.api.state import parameters as parameters_of
 from sidecar.http.body import BodyTooLarge, read_body
 from sidecar.http.responses import error_response, send_response, send_text
 from sidecar.http.routing import Router
@@ -61,8 +62,15 @@ class EventsApi:
         except InvalidEvent as fault:
             raise refused(fault) from fault
         mode = Mode.BINARY if decoded.mode is ContentMode.BINARY else Mode.STRUCTURED
-        await self._pubsub.store_events(topic, decoded.events, mode, asked.trace, asked.baggage)
-        return asked.echo()
+        held = await self._pubsub.store_events(
+            topic,
+            decoded.events,
+            mode,
+            asked.trace,
+            asked.baggage,
+            parameters_of(scope) if scope["query_string"] else {},
+        )
+        return asked.echo() + scheduled(held)
 
     async def handshake(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         """Whoever gets this far (token, host, origin) may deliver, and as fast as it likes."""

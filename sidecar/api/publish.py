@@ -12,7 +12,7 @@ from mesh.errors import ApiError, Code
 from mesh.ports import Topic
 from mesh.pubsub import DEFAULT_COMPONENT, PubSub
 from mesh.trace import InvalidBaggage
-from sidecar.api.request import context, query_metadata
+from sidecar.api.request import context, query_metadata, scheduled
 from sidecar.http.body import BodyTooLarge, read_body
 from sidecar.http.responses import send_response, send_text
 from sidecar.http.routing import Router
@@ -59,7 +59,7 @@ class PublishApi:
                 resource=("pubsub", topic.pubsub),
                 metadata={"topic": topic.name, "error": str(error)},
             ) from None
-        await self._pubsub.publish(
+        held = await self._pubsub.publish(
             Publication(
                 topic=topic,
                 body=body,
@@ -70,4 +70,4 @@ class PublishApi:
                 baggage=asked.baggage,
             )
         )
-        await send_response(send, 204, asked.echo(), b"")
+        await send_response(send, 204, asked.echo() + scheduled(held) if held else asked.echo(), b"")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
@@ -12,6 +13,8 @@ from mesh.trace import TraceContext
 from sidecar.http.responses import Headers
 
 _METADATA = "metadata."
+MAX_SCHEDULED = 4096
+"""Bytes of the longest header `meshwire-scheduled`."""
 
 
 def query_metadata(scope: Scope) -> dict[str, str]:
@@ -24,6 +27,12 @@ def query_metadata(scope: Scope) -> dict[str, str]:
         if name.startswith(_METADATA):
             metadata.setdefault(name[len(_METADATA) :], value)
     return metadata
+
+
+def scheduled(names: Sequence[str]) -> Headers:
+    """What tells a publisher how events are called that will be delivered later, unless there are too many for it."""
+    text = ", ".join(names).encode()
+    return [(b"meshwire-scheduled", text)] if 0 < len(text) <= MAX_SCHEDULED else []
 
 
 class Context(NamedTuple):

@@ -18,7 +18,7 @@ from mesh.inquiry import Inquirer, Witness
 from mesh.journal import testimony
 from mesh.journal.mode import JournalMode
 from mesh.journal.recorder import Recorder
-from mesh.pubsub import Component, PubSub
+from mesh.pubsub import Component, Later, PubSub
 from mesh.pull.block import Pulls
 from mesh.replay.replays import Items, Replays
 from mesh.runs import Crew
@@ -45,9 +45,11 @@ class Delivery:
         taking_events: Callable[[], Sequence[SubscriptionSpec] | None],
         play_items: Items,
         live_items: Callable[[], Mapping[Name, Live]],
+        later: Later,
     ) -> None:
         """`taking_events` are the subscriptions of an app that takes events now. `play_items` and `live_items` are what
-        the input bindings have to say: their items are delivered like events."""
+        the input bindings have to say: their items are delivered like events. `later` keeps what is not to be published
+        yet."""
         app_id, clock, tables = common.app_id, common.clock, common.backbone.tables
         settings, pubsubs = common.settings, common.components.of("pubsub")
         self._common = common
@@ -68,6 +70,7 @@ class Delivery:
             resiliency=common.resiliency,
             telemetry=common.telemetry,
             watch=self.recorder,
+            later=later,
         )
         self.subscriber = None if common.channel is None else self._subscriber(common)
         self._pulls = Pulls(
