@@ -28,7 +28,6 @@ def describe(
             }
             for component in components.values()
         ],
-        "actorRuntime": {"runtimeStatus": "DISABLED", "hostReady": False},  # which SDKs look for
     }
     endpoints = [one.name for one in manifests.http_endpoints] + [one.name for one in manifests.endpoints_to_complete]
     for member, names in (("httpEndpoints", endpoints), ("resiliencies", [one.name for one in manifests.resiliency])):

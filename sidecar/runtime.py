@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -144,6 +144,8 @@ class Runtime:
         """Awaited one after another when requests are answered, and tables are still open."""
         self.companions: list[Companion] = []
         self.followers: list[Follower] = []
+        self.configured: list[Callable[[bytes], None]] = []
+        """Each called with what the app answers to `GET /dapr/config`, before it is first taken for healthy."""
         self._health = health
         self._servers = servers
         self._observers = observers
@@ -316,17 +318,11 @@ class Runtime:
         return response.status, response.body
 
     async def _ask_config(self, channel: AppChannel) -> None:
-        """`GET /dapr/config`: all it can ask for is actors, which are not there yet."""
+        """`GET /dapr/config`: which actors it hosts. Anything but a 200 is none (Dapr)."""
         answer = await self._ask(channel, "/dapr/config")
-        if answer is None or answer[0] != 200:
-            return
-        try:
-            wanted = msgspec.json.decode(answer[1], type=dict[str, Any])
-        except msgspec.DecodeError as error:
-            logger.error("GET /dapr/config: the answer is not a JSON object: %s", error)
-            return
-        if wanted.get("entities"):
-            logger.error("the app hosts actors, which Meshwire does not do yet: they cannot be called")
+        if answer is not None and answer[0] == 200:
+            for configured in self.configured:
+                configured(answer[1])
 
     async def _ask_subscriptions(self, channel: AppChannel) -> list[SubscriptionSpec]:
         """`GET /dapr/subscribe`. What is wrong with the answer is logged; the declared subscriptions start anyway."""

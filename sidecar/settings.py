@@ -9,6 +9,7 @@
 | `MESHWIRE_JOURNAL` | which events' fates are noted down: `full` (all), `sampled` (one of a hundred), `off` | `off` |
 | `MESHWIRE_CALLERS_VERIFIED` | `true`: the broker's permissions let each app call under its own name only | `false` |
 | `MESHWIRE_DEAD_LETTERS_KEPT` | how long the store keeps a dead letter, 1 minute to 10 years | `720h` |
+| `MESHWIRE_ACTOR_LEASE` | a host of actors that is silent for so long is replaced, 6 seconds to 5 minutes | `10s` |
 | `NAMESPACE` | namespace of this app (Dapr) | `default` |
 | `DAPR_API_TOKEN` | what clients must send as `dapr-api-token` (Dapr) | no check |
 | `APP_API_TOKEN` | what the app is sent as `dapr-api-token` (Dapr) | not sent |
@@ -35,7 +36,8 @@ BROKER, PREFIX, REPLICAS = "MESHWIRE_BROKER", "MESHWIRE_PREFIX", "MESHWIRE_REPLI
 ALLOWED_HOSTS, REQUESTS = "MESHWIRE_ALLOWED_HOSTS", "MESHWIRE_REQUESTS"
 CALLERS_VERIFIED, JOURNAL = "MESHWIRE_CALLERS_VERIFIED", "MESHWIRE_JOURNAL"
 DEAD_LETTERS_KEPT = "MESHWIRE_DEAD_LETTERS_KEPT"
-_KNOWN = (BROKER, PREFIX, REPLICAS, ALLOWED_HOSTS, CALLERS_VERIFIED, DEAD_LETTERS_KEPT, JOURNAL)
+ACTOR_LEASE = "MESHWIRE_ACTOR_LEASE"
+_KNOWN = (BROKER, PREFIX, REPLICAS, ALLOWED_HOSTS, CALLERS_VERIFIED, DEAD_LETTERS_KEPT, JOURNAL, ACTOR_LEASE)
 _OF_THE_COMMAND_LINE = ("MESHWIRE_HOME", "MESHWIRE_SYNC", "MESHWIRE_DEBUG", "MESHWIRE_LIFELINE_FD")
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -73,6 +75,8 @@ class Settings:
     dead_letters_kept: float = 30 * 24 * 3600.0
     """Seconds."""
     journal: JournalMode = JournalMode.OFF
+    actor_lease: float = 10.0
+    """Seconds."""
     environ: Mapping[str, str] = field(repr=False)
     """A copy of the environment, for what manifests refer to."""
     warnings: tuple[str, ...] = ()
@@ -94,6 +98,7 @@ class Settings:
             allowed_hosts=frozenset(map(_host, comma_list(environ.get(ALLOWED_HOSTS, "")))),
             callers_verified=_truth(CALLERS_VERIFIED, environ),
             journal=_journal(environ.get(JOURNAL) or "off"),
+            actor_lease=_actor_lease(environ.get(ACTOR_LEASE) or "10s"),
             dead_letters_kept=_dead_letters_kept(environ.get(DEAD_LETTERS_KEPT) or "720h"),
             environ=dict(environ),
             warnings=tuple(_unknown(environ)),
@@ -181,6 +186,18 @@ def _dead_letters_kept(text: str) -> float:
         raise ConfigurationError(f"{DEAD_LETTERS_KEPT}: {error}") from None
     if not 60 <= seconds <= 10 * 365 * 24 * 3600:
         raise ConfigurationError(f"{DEAD_LETTERS_KEPT}: must be from 1m to 87600h (got '{clip(text)}')")
+    return seconds
+
+
+def _actor_lease(text: str) -> float:
+    """Longer than what a caller waits for a callee that has fallen silent: when an actor has a new owner, nobody waits
+    for an answer of the old one any more."""
+    try:
+        seconds = duration(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{ACTOR_LEASE}: {error}") from None
+    if not 6 <= seconds <= 300:
+        raise ConfigurationError(f"{ACTOR_LEASE}: must be from 6s to 5m (got '{clip(text)}')")
     return seconds
 
 

@@ -14,6 +14,8 @@ from mesh.actors.names import ActorName, InvalidName, actor_name
 from mesh.actors.turns import NotMine
 from mesh.errors import BrokerUnavailable, Code, MeshError
 from mesh.ports import Clock, NoResponder, Peer, PeerLost, Request, Requests, Response
+from mesh.resiliency.retry import Failure
+from mesh.resiliency.targets import Resiliency
 
 logger = logging.getLogger("meshwire.actors")
 
@@ -49,6 +51,7 @@ class Actors:
         clock: Clock,
         *,
         lease: float,
+        resiliency: Resiliency,
     ) -> None:
         """`lease` in seconds: after that a host that is gone without a word is replaced."""
         self._me = me
@@ -58,6 +61,7 @@ class Actors:
         self._clock = clock
         self._patience = lease + 3.0
         """Seconds after which the owner of a call that was lost is not replaced: it has not died."""
+        self._resiliency = resiliency
         self.hostings: dict[str, Hosting] = {}
 
     # Calling
@@ -65,8 +69,12 @@ class Actors:
     async def call(self, call: Call) -> Response:
         """The answer for the client, whatever it is. A turn whose owner dies may be taken again by the next one.
 
-        Raises `NoOwner` when there is none for too long.
+        Raises `NoOwner` when there is none for too long, `BreakerOpen`.
         """
+        policy = self._resiliency.for_actor(call.actor.type, call.actor.id)
+        return await (self._call(call) if policy is None else policy.run(lambda: self._call(call), failed=_judge))
+
+    async def _call(self, call: Call) -> Response:
         begun = self._clock.now()
         partition = addressing.actor_partition(call.actor.id)
         pause = FIRST_PAUSE
@@ -160,6 +168,12 @@ class Actors:
     def active(self) -> Mapping[str, int]:
         """How many actors of each type that is hosted here are active."""
         return {name: hosting.active for name, hosting in self.hostings.items()}
+
+
+def _judge(outcome: Response | Exception) -> Failure | None:
+    if isinstance(outcome, Response):
+        return Failure(http_status=outcome.status) if outcome.status >= 400 else None
+    return Failure() if isinstance(outcome, NoOwner) else None
 
 
 def _request(call: Call) -> Request:

@@ -50,16 +50,16 @@ class Hosting:
         clock: Clock,
         *,
         tell: Callable[[dict[int, int]], None],
-        timeout: Callable[[ActorName], Policy | None] = lambda _: None,
+        limit: Policy | None = None,
     ) -> None:
-        """`tell` is told of the partitions that are owned, with their tokens, whenever that changes. `timeout` has the
-        policy that bounds a turn."""
+        """`tell` is told of the partitions that are owned, with their tokens, whenever that changes. `limit` bounds a
+        turn."""
         self.type = actor_type
         self.settings = settings
         self._callbacks = callbacks
         self._clock = clock
         self._tell = tell
-        self._timeout = timeout
+        self._limit = limit
         self._partitions = join(self, revoke_limit=settings.drain_timeout + REVOKE_LIMIT)
         self._actors: list[dict[str, Actor]] = [{} for _ in range(addressing.ACTOR_PARTITIONS)]
         self._closing: dict[str, asyncio.Future[None]] = {}
@@ -151,7 +151,7 @@ class Hosting:
         return response, token.revision
 
     async def _bounded(self, call: Call, caller: Peer, turn: Turn, chain: str) -> Response:
-        policy = self._timeout(call.actor)
+        policy = self._limit
         if policy is None:
             return await self._callbacks.call(call, caller, turn, chain)
         try:

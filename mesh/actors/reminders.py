@@ -23,6 +23,7 @@ from mesh.ownership.waits import end
 from mesh.ports import Clock
 from mesh.ports.alarms import AlarmClocks, AlarmSubscription
 from mesh.ports.tables import Key
+from mesh.quantities import duration_text
 from mesh.scheduling.recurrence import Every
 from mesh.scheduling.scheduler import Scheduled, Scheduler, Tick
 
@@ -176,7 +177,7 @@ def _shown(actor: ActorName, found: Scheduled) -> dict[str, Any]:
     if notes.get("due"):
         shown["dueTime"] = notes["due"]
     if isinstance(found.schedule.recurrence, Every):
-        shown["period"] = found.schedule.recurrence.text
+        shown["period"] = f"@every {duration_text(found.schedule.recurrence.seconds)}"
     if notes.get("ttl"):
         shown["ttl"] = notes["ttl"]
     return shown

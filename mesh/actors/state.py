@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -11,7 +11,7 @@ from mesh import addressing
 from mesh.actors.calls import Actors
 from mesh.actors.names import ActorName
 from mesh.errors import MeshError
-from mesh.ports.stores import DeleteState, SetState, StateChange, StateItem, StoreError
+from mesh.ports.stores import DeleteState, SetState, StateChange, StateItem
 from mesh.state.component import SEPARATOR, StateComponent
 
 UPSERT, DELETE = "upsert", "delete"
@@ -34,23 +34,16 @@ class Operation(NamedTuple):
 class ActorState:
     """The store is the component that says `actorStateStore`, else the backbone's own table."""
 
-    def __init__(self, actors: Actors, components: Callable[[], Mapping[str, StateComponent]]) -> None:
+    def __init__(self, actors: Actors, components: Mapping[str, StateComponent], default: StateComponent) -> None:
+        """`components` by name; it may change while this runs."""
         self._actors = actors
         self._components = components
-        self._default: StateComponent | None = None
-
-    def use_by_default(self, component: StateComponent) -> None:
-        self._default = component
+        self._default = default
 
     @property
     def component(self) -> StateComponent:
-        """Raises `StoreError` when there is none."""
-        for component in self._components().values():
-            if component.actor_state_store:
-                return component
-        if self._default is None:
-            raise StoreError("there is no state store for actors")
-        return self._default
+        marked = (component for component in self._components.values() if component.actor_state_store)
+        return next(marked, self._default)
 
     async def get(self, actor: ActorName, key: str) -> StateItem | None:
         """The newest value, whoever wrote it. Types that are not hosted here have none. Raises `StoreError`."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mesh.documents import Fields
 
 KINDS = ("timeouts", "retries", "circuitBreakers")
+ACTOR_BREAKERS = 5000
+"""As `APP_BREAKERS`, for a type of actors."""
 APP_BREAKERS = 100
 """Breakers that are remembered for an app, one per method (Dapr: `circuitBreakerCacheSize`)."""
 MAX_BREAKERS = 100_000
@@ -46,7 +48,9 @@ class Target:
     retry: Reference = Reference()
     circuit_breaker: Reference = Reference()
     breakers: int = APP_BREAKERS
-    """Apps only."""
+    """Apps and actors only."""
+    breaker_of_each: bool = False
+    """Actors only: each has a breaker of its own; else one serves the type."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +72,8 @@ class ResiliencyManifest:
     breakers: Mapping[str, BreakerSettings] = field(default_factory=dict)
     apps: Mapping[str, Target] = field(default_factory=dict)
     """By app id, name of an HTTPEndpoint, or URL."""
+    actors: Mapping[str, Target] = field(default_factory=dict)
+    """By type."""
     components: Mapping[str, ComponentTarget] = field(default_factory=dict)
     origins: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """`file:line: field` of each policy, by kind (as in `retries`) and name."""
@@ -81,14 +87,13 @@ def read_manifest(spec: Fields, name: str, origin: str) -> ResiliencyManifest:
     policies = spec.fields("policies").closed(*KINDS)
     timeouts, retries, breakers = (policies.fields(kind) for kind in KINDS)
     targets = spec.fields("targets").closed("apps", "actors", "components")
-    if targets.fields("actors"):
-        raise targets.fault("actors", "actors are not there yet")
     return ResiliencyManifest(
         name=name,
         timeouts={key: _duration(timeouts, key) for key in timeouts},
         retries=_members(retries, _retry),
         breakers=_members(breakers, _breaker),
         apps=_members(targets.fields("apps"), _app),
+        actors=_members(targets.fields("actors"), _actor),
         components=_members(targets.fields("components"), _component),
         origins={
             (kind, name): f"{group.at(name)}: {group.named(name)}"
@@ -179,6 +184,20 @@ def _app(fields: Fields) -> Target:
     if "circuitBreakerCacheSize" in fields and not fields.text("circuitBreaker"):
         raise fields.fault("circuitBreakerCacheSize", "has no effect without circuitBreaker")
     return _target(fields, _integer(fields, "circuitBreakerCacheSize", APP_BREAKERS, 0, MAX_BREAKERS) or APP_BREAKERS)
+
+
+def _actor(fields: Fields) -> Target:
+    fields = fields.closed("timeout", "retry", "circuitBreaker", "circuitBreakerScope", "circuitBreakerCacheSize")
+    if not fields.text("circuitBreaker"):
+        for key in ("circuitBreakerScope", "circuitBreakerCacheSize"):
+            if key in fields:
+                raise fields.fault(key, "has no effect without circuitBreaker")
+        return _target(fields)
+    scope = fields.text("circuitBreakerScope").lower()
+    if scope not in ("type", "id", "both"):
+        raise fields.fault("circuitBreaker", "needs a circuitBreakerScope: type, or id (both is the same)")
+    size = _integer(fields, "circuitBreakerCacheSize", ACTOR_BREAKERS, 0, MAX_BREAKERS) or ACTOR_BREAKERS
+    return replace(_target(fields, size), breaker_of_each=scope != "type")
 
 
 def _component(fields: Fields) -> ComponentTarget:

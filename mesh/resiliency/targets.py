@@ -33,7 +33,7 @@ UNDER_POLICIES = ("bindings", "configuration", "lock", "pubsub", "secretstores",
 """Categories of components that are called under policies. Whoever calls `for_component` for one more adds it."""
 TELL_UNDER_POLICIES = ("bindings", "configuration", "pubsub")
 """Categories of components whose messages to the app go under policies."""
-_NOT_YET = ("DaprBuiltInActor", "DefaultActor")
+_NEVER = ("DaprBuiltInActor",)
 
 _COMPONENT_TYPES = {
     "bindings": "Binding",
@@ -116,6 +116,7 @@ class Resiliency:
         self._of_components: list[tuple[str, str, ComponentTarget]] = []
         self._origins: dict[tuple[str, str], str] = {}
         apps: dict[str, Target] = {}
+        actors: dict[str, Target] = {}
         components: dict[str, ComponentTarget] = {}
         for manifest in manifests:
             self._timeouts |= manifest.timeouts
@@ -125,6 +126,7 @@ class Resiliency:
             self._origins |= manifest.origins
             self._of_components += ((manifest.origin, *target) for target in manifest.components.items())
             apps |= manifest.apps
+            actors |= manifest.actors
             components |= manifest.components
         self._targets = components
         self._apps = {name: self._resolve(target) for name, target in apps.items()}
@@ -133,6 +135,10 @@ class Resiliency:
             for name, target in components.items()
             for direction, side in ((Direction.INBOUND, target.inbound), (Direction.OUTBOUND, target.outbound))
         }
+        self._actors = {name: self._resolve(target) for name, target in actors.items()}
+        self._actor_default = self._default("Actor", "")
+        self._actor_breakers = {name: _Breakers(parts.size) for name, parts in self._actors.items()}
+        self._breaker_of_each = {name for name, target in actors.items() if target.breaker_of_each}
         self._app_default = self._default("App", "")
         self._component_defaults = {
             (category, direction): self._default(*_component_levels(direction, type_))
@@ -176,6 +182,23 @@ class Resiliency:
     def for_endpoint(self, name: str, method: str = "") -> Policy | None:
         """For a call through an HTTPEndpoint or to a URL: they are targets among the apps (Dapr)."""
         return self.for_app(name, method)
+
+    def for_actor(self, actor_type: str, actor_id: str) -> Policy | None:
+        """For a call of an actor, the wait for its turn included: retries and breaker. `None` does nothing."""
+        parts = self._actors.get(actor_type, self._actor_default)
+        if not (parts.breaker or (parts.retry and parts.retry.max_retries)):
+            return None
+        breaker = None
+        if parts.breaker:
+            breakers = self._actor_breakers.get(actor_type, self._default_breakers)
+            key = (actor_type, actor_id if actor_type in self._breaker_of_each else "")
+            breaker = breakers.get(("actor", *key), "-".join(filter(None, key)), parts.breaker, self._clock)
+        return self._policy(f"actor[{actor_type}, {actor_id}]", parts._replace(timeout=None), breaker)
+
+    def for_turn(self, actor_type: str) -> Policy | None:
+        """For the turn of an actor, once it has begun: the time limit (Dapr). `None` is no limit."""
+        timeout = self._actors.get(actor_type, self._actor_default).timeout
+        return self._policy(f"actor[{actor_type}]", _Parts(timeout, None, None, 0), None) if timeout else None
 
     def for_component(self, name: str, direction: Direction, category: str) -> Policy | None:
         """`category` is the first part of the component's type, as in `pubsub`. `None` does nothing.
@@ -277,8 +300,8 @@ class Resiliency:
             known = [f"Default{level}{_WORDS[kind]}Policy" for level in _LEVELS]
             if kind == "retries":
                 known += _BUILT_IN
-            if name.startswith(_NOT_YET):
-                self.warnings.append(f"{origin}: actors are not there yet, so it has no effect")
+            if name.startswith(_NEVER):
+                self.warnings.append(f"{origin}: has no effect: calls of actors wait for the next owner by themselves")
             elif name in known and "Component" in name and not name.startswith(_WITH_EFFECT):
                 only = ", ".join(UNDER_POLICIES)
                 self.warnings.append(f"{origin}: has no effect yet but on calls to components of {only}")
@@ -287,7 +310,7 @@ class Resiliency:
 
 
 _LEVELS = (
-    *("", "App", "Component", *(f"Component{direction.value}" for direction in Direction)),
+    *("", "Actor", "App", "Component", *(f"Component{direction.value}" for direction in Direction)),
     *(f"{type_}Component{direction.value}" for type_ in _COMPONENT_TYPES.values() for direction in Direction),
 )
 

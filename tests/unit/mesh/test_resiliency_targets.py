@@ -282,8 +282,7 @@ def test_built_in_policies_may_be_changed_but_not_below_three_retries(builds: Bu
         ("retries: {DefaultAppTimeoutPolicy: {}}", "no policy of this name applies by itself"),
         ("retries: {DaprBuiltInServiceRetry: {}}", "did you mean 'DaprBuiltInServiceRetries'"),
         ("timeouts: {DaprBuiltInServiceRetries: 1s}", "no policy of this name applies by itself"),
-        ("retries: {DaprBuiltInActorNotFoundRetries: {}}", "actors are not there yet"),
-        ("timeouts: {DefaultActorTimeoutPolicy: 1s}", "actors are not there yet"),
+        ("retries: {DaprBuiltInActorNotFoundRetries: {}}", "has no effect: calls of actors wait"),
     ],
 )
 def test_names_that_only_look_as_if_they_had_an_effect(builds: Builds, yaml: str, warning: str) -> None:
@@ -372,7 +371,8 @@ TARGET = "targets: {apps: {a: %s}}"
         ("policies: {circuitBreakers: {c: {maxRequests: -1}}}", r"c\.maxRequests: must be a whole number from 0"),
         ("policies: {circuitBreakers: {c: {timeout: soon}}}", r"c\.timeout: must be a duration"),
         ("targets: {app: {}}", r"targets\.app: unknown field, did you mean 'apps'"),
-        ("targets: {actors: {T: {timeout: t}}}", r"spec\.targets\.actors: actors are not there yet"),
+        ("targets: {actors: {T: {circuitBreaker: b}}}", r"circuitBreaker: needs a circuitBreakerScope"),
+        ("targets: {actors: {T: {circuitBreakerScope: type}}}", "has no effect without circuitBreaker"),
         (TARGET % "{retries: r}", r"apps\.a\.retries: unknown field, did you mean 'retry'"),
         (TARGET % "{circuitBreakerScope: id}", r"circuitBreakerScope: unknown field"),
         (TARGET % "{circuitBreakerCacheSize: 5}", r"circuitBreakerCacheSize: has no effect without circuitBreaker"),
