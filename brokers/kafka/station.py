@@ -122,7 +122,7 @@ class Station:
         """Returns when others can see us, and we can be answered. Raises `BrokerError`."""
         await self.outbox.start()
         await self.reader.start()
-        self._asker = self.connection.consumer()
+        self._asker = self.connection.consumer(retry_backoff_ms=10)  # it asks again for each new topic
         await self.connection.within(self._asker.start())
         topic = addressing.kafka_presence_topic(self.prefix, self.me.namespace)
         await self._ensure(topic, 1, PRESENCE_TOPIC)
