@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mesh import addressing, ids
 from mesh.actors.callbacks import Call, Callbacks, Refusal
@@ -38,6 +38,11 @@ class Join(Protocol):
     def __call__(self, handler: PartitionHandler, *, revoke_limit: float) -> Partitions: ...
 
 
+class _Closing(NamedTuple):
+    actor: Actor
+    done: asyncio.Future[None]
+
+
 class Hosting:
     """One type. A `PartitionHandler`."""
 
@@ -62,7 +67,7 @@ class Hosting:
         self._limit = limit
         self._partitions = join(self, revoke_limit=settings.drain_timeout + REVOKE_LIMIT)
         self._actors: list[dict[str, Actor]] = [{} for _ in range(addressing.ACTOR_PARTITIONS)]
-        self._closing: dict[str, asyncio.Future[None]] = {}
+        self._closing: dict[str, _Closing] = {}
         """Actors that are being deactivated: a call of one waits, and then activates it anew."""
         self._tokens: dict[int, int] = {}
         self._tick = settings.idle_timeout / TICKS
@@ -100,7 +105,9 @@ class Hosting:
         partition = addressing.actor_partition(actor_id)
         actor = self._actors[partition].get(actor_id)
         if actor is None:
-            return None
+            closing = self._closing.get(actor_id)
+            turn = None if closing is None else closing.actor.turn  # it may still write
+            return None if turn is None or turn.is_broken_off() else turn.token
         turn = actor.turn
         return self._partitions.token(partition) if turn is None or turn.token is None else turn.token
 
@@ -109,7 +116,7 @@ class Hosting:
         actor_id = call.actor.id
         partition = addressing.actor_partition(actor_id)
         while (closing := self._closing.get(actor_id)) is not None:
-            await asyncio.shield(closing)
+            await asyncio.shield(closing.done)
         if partition not in self._tokens or self._partitions.token(partition) is None:
             raise NotMine(f"{call.actor} is not here")
         actor = self._actors[partition].get(actor_id)
@@ -180,7 +187,7 @@ class Hosting:
         actors, self._actors[partition] = self._actors[partition], {}
         for actor in actors.values():
             actor.turn_away(NotMine(f"{self.type}/{actor.id} moves"))
-            self._closing[actor.id] = asyncio.get_running_loop().create_future()
+            self._closing[actor.id] = _Closing(actor, asyncio.get_running_loop().create_future())
         await asyncio.gather(*(self._close(actor, limit) for actor in actors.values()))
 
     # The end of actors
@@ -198,8 +205,8 @@ class Hosting:
                 await self._callbacks.deactivate(ActorName(self.type, actor.id))
         finally:
             closing = self._closing.pop(actor.id, None)
-            if closing is not None and not closing.done():
-                closing.set_result(None)
+            if closing is not None and not closing.done.done():
+                closing.done.set_result(None)
 
     def _expect(self, actor: Actor, *, new: bool = False) -> None:
         """The actor is used now: it is idle one timeout later (Dapr: counted from the beginning of a call)."""
@@ -230,7 +237,7 @@ class Hosting:
                     continue  # it has gone on another way
                 if actor.turn is None and actor.due <= now:
                     del actors[actor.id]
-                    self._closing[actor.id] = asyncio.get_running_loop().create_future()
+                    self._closing[actor.id] = _Closing(actor, asyncio.get_running_loop().create_future())
                     self._run(self._close(actor, 0.0), f"deactivate {self.type}/{actor.id}")
                 else:
                     actor.due = max(actor.due, int(now) + 1)
