@@ -22,6 +22,8 @@ MOST_WAITING, MOST_WAITING_BYTES = 1024, 4 * 1024 * 1024
 Of more than that only the offsets are kept, and they are read again when it is time."""
 RECORD_OVERHEAD = 500
 """Bytes of a record in memory beside its key and value."""
+RELEASE_PAUSE = 0.01
+"""Seconds until a message that was given back comes again, so that an app which takes nothing does not keep us busy."""
 LONGEST_TIMER = 24 * 3600.0
 """Seconds. What waits longer is looked at in between."""
 
@@ -35,7 +37,7 @@ class Member(Protocol):
         """Its turn has come."""
         ...
 
-    def freed(self) -> None:
+    def freed(self, *, released: bool = False) -> None:
         """One that was handed over has been settled."""
         ...
 
@@ -215,18 +217,17 @@ class Lane:
             self._due[offset] = time.time() + delay
             if not self.leaving:
                 self._wait(offset, delivery.stored)
-        elif not self.leaving:
-            self._again(delivery.stored)
+        else:
+            self._loop.call_soon(self._again, delivery.stored)
         self._member.changed(self)
         self._member.freed()
 
     def released(self, delivery: KafkaDelivery) -> None:
         self._let_go(delivery)
         self._uncount(delivery.stored.offset)
-        if not self.leaving:
-            self._again(delivery.stored)
+        self._loop.call_later(RELEASE_PAUSE, self._again, delivery.stored)
         self._member.changed(self)
-        self._member.freed()
+        self._member.freed(released=True)
 
     def _uncount(self, offset: int) -> None:
         self._made[offset] -= 1

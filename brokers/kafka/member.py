@@ -49,6 +49,10 @@ MOST_READY = 1000
 """Messages that wait for a free place, at which no more are taken."""
 PAUSE_NOTICE = 0.2
 """Seconds of pause after which a member tells the others that it takes nothing."""
+USELESS_LIMIT = 2.0
+"""Seconds for which all that was handed over came back without an attempt, before others are to have it."""
+BREAK = 30.0
+"""Seconds for which this member takes nothing then, while another is there."""
 POLL = 1000
 """Milliseconds."""
 FIRST_PAUSE, LAST_PAUSE = 0.1, 2.0
@@ -97,6 +101,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         self._joining = True
         self._joined: asyncio.Future[None] = self._loop.create_future()
         self._takes = concurrency > 0
+        self._useless_since = 0.0
         self._ready: deque[KafkaDelivery] = deque()
         self._handing_over = False
         self._room = asyncio.Event()
@@ -424,6 +429,21 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         if not self._concurrency and self._takes:
             self._say(takes=False)
 
+    def _note_release(self) -> None:
+        """A member whose app is of no use would keep from all others what is for its partitions."""
+        now = self._loop.time()
+        if not self._useless_since:
+            self._useless_since = now
+        elif now - self._useless_since > USELESS_LIMIT and self._takes:
+            logger.info("the group %s: nothing was taken for %d s; others may try", self._group, USELESS_LIMIT)
+            self._say(takes=False)
+            self._loop.call_later(BREAK, self._end_break)
+
+    def _end_break(self) -> None:
+        self._useless_since = 0.0
+        if self._concurrency and not self._takes:
+            self._say(takes=True)
+
     def _say(self, *, takes: bool) -> None:
         self._takes = takes
         if self._group is not None and self._open:
@@ -440,8 +460,12 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         delivery.lane.hand_over(delivery)
         self._handler(delivery)
 
-    def freed(self) -> None:
+    def freed(self, *, released: bool = False) -> None:
         self._free += 1
+        if released:
+            self._note_release()
+        else:
+            self._useless_since = 0.0
         if self._ready:
             self._hand_over_ready()
         elif not self._room.is_set():

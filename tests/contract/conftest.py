@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from itertools import count
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from mesh.ports import EventLog, Feature
 from mesh.ports.tables import Table, Tables
@@ -15,14 +16,22 @@ from tests.contract.tables import BACKINGS, Backing
 namespaces = (f"test{number}" for number in count(1))
 
 
-@pytest.fixture(scope="module", params=[pytest.param(one, id=one.name, marks=one.marks) for one in IMPLEMENTATIONS])
-def implementation(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Implementation]:
+def parameters(implementations: Sequence[type[Implementation]]) -> list[ParameterSet]:
+    return [pytest.param(one, id=one.name, marks=one.marks) for one in implementations]
+
+
+def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Implementation]:
     started = request.param()
     started.start(tmp_path_factory.mktemp(started.name))
     yield started
     started.stop()
+
+
+@pytest.fixture(scope="module", params=parameters(IMPLEMENTATIONS))
+def implementation(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Implementation]:
+    yield from started(request, tmp_path_factory)
 
 
 @pytest.fixture

@@ -167,7 +167,7 @@ def kafka_event_log(servers: list[str], namespace: str, *, partitions: int = 4, 
     return KafkaEventLog(kafka.Connection(access, name="contract"), namespace=namespace, partitions=partitions)
 
 
-IMPLEMENTATIONS: list[type[Implementation]] = [Memory, Nats, Kafka, KafkaInOnePartition, Tansu]
+IMPLEMENTATIONS: list[type[Implementation]] = [Memory, Nats, Kafka, Tansu]
 
 
 BEAT = 0.1

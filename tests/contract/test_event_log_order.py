@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 
 from mesh.ports import OLDEST, Delivery, EventLog, Feature, Group, Message, Mode, Order, Subscription, Topic
-from tests.contract.conftest import namespaces
-from tests.contract.implementations import Implementation
+from tests.contract.conftest import namespaces, parameters, started
+from tests.contract.implementations import IMPLEMENTATIONS, Implementation, KafkaInOnePartition
 from tests.contract.inbox import Inbox
 
 ORDERS = Topic("pubsub", "orders")
@@ -23,10 +23,18 @@ Connect = Callable[[], Awaitable[EventLog]]
 MakeInbox = Callable[..., Inbox]
 
 
+@pytest.fixture(scope="module", params=parameters([*IMPLEMENTATIONS, KafkaInOnePartition]))
+def implementation(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Implementation]:
+    yield from started(request, tmp_path_factory)
+
+
 @pytest.fixture(autouse=True)
-def ordered(needs: Callable[[Feature], None]) -> None:
+def ordered(needs: Callable[[Feature], None], request: pytest.FixtureRequest) -> None:
     needs(Feature.KEY_ORDER)
-    needs(Feature.STRICT_ORDER)
+    if request.node.callspec.params.get("order") is Order.STRICT or "strict" in request.node.originalname:
+        needs(Feature.STRICT_ORDER)
 
 
 @pytest.fixture
