@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.ports import free_port
 
 BINARY = Path(sysconfig.get_path("scripts")) / "nats-server"
-START_LIMIT = 10.0
+START_LIMIT = 30.0
 """Seconds until a server must accept connections, or be gone."""
 
 

@@ -256,8 +256,8 @@ async def test_close_does_not_wait_for_a_frozen_server(server: NatsServer, names
         try:
             publishes = [asyncio.create_task(log.publish(ORDERS, raw(f"{number}"))) for number in range(10)]
             await asyncio.sleep(0.1)
-            await asyncio.wait_for(log.close(), 3)
-            outcomes = await asyncio.wait_for(asyncio.gather(*publishes, return_exceptions=True), 1)
+            await asyncio.wait_for(log.close(), 10)
+            outcomes = await asyncio.wait_for(asyncio.gather(*publishes, return_exceptions=True), 10)
         finally:
             server.thaw()
     assert all(isinstance(outcome, BrokerUnavailable) for outcome in outcomes)
@@ -669,11 +669,11 @@ async def test_wrong_credentials_end_the_start_promptly(tmp_path: Path, namespac
     with NatsServer(tmp_path, authorization=users) as server:
         wrong = nats_event_log([server.url.replace("//", "//mesh:wrong@")], namespace)
         with pytest.raises(ConfigurationError, match="credentials") as refused:
-            await asyncio.wait_for(wrong.start(), 3)
+            await asyncio.wait_for(wrong.start(), 30)
         await wrong.close()
         assert "wrong@" not in str(refused.value)
         right = nats_event_log([server.url.replace("//", "//mesh:right@")], namespace)
-        await asyncio.wait_for(right.start(), 3)
+        await asyncio.wait_for(right.start(), 30)
         await right.close()
 
 
@@ -682,7 +682,7 @@ async def test_a_server_without_jetstream_is_a_configuration_error(tmp_path: Pat
         log = nats_event_log([server.url], namespace)
         try:
             with pytest.raises(ConfigurationError, match="JetStream"):
-                await asyncio.wait_for(log.start(), 3)
+                await asyncio.wait_for(log.start(), 30)
         finally:
             await log.close()
 
@@ -697,9 +697,9 @@ async def test_a_missing_permission_is_named(tmp_path: Path, namespace: str) -> 
     with NatsServer(tmp_path, authorization={"users": users}) as server:
         for user in ("reader", "writer"):
             log = nats_event_log([server.url.replace("//", f"//{user}:1@")], namespace)
-            await asyncio.wait_for(log.start(), 3)
+            await asyncio.wait_for(log.start(), 30)
             with pytest.raises(BrokerError, match=r"(?i)permission") as refused:
-                async with asyncio.timeout(2):
+                async with asyncio.timeout(10):
                     if user == "reader":
                         await log.publish(ORDERS, raw("one"))
                     else:

@@ -135,7 +135,7 @@ async def test_a_server_that_is_not_there() -> None:
         assert "hush" not in str(error.value)
         assert PASSWORD not in str(error.value)
         await store.close()
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 10  # an operation may take 20 s
 
 
 async def test_a_server_that_is_restarted(server: PostgresServer) -> None:
@@ -147,7 +147,7 @@ async def test_a_server_that_is_restarted(server: PostgresServer) -> None:
     outcomes = await asyncio.gather(*(store.get(f"{n}") for n in range(20)), return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {StoreUnavailable}
     assert PASSWORD not in str(outcomes[0])
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 10  # an operation may take 20 s
     server.start()
     for _ in range(2):
         items = await asyncio.gather(*(store.get(f"{n}") for n in range(20)))  # at the first attempt
@@ -174,7 +174,7 @@ async def test_a_server_that_is_frozen(server: PostgresServer) -> None:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
     assert {type(outcome) for outcome in outcomes} == {StoreUnavailable}
-    assert time.monotonic() - begin < 9
+    assert time.monotonic() - begin < 15
     await store.change(SetState(key="a", value=b"1"))
     await store.close()
 

@@ -21,7 +21,7 @@ from tests.ports import free_port
 SIDECAR = [sys.executable, "-P", "-m", "sidecar"]
 MESHWIRE = [sys.executable, "-P", "-c", "import sys; from sidecar.cli import main; sys.exit(main())"]
 SINK = [sys.executable, "-P", str(Path(__file__).with_name("sink.py"))]
-LIMIT = 20.0
+LIMIT = 45.0
 """Seconds within which whatever a test waits for happens, also on a busy machine."""
 
 Headers = Iterable[tuple[str, str]]

@@ -370,7 +370,7 @@ async def test_clients_that_are_slow_or_hang_up_disturb_nobody(mesh):
     await sidecar.publish(b"1")
     answer, seconds = await slow
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert 8 < seconds < 15
+    assert 8 < seconds < 40
     assert len(await stored(mesh)) == 1
 
 

@@ -235,4 +235,4 @@ async def test_an_output_that_another_app_hosts(mesh: Mesh) -> None:
         answer = await invoke(shop, operation="list")
         assert answer.status == 500
         assert "app billing hosts it, and no sidecar of it takes the call" in answer.json["message"]
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10

@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 20.0
+LIMIT = 45.0
 
 
 def processes_that_use(folder):

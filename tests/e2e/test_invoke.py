@@ -12,8 +12,9 @@ from pathlib import Path
 import httpcore
 import pytest
 
+from brokers.nats.requests import BEAT, MISSED_BEATS
 from tests.e2e.echo import PIECE
-from tests.e2e.mesh import App, Mesh, Process, exchange
+from tests.e2e.mesh import LIMIT, App, Mesh, Process, exchange
 from tests.ports import free_port
 
 ECHO = [sys.executable, "-P", str(Path(__file__).with_name("echo.py"))]
@@ -276,8 +277,8 @@ async def broken_off(direct):
 
 
 async def one_more(direct, before):
-    """The app notices within a second."""
-    deadline = time.monotonic() + 1.0
+    """The app notices soon."""
+    deadline = time.monotonic() + LIMIT
     while (count := await broken_off(direct)) == before:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)
@@ -426,9 +427,9 @@ async def test_a_callee_that_is_killed_in_the_middle(mesh, pool, echo):
     first.kill()
     begun = time.monotonic()
     assert (await caller.get("/gone"))[0] == 200  # the other replica, at once
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < BEAT * MISSED_BEATS  # when those notice who wait for the one that is dead
     status, content = await asyncio.wait_for(hanging, 30)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 15
     assert status == 500
     assert error_of(content).startswith("failed to invoke, id: b, err: ")
 

@@ -108,10 +108,10 @@ async def test_no_answer_is_an_error_where_a_policy_says_how_long_to_wait(mesh):
         port = (await mesh.sidecar("a", f"--resources-path={mesh.folder / 'resources'}")).port
         begun = time.monotonic()
         head, body = await call(port, "never")
-        assert 0.3 <= time.monotonic() - begun < 3
+        assert 0.3 <= time.monotonic() - begun < 10
         assert head.startswith(b"HTTP/1.1 500 ")
         assert "context deadline exceeded" in json.loads(body)["message"]
-        await asyncio.wait_for(app.hung_up.wait(), 1)
+        await asyncio.wait_for(app.hung_up.wait(), 10)
 
 
 async def test_an_answer_without_end_ends_with_its_reader(mesh):
@@ -123,4 +123,4 @@ async def test_an_answer_without_end_ends_with_its_reader(mesh):
         await reader.readexactly(16 << 20)
         assert not app.hung_up.is_set()
         writer.transport.abort()
-        await asyncio.wait_for(app.hung_up.wait(), 1)
+        await asyncio.wait_for(app.hung_up.wait(), 10)

@@ -20,7 +20,8 @@ from mesh.errors import ConfigurationError
 from sidecar import supervisor
 from sidecar.supervisor import Api, App, Plan, supervise
 supervisor.GRACE, supervisor.START_LIMIT, supervisor.LEFT_BEHIND = {grace!r}, {start_limit!r}, 0.3
-supervisor.GUARD = supervisor.GUARD.replace("sleep 5", "sleep 0.5")
+supervisor.KILL_LIMIT = supervisor.ANSWER_LIMIT = 30.0  # the machine may be busy
+supervisor.GUARD = supervisor.GUARD.replace("sleep 5", "sleep {orphaned!r}")
 def tend():
     if os.path.exists({trouble!r}):
         raise ConfigurationError("the broker is in trouble")
@@ -32,7 +33,9 @@ sys.exit(supervise([plan, *beside], tend=tend))
 
 
 class Run:
-    def __init__(self, tmp_path, app, behaviour="", waits=False, grace=1.0, start_limit=10.0, beside=False):
+    def __init__(
+        self, tmp_path, app, behaviour="", waits=False, grace=60.0, start_limit=60.0, orphaned=0.5, beside=False
+    ):
         self.port = free_port()
         self.trouble = tmp_path / "trouble"
         sidecar = [sys.executable, "-P", str(STAND_IN), str(self.port), behaviour]
@@ -44,6 +47,7 @@ class Run:
             port=self.port,
             grace=grace,
             start_limit=start_limit,
+            orphaned=orphaned,
             beside=beside,
         )
         self.process = subprocess.Popen(
@@ -93,7 +97,7 @@ def runs(pid):
     return bool(shown.strip()) and not shown.startswith("Z")
 
 
-def wait_until_gone(*pids, limit=5.0):
+def wait_until_gone(*pids, limit=30.0):
     deadline = time.monotonic() + limit
     while any(map(runs, pids)):
         assert time.monotonic() < deadline, [pid for pid in pids if runs(pid)]
@@ -161,23 +165,22 @@ def test_sidecar_alone_runs_until_the_signal(start):
 
 
 def test_who_ignores_the_request_to_stop_is_killed_after_the_grace(start):
-    run = start("trap '' TERM; echo ready; while :; do sleep 0.1; done", behaviour="hang")
+    run = start("trap '' TERM; echo ready; while :; do sleep 0.1; done", behaviour="hang", grace=1.0)
     run.until("up and running")
     run.process.send_signal(signal.SIGTERM)
     started = time.monotonic()
     assert run.end()[0] == 128 + signal.SIGKILL
-    assert 0.9 < time.monotonic() - started < 4
+    assert time.monotonic() - started > 0.9
 
 
 def test_second_signal_kills_at_once(start):
     run = start("trap '' TERM; echo ready; while :; do sleep 0.1; done", behaviour="hang")
     run.until("up and running")
-    started = time.monotonic()
-    run.process.send_signal(signal.SIGINT)
-    time.sleep(0.1)
-    run.process.send_signal(signal.SIGINT)
-    assert run.end()[0] == 128 + signal.SIGKILL
-    assert time.monotonic() - started < 0.9
+    for _ in range(100):  # one that comes early may be merged with the one before
+        if run.process.poll() is None:
+            run.process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+    assert run.end()[0] == 128 + signal.SIGKILL  # sooner than the grace
 
 
 def test_sidecar_that_fails_ends_the_app(start):
@@ -223,21 +226,17 @@ def test_of_several_each_ends_for_itself(start):
 
 
 def test_what_an_app_leaves_behind_is_ended(start):
-    run = start(
-        "(trap '' TERM; echo pid $(exec sh -c 'echo $PPID'); while :; do sleep 0.1; done) & sleep 0.2; exit 4",
-        grace=9.0,
-    )
+    run = start("(trap '' TERM; echo pid $(exec sh -c 'echo $PPID'); while :; do sleep 0.1; done) & sleep 0.2; exit 4")
     left = int(run.until(r"== APP == pid (\d+)")[1])
-    started = time.monotonic()
-    assert run.end()[0] == 4
-    assert time.monotonic() - started < 5
+    assert run.end()[0] == 4  # sooner than the grace
     wait_until_gone(left)
 
 
 @pytest.mark.parametrize("waits", [False, True])
 def test_nothing_survives_the_kill_of_the_supervisor(start, waits, tmp_path):
     asked = tmp_path / "asked"
-    run = start("trap 'touch $1; exit' TERM; echo pid $$; sleep 60 & echo child $!; wait", str(asked), waits=waits)
+    script = "trap 'touch $1; exit' TERM; echo pid $$; sleep 60 & echo child $!; wait"
+    run = start(script, str(asked), waits=waits, orphaned=5)
     app = int(run.until(r"== APP == pid (\d+)")[1])
     child = int(run.until(r"== APP == child (\d+)")[1])
     run.until("up and running")

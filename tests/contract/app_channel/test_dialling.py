@@ -79,7 +79,7 @@ async def test_an_app_that_can_queue_two_connections_is_called_by_64_at_once(ope
         took = time.monotonic() - began
     assert {answer.status for answer in answers} == {200}
     assert sorted(paths) == sorted(f"/{number}" for number in range(64))
-    assert took < 4  # 64 dials at once: 15 s and more
+    assert took < 8  # 64 dials at once: 15 s and more
 
 
 async def test_what_waits_for_a_connection_is_served_in_order(open_channel):
@@ -122,13 +122,22 @@ async def test_dials_do_not_exceed_max_concurrency(open_channel):
 
 async def test_a_dial_that_was_dropped_is_made_anew(open_channel, monkeypatch):
     monkeypatch.setattr(pool, "_LONGEST_DIAL", 0.1)
+    loop, dials = asyncio.get_running_loop(), 0
+    dial = loop.create_connection
+
+    def counted(*given):
+        nonlocal dials
+        dials += 1
+        return dial(*given)
+
+    monkeypatch.setattr(loop, "create_connection", counted)
     with full() as (listener, port):
         call = open_channel(port).request("GET", "/", timeout=10)
-        await asyncio.sleep(0.05)
-        began = time.monotonic()
+        while dials < 2:
+            assert not call.done()
+            await asyncio.sleep(0.01)
         served = asyncio.create_task(asyncio.to_thread(answer_all, listener))
         assert (await call).status == 200
-        assert time.monotonic() - began < 0.5  # the system would try again after 1 s
         await served
 
 
@@ -172,7 +181,7 @@ async def test_all_that_wait_fail_at_once_when_the_app_is_down(open_channel):
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(result) for result in results} == {AppUnreachable}
     assert all("cannot connect" in str(result) for result in results)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10  # one after another, or at the limit of the calls: 30 s and more
 
 
 async def test_calls_on_dead_connections_go_before_those_that_came_later(open_channel):
@@ -202,7 +211,7 @@ async def test_closing_ends_dials(open_channel):
         call = channel.request("GET", "/", timeout=10)
         probe = asyncio.create_task(channel.probe("/", timeout=10))
         await asyncio.sleep(0.02)
-        await asyncio.wait_for(channel.close(), 1)
+        await asyncio.wait_for(channel.close(), 5)
         with pytest.raises(AppError, match="shutting down"):
             await call
         assert await probe is False

@@ -110,7 +110,7 @@ async def test_a_late_answer_is_nobodys(open_channel):
     async with running(lambda peer, request: peers.append(peer)) as app:
         channel = open_channel(app.port, max_concurrency=1)
         with pytest.raises(AppError):
-            await channel.request("GET", "/1", timeout=0.02)
+            await channel.request("GET", "/1", timeout=0.2)
         peers[0].send(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nlate")
         app.answer = says(OK)
         assert (await channel.request("GET", "/2", timeout=5)).body == b"ok"

@@ -31,6 +31,9 @@ def test_death_of_the_supervisor_is_told_once(line, factory):
         await asyncio.sleep(0.05)
         assert calls == []
         line.close()
+        async with asyncio.timeout(30):
+            while not calls:
+                await asyncio.sleep(0.005)
         await asyncio.sleep(0.05)
         assert calls == [1]
 
@@ -40,7 +43,7 @@ def test_death_of_the_supervisor_is_told_once(line, factory):
 
 async def test_supervisor_that_is_dead_already(line):
     line.close()
-    await asyncio.wait_for(watch().wait(), 2)
+    await asyncio.wait_for(watch().wait(), 30)
 
 
 async def test_children_of_the_sidecar_see_nothing_of_the_line(line):
@@ -50,7 +53,7 @@ async def test_children_of_the_sidecar_see_nothing_of_the_line(line):
     assert lifeline.DESCRIPTOR not in os.environ
     assert not os.get_inheritable(descriptor)
     line.close()
-    await asyncio.wait_for(orphaned.wait(), 2)
+    await asyncio.wait_for(orphaned.wait(), 30)
 
 
 async def test_sidecar_without_a_supervisor(monkeypatch):

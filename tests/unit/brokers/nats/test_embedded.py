@@ -38,7 +38,7 @@ def used(folder):
     user.close()
 
 
-def wait_for(condition, limit=10.0):
+def wait_for(condition, limit=30.0):
     deadline = time.monotonic() + limit
     while not (result := condition()):
         assert time.monotonic() < deadline, "waited too long"
@@ -138,7 +138,7 @@ def test_unknown_word_for_syncing_is_refused(folder, monkeypatch):
 def test_killed_server_comes_back_where_it_was(used):
     before, pid = embedded.endpoint(used), server_pid(used)
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: server_pid(used) != pid, limit=3)
+    wait_for(lambda: server_pid(used) != pid)
     assert embedded.endpoint(used) == before
     assert answers(used)
 
@@ -147,7 +147,7 @@ def test_server_that_is_killed_again_and_again_is_not_given_up(used):
     for _ in range(len(keeper.BACK_OFF) + 1):
         pid = server_pid(used)
         os.kill(pid, signal.SIGKILL)
-        wait_for(lambda old=pid: server_pid(used) != old, limit=3)
+        wait_for(lambda old=pid: server_pid(used) != old)
     assert answers(used)
     assert embedded.failure(used) is None
 
@@ -155,7 +155,7 @@ def test_server_that_is_killed_again_and_again_is_not_given_up(used):
 def test_server_dies_with_its_keeper_and_the_next_keeper_brings_it_back(used):
     before, pid = embedded.endpoint(used), server_pid(used)
     os.kill(keeper_pid(used), signal.SIGKILL)
-    wait_for(lambda: not runs(pid), limit=2)
+    wait_for(lambda: not runs(pid))
     wait_for(lambda: lock_is_free(used))
     embedded.ensure_keeper(used)
     wait_for(lambda: server_pid(used) != pid)
@@ -220,7 +220,7 @@ def test_keeper_and_server_end_with_the_last_user(folder):
     time.sleep(2 * keeper.TICK)
     assert answers(folder)
     second.close()
-    wait_for(lambda: lock_is_free(folder), limit=3)
+    wait_for(lambda: lock_is_free(folder))
     assert not runs(pid)
     assert embedded.endpoint(folder) is None
 
@@ -229,7 +229,7 @@ def test_keeper_whose_user_is_gone_already_starts_no_server(folder):
     user = embedded.hold(folder)
     embedded.ensure_keeper(folder)
     user.close()
-    wait_for(lambda: lock_is_free(folder), limit=3)
+    wait_for(lambda: lock_is_free(folder))
     assert embedded.endpoint(folder) is None
 
 
@@ -243,7 +243,7 @@ def test_user_who_comes_while_the_keeper_stops_has_a_server_that_stays(folder, p
     user = embedded.hold(folder)
     embedded.ensure_keeper(folder)
     try:
-        wait_for(lambda: answers(folder), limit=3)
+        wait_for(lambda: answers(folder))
         pid = server_pid(folder)
         time.sleep(2 * keeper.TICK)
         assert answers(folder)
@@ -279,7 +279,7 @@ def test_no_user_gets_hold_of_a_server_that_is_being_stopped(folder):
         return True
 
     try:
-        wait_for(stopping, limit=3)
+        wait_for(stopping)
         time.sleep(0.1)
         assert stopping()
     finally:
@@ -314,7 +314,7 @@ def test_users_who_come_at_once_share_one_keeper(folder):
 
 def test_second_keeper_goes_quietly(used):
     again = [sys.executable, "-I", "-S", keeper.__file__, used, embedded.find_server()]
-    ended = subprocess.run(again, capture_output=True, timeout=5)
+    ended = subprocess.run(again, capture_output=True, timeout=30)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
     assert answers(used)
 

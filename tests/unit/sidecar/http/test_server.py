@@ -139,7 +139,7 @@ async def test_stop_cuts_off_what_takes_longer_than_the_grace() -> None:
     await asyncio.wait_for(entered.wait(), 30)
     began = time.monotonic()
     await server.stop(0.1)
-    assert 0.09 <= time.monotonic() - began < 2  # timers of uvloop count milliseconds
+    assert 0.09 <= time.monotonic() - began < 10  # timers of uvloop count milliseconds
     assert cancelled.is_set()
     try:
         assert await reader.read() == b""

@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatc
     begun = time.perf_counter()
     for _ in range(10):
         queue.put(span())
-    assert time.perf_counter() - begun < 1
+    assert time.perf_counter() - begun < LIMIT / 2
     assert queue.dropped == 7
     exporter.may_go_on.set()
     queue.close()
@@ -134,7 +134,7 @@ def test_closing_does_not_wait_for_a_collector_that_hangs(monkeypatch: pytest.Mo
     assert exporter.called.acquire(timeout=LIMIT)
     begun = time.perf_counter()
     queue.close()
-    assert time.perf_counter() - begun < 2
+    assert time.perf_counter() - begun < LIMIT / 2
     exporter.may_go_on.set()
     assert exporter.closed.wait(LIMIT)
 
