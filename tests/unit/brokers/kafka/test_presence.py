@@ -94,7 +94,8 @@ def test_a_beat_between_a_claim_and_its_reading_back_does_not_make_it_later() ->
     first, second = Instance(log, "first", partitions=1), Instance(log, "second", partitions=1)
     first.claim(now=0.0)
     second.claim(now=0.0)
-    first.beat()
+    assert first.place is not None
+    log.append(("first", Beat("stock", places={INVOKE: first.place, "replies/stock": Place(1, 1)})))
     first.advance(1, now=0.0)
     first.settle()
     second.advance(9, now=0.0)
