@@ -93,6 +93,10 @@ COMMANDS = {
             "meshwire subscriptions limit A --rate 50 --concurrency 4",
         ),
     ),
+    "actors": Command(
+        "show the types of actors, who owns which of them, and how many are active",
+        ("meshwire actors", "meshwire actors Cart --app-id shop -o json"),
+    ),
     "where": Command(
         "tell where an event is, and what became of it on its way",
         ("meshwire where /orders 7", "meshwire where urn:shop 5b6f1b9c -o json"),
@@ -115,6 +119,19 @@ COMMANDS = {
             "meshwire replay --topic orders --from position:42 --to-app audit --dry-run",
             "meshwire replay --list",
         ),
+    ),
+    "jobs": Command(
+        "show the jobs of an app, remove them, or run one at once",
+        (
+            "meshwire jobs list --prefix report-",
+            "meshwire jobs get nightly",
+            "meshwire jobs run nightly --app-id reports",
+            "meshwire jobs delete --prefix report-",
+        ),
+    ),
+    "scheduled": Command(
+        "show the events of an app that are to be published later, or cancel them",
+        ("meshwire scheduled list --topic orders", "meshwire scheduled cancel pubsub/orders/7"),
     ),
     "unsubscribe": Command(
         "forget a durable subscription, and with it every event that still waits in it",

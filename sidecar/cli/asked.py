@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlencode
 
 from brokers.nats.embedded import mesh_folder
 from mesh import addressing
@@ -23,6 +24,8 @@ from sidecar.cli.api import Address, address_of, call, choose
 
 TIMEOUT = 60.0
 """Seconds that the sidecar may take for one answer."""
+PAGE = 1000
+"""Members of a list that the API hands out at once."""
 WIDEST = 60
 """Characters of a cell in a table."""
 
@@ -48,6 +51,13 @@ def rate(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def count(text: str) -> int:
+    """Of a flag: how many to show."""
+    if not re.fullmatch(r"[0-9]{1,7}", text) or not 0 < int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"must be from 1 to 1000000 (got '{clip(text)}')")
+    return int(text)
+
+
 def address(args: argparse.Namespace) -> Address:
     """Raises `MeshError` when there is no such sidecar, or no telling which one is meant."""
     if args.dapr_http_port is not None:
@@ -65,6 +75,25 @@ def ask(where: Address, method: str, path: str, body: Mapping[str, Any] | None =
     if not 200 <= answer.status < 300:
         raise MeshError(answer.problem)
     return answer.body
+
+
+def pages(where: Address, path: str, query: Mapping[str, str], member: str, limit: int) -> list[dict[str, Any]]:
+    """The members of a list that the API hands out in pages, `limit` of them at most. Raises `MeshError`."""
+    found: list[dict[str, Any]] = []
+    turn: dict[str, Any] = dict(query)
+    while len(found) < limit:
+        turn["limit"] = min(PAGE, limit - len(found))
+        page = json.loads(ask(where, "GET", f"{path}?{urlencode(turn)}"))
+        found += page[member]
+        if "cursor" not in page:
+            break
+        turn["cursor"] = page["cursor"]
+    return found
+
+
+def shown(moment: str) -> str:
+    """RFC 3339 in UTC, to the second, as a cell of a table."""
+    return moment[:19].replace("T", " ")
 
 
 def topic_of(binding: str, where: Address) -> Topic:
