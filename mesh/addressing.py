@@ -463,12 +463,6 @@ JOBS = "$jobs"
 """Stands in the place of a pub/sub component where ticks of jobs are told of. No component can have this name."""
 
 
-def schedules_scope(app_id: str) -> str:
-    """The scope of what an app has scheduled: jobs, `("job", <name>)`, and events that are published later,
-    `("event", <pub/sub component>, <topic>, <id>, <digest of the source>)`."""
-    return f"schedules@{app_id}"
-
-
 # Kafka: docs/adr/0012-kafka.md says why these names are as they are
 
 MAX_KAFKA_NAME = 249

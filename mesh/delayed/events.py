@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from mesh import addressing, envelope, ids
+from mesh import envelope, ids
 from mesh.codec import json as json_codec
 from mesh.dead_letters.selection import texts
 from mesh.delayed.timing import InvalidTiming, Timing
@@ -78,7 +78,7 @@ class DelayedEvents:
 
     def __init__(self, app_id: str, alarms: AlarmClocks, clock: Clock) -> None:
         self._clock = clock
-        self.scheduler = Scheduler(alarms.alarms(addressing.schedules_scope(app_id)), clock)
+        self.scheduler = Scheduler(alarms.alarms(app_id), clock)
 
     def check(self, message: Message, timing: Timing) -> None:
         """Raises `InvalidTiming` for what would have expired when it is due, cannot be named, or never is due."""

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from mesh import addressing
 from mesh.jobs.job import InvalidJob, Job, check_name, from_notes, to_notes
 from mesh.ports import Clock
 from mesh.ports.alarms import AlarmClocks
@@ -42,7 +41,7 @@ class Jobs:
 
     def __init__(self, app_id: str, alarms: AlarmClocks, clock: Clock) -> None:
         self._clock = clock
-        self.scheduler = Scheduler(alarms.alarms(addressing.schedules_scope(app_id)), clock)
+        self.scheduler = Scheduler(alarms.alarms(app_id), clock)
 
     async def schedule(
         self, name: str, job: Job, data: bytes = b"", *, overwrite: bool = False, trace: Mapping[str, str] = {}
