@@ -73,7 +73,7 @@ class MemoryBacking:
 
 class NatsBacking:
     name = "nats"
-    resolution = 1.5  # the server's quarter of a second, and a machine that is busy
+    resolution = 5.0  # the server's quarter of a second, and a machine that is busy
 
     def start(self, folder: Path) -> None:
         self.clock = SystemClock()

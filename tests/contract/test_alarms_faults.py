@@ -66,7 +66,7 @@ async def test_what_became_due_while_the_server_was_down_fires_soon_after(
     server.start()
     back = time.time()
     await until(lambda: seen)
-    assert seen[0] - back < 3.0
+    assert seen[0] - back < 8
 
 
 async def test_what_is_set_while_the_server_restarts_is_set_once(clocks: LoneAlarmClocks, server: NatsServer) -> None:

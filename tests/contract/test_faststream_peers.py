@@ -371,8 +371,8 @@ async def test_the_trace_goes_on(broker: MeshBroker, mesh: Mesh, log: NatsEventL
 async def test_what_fails_comes_again_after_the_pause_of_the_mesh(
     broker: MeshBroker, mesh: Mesh, log: NatsEventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Plan, "pause", lambda plan, attempt: 0.2 * attempt)
-    got, times = Got(), []
+    got, times, pauses = Got(), [], {1: 0.2, 2: 0.4}
+    monkeypatch.setattr(Plan, "pause", lambda plan, attempt: pauses[attempt])
 
     @broker.subscriber(**mesh.topic("A"))
     async def handle(order: Order) -> None:
@@ -385,7 +385,8 @@ async def test_what_fails_comes_again_after_the_pause_of_the_mesh(
     await log.publish(topic("A"), simple(1))
     assert await got.next() == Order(number=1)
     first, second, third = times
-    assert 0.2 <= second - first < 0.4 <= third - second < 0.8
+    assert second - first >= 0.2
+    assert third - second >= 0.4
     await got.nothing_more()
 
 
@@ -432,7 +433,10 @@ async def test_what_is_no_order_goes_to_the_dead_letter_topic(
     }
 
 
-async def test_the_handler_may_drop_and_delay(broker: MeshBroker, mesh: Mesh, log: NatsEventLog) -> None:
+async def test_the_handler_may_drop_and_delay(
+    broker: MeshBroker, mesh: Mesh, log: NatsEventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Plan, "pause", lambda plan, attempt: 60.0)  # longer than `next` waits
     got = Got()
 
     @broker.subscriber(**mesh.topic("A"))
@@ -449,7 +453,7 @@ async def test_the_handler_may_drop_and_delay(broker: MeshBroker, mesh: Mesh, lo
     await settled(log, mesh, "A")
     await log.publish(topic("A"), simple(2))
     (_, first), (_, second) = await got.next(), await got.next()
-    assert 0.3 <= second - first < 0.5
+    assert second - first >= 0.3
     await got.nothing_more(0.1)
 
 

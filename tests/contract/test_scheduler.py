@@ -134,7 +134,7 @@ async def test_missed_ticks_are_one_and_keep_the_phase(
     await ticks.reaches(3)
     assert [tick.number for tick in ticks.items] == [1, 2, 3]
     assert ticks.items[0].due == first
-    assert 0 < ticks.items[1].due - ticks.times[0] <= 1.01
+    assert 0 < ticks.items[1].due - ticks.times[0] < 2
     assert (ticks.items[1].due - first) % 1 == pytest.approx(0, abs=1e-6)
     assert ticks.items[2].due == pytest.approx(ticks.items[1].due + 1)
 

@@ -340,7 +340,7 @@ async def test_a_watch_goes_on_soon_after_a_restart(tmp_path: Path, connect) -> 
         while not shown or not isinstance(shown[-1], Entry):
             shown.append(await asyncio.wait_for(anext(watch), 30))
         assert shown[-1].value == b"1"
-        assert asyncio.get_running_loop().time() - started < 2.5
+        assert asyncio.get_running_loop().time() - started < 10  # a pull lasts 30 s
         while not any(isinstance(change, Current) for change in shown):
             shown.append(await asyncio.wait_for(anext(watch), 30))
         await watch.aclose()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -78,6 +79,7 @@ def record() -> SpanRecord:
     return span
 
 
+@pytest.mark.quiet
 def test_encoding_is_cheap() -> None:
     """It runs in a thread of its own, but holds the interpreter."""
     encoder = Encoder({"service.name": "shop"})
