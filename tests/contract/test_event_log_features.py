@@ -21,9 +21,9 @@ LOOSE = Order.NONE
 NAMED = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t"}
 
 
-async def numbers(log: EventLog, first: int, last: int, topic: Topic = ORDERS) -> list[str]:
-    """Publishes these; where they are stored."""
-    return [await log.publish(topic, raw(f"{number}")) for number in range(first, last + 1)]
+async def numbers(log: EventLog, first: int, last: int, topic: Topic = ORDERS, key: str | None = None) -> list[str]:
+    """Publishes these; where they are stored. Those of a key are stored in their order."""
+    return [await log.publish(topic, raw(f"{number}", key=key)) for number in range(first, last + 1)]
 
 
 def payloads(inbox: Inbox) -> list[int]:
@@ -202,7 +202,7 @@ async def test_a_new_group_may_begin_earlier(
     await numbers(log, 1, 2)
     await implementation.elapse(0.02)
     moment = implementation.now()
-    third, _ = await numbers(log, 3, 4)
+    third, _ = await numbers(log, 3, 4, key="k")
     start = {"position": Start(position=third), "time": Start(time=moment), "oldest": OLDEST}[by]
     arrivals = inbox()
     await log.subscribe(SHIPPING, arrivals, concurrency=8, order=LOOSE, start=start)
@@ -348,8 +348,8 @@ async def test_reading_begins_where_it_is_told(log: EventLog, needs: Needs, impl
     await numbers(log, 1, 2)
     await implementation.elapse(0.02)
     moment = implementation.now()
-    await numbers(log, 3, 3)
-    fourth = (await numbers(log, 4, 4))[0]
+    await numbers(log, 3, 3, key="k")
+    fourth = (await numbers(log, 4, 4, key="k"))[0]
     by_time = (await log.read(ORDERS, Start(time=moment), limit=10)).records
     assert [record.payload for record in by_time] == [b"3", b"4"]
     assert all(moment - 0.01 <= record.time <= implementation.now() + 0.01 for record in by_time)
