@@ -27,10 +27,17 @@ class LoneKafkaRequests(KafkaRequests):
 
 
 async def kafka_requests(
-    address: str, peer: Peer, *, beat: float = BEAT, callers_verified: bool = False, **options: object
+    address: str | tuple[str, ...],
+    peer: Peer,
+    *,
+    beat: float = BEAT,
+    callers_verified: bool = False,
+    replicas: int = 1,
+    **options: object,
 ) -> LoneKafkaRequests:
     """`options` are those of aiokafka for signing in."""
-    connection = Connection(Access(servers=(address,), options=options), name=peer.app_id)
+    servers = (address,) if isinstance(address, str) else address
+    connection = Connection(Access(servers=servers, options=options, replicas=replicas), name=peer.app_id)
     requests = LoneKafkaRequests(connection, peer, beat=beat, callers_verified=callers_verified)
     await asyncio.wait_for(connection.start(), 30)
     await asyncio.wait_for(requests.start(), 30)
