@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # loaded only where a subscription has rules or filters
     from mesh.filters.cel import Rule
     from mesh.filters.dialects import Filter
 
+ACTOR_ROUTE = "actor://"
+"""How the path of a subscription begins whose events go to actors: `actor://<type>/<method>`."""
+
 
 class Route(NamedTuple):
     """Where an event goes if `match` is true; an empty `match` always is."""

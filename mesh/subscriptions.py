@@ -17,7 +17,7 @@ from mesh.delivery.settings import Statements, of_subscription
 from mesh.errors import ConfigurationError, MeshError, clip
 from mesh.quantities import boolean
 from mesh.resources import SubscriptionManifest
-from mesh.routing import Route, Routing
+from mesh.routing import ACTOR_ROUTE, Route, Routing
 
 if TYPE_CHECKING:
     from mesh.filters.cel import Rule
@@ -136,14 +136,15 @@ def merge(programmatic: Iterable[SubscriptionSpec], declarative: Iterable[Subscr
 
 
 def delivery_path(path: str) -> str:
-    """`path` as it stands in a request line: with a leading `/`, characters beyond ASCII percent-encoded.
+    """`path` as it stands in a request line: with a leading `/` unless it is an `ACTOR_ROUTE`, characters beyond ASCII
+    percent-encoded.
 
     Raises `ValueError` with the rule for a path that could not be sent as it is.
     """
     if not path.isprintable() or " " in path or "#" in path:
         raise ValueError(f"a path has no blanks, control characters or '#' (got '{clip(path)}')")
     encoded = quote(path, safe="!\"$%&'()*+,/:;<=>?@[\\]^`{|}")
-    encoded = encoded if encoded.startswith("/") else f"/{encoded}"
+    encoded = encoded if encoded.startswith(("/", ACTOR_ROUTE)) else f"/{encoded}"
     if len(encoded) > MAX_PATH:
         raise ValueError(f"a path has at most {MAX_PATH} bytes (got {len(encoded)})")
     return encoded

@@ -153,8 +153,9 @@ def assemble(
     starting = WhileStarting(components, lambda: backbone.log.problem)
     router = Router(invoke_api if serves_invoke else None, permits=configuration.serves, around=starting.around)
     schedules = Schedules(common)
+    actors = Actors(common)
     delivery = Delivery(
-        common,
+        common._replace(channel=actors.channel),
         taking_events=lambda: runtime.taking_events,
         play_items=lambda topic, route, headers: bindings.inputs.to_play(topic, route, headers),
         live_items=lambda: bindings.inputs.deliveries(),
@@ -169,7 +170,6 @@ def assemble(
         namespace=settings.namespace,
     )
     bindings = Bindings(common, delivery, state)
-    actors = Actors(common)
     state_extras = StateExtrasApi(state, clock)
     components.upkeep["state"] = Upkeep(state.attach, state.detach)
     components.changed.append(lambda category, name: state.pubsub_changed(name) if category == "pubsub" else None)

@@ -10,8 +10,8 @@ from tests.e2e.mesh import App, Reply, Request
 class ActorApp(App):
     """Hosts actors. What it answers to a call is up to `answer`, if given, by the method's name."""
 
-    def __init__(self, **config: object) -> None:
-        super().__init__(answer=self._act)
+    def __init__(self, *, subscribe: object = (), **config: object) -> None:
+        super().__init__(subscribe, answer=self._act)
         self.config = {"entities": ["Cart"], **config}
         self.methods: dict[str, Callable[[Request], Reply | Awaitable[Reply]]] = {}
         self.calls: list[Request] = []

@@ -6,14 +6,17 @@ import base64
 import json
 from collections.abc import Callable, Sequence
 from email.utils import parsedate_to_datetime
+from urllib.parse import quote
 
 from mesh import addressing, inbound
-from mesh.delivery.target import EXCERPT, Judgement, Prepared, Verdict
+from mesh.delivery.target import EXCERPT, NO_LINES, Judgement, Prepared, Verdict
 from mesh.errors import clip
-from mesh.ports import AppChannel, AppResponse, AppRoute, Delivery, Topic
-from mesh.routing import Routing, Skipped
+from mesh.ports import AppChannel, AppResponse, AppRoute, Delivery, HeaderLines, Topic
+from mesh.routing import ACTOR_ROUTE, Routing, Skipped
 
 GONE = 410
+KEY = b"meshwire-key"
+"""The header, within this process, that tells an actor's route the key of the event: percent-encoded."""
 ASKS_FOR_A_PAUSE = frozenset((429, 503))
 """Statuses whose `Retry-After` counts (Knative: delivery spec)."""
 
@@ -68,14 +71,21 @@ class EventTarget:
         if self._bare:  # Dapr: where several come in one call, raw bytes come as they are, and not as an event
             body = b'"%b"' % base64.b64encode(delivery.payload or b"")
         if self._route is not None:
-            return Prepared(self._route, self._path, body, event.hop)
+            return Prepared(self._route, self._path, body, event.hop, _key_of(delivery, self._path))
         chosen = self._routing.choose(event.body)
         if isinstance(chosen, Skipped):
             return chosen
-        return Prepared(self._routes[chosen], chosen, body, event.hop)
+        return Prepared(self._routes[chosen], chosen, body, event.hop, _key_of(delivery, chosen))
 
     def judge(self, response: AppResponse, now: float) -> Judgement:
         return judge(response, now)
+
+
+def _key_of(delivery: Delivery, path: str) -> HeaderLines:
+    """The key of an event on its way to an actor, which it names."""
+    if not path.startswith(ACTOR_ROUTE) or delivery.key is None:
+        return NO_LINES
+    return HeaderLines(b"%b: %b\r\n" % (KEY, quote(delivery.key, safe="").encode()))
 
 
 def judge(response: AppResponse, now: float) -> Judgement:

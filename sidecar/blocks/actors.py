@@ -17,10 +17,11 @@ from mesh.actors.hosting import Hosting
 from mesh.actors.reminders import Reminders
 from mesh.actors.state import ActorState
 from mesh.actors.timers import Timers
+from mesh.actors.topics import WithActors
 from mesh.errors import BrokerError
 from mesh.ownership.partitions import PartitionHandler, Partitions
 from mesh.ownership.waits import end
-from mesh.ports import Server
+from mesh.ports import AppChannel, Server
 from mesh.state.backbone import MeshStateStore
 from mesh.state.component import StateComponent
 from sidecar.api.actors import ActorsApi
@@ -183,6 +184,12 @@ class Actors:
         await self._store.close()
 
     # What others make of it
+
+    @property
+    def channel(self) -> AppChannel | None:
+        """That of the app; events that are routed to actors go there."""
+        own = self._common.channel
+        return None if own is None else WithActors(own, self._calls.call)
 
     def describe(self) -> dict[str, Any]:
         """Members of the metadata object (Dapr)."""

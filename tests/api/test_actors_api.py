@@ -345,3 +345,32 @@ async def test_a_tick_that_fails_is_tried_four_times(hosts: Hosts) -> None:
         while (await api.call("GET", f"{CART}/reminders/r")).status != 404:
             await asyncio.sleep(0.05)
     assert len(app.called("remind/r")) == 4
+
+
+# Topics
+
+
+async def test_events_wake_the_actor_that_their_key_names(hosts: Hosts) -> None:
+    route = {"pubsubname": "pubsub", "topic": "orders", "route": "actor://Cart/ordered"}
+    api, app = await hosts(subscribe=[route])
+    failures = iter([500])
+    app.methods["ordered"] = lambda _: (next(failures, 200), b"")
+    for key in ("7", "8"):
+        path = f"/v1.0/publish/pubsub/orders?metadata.partitionKey={key}"
+        answer = await api.call("POST", path, [JSON], b'{"of": 1}')
+        assert answer.status == 204, answer
+    calls = await app.until("/method/ordered", 3)
+    assert {call.path for call in calls} == {"/actors/Cart/7/method/ordered", "/actors/Cart/8/method/ordered"}
+    assert json.loads(calls[0].body)["data"] == {"of": 1}
+    assert calls[0].headers["content-type"] == "application/cloudevents+json"
+
+
+async def test_an_event_without_a_key_wakes_nobody(hosts: Hosts) -> None:
+    route = {"pubsubname": "pubsub", "topic": "orders", "route": "actor://Cart/ordered"}
+    api, app = await hosts(subscribe=[route])
+    assert (await api.call("POST", "/v1.0/publish/pubsub/orders", [JSON], b"{}")).status == 204
+    async with asyncio.timeout(10):
+        while not (letters := (await api.call("GET", "/mesh/v1/dead-letters")).json["deadLetters"]):
+            await asyncio.sleep(0.01)
+    assert len(letters) == 1
+    assert not app.called("/method/ordered")
