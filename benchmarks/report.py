@@ -59,13 +59,16 @@ class Row(msgspec.Struct, kw_only=True):
 
 
 def compare(rows: Sequence[Row], baseline: Row) -> None:
-    """Give `rows` their ratios to `baseline`, round by round: what slows a whole round down cancels out."""
+    """Give `rows` their ratios to `baseline`, round by round: what slows a whole round down cancels out.
+
+    A baseline that goes through a sidecar costs what that sidecar does, any other what its client does.
+    """
     for row in rows:
         row.ratios = [ours / theirs for ours, theirs in zip(row.values, baseline.values, strict=True)]
         row.cpu_ratios = [
-            theirs.client / ours.sidecar
+            cost / ours.sidecar
             for ours, theirs in zip(row.costs, baseline.costs, strict=True)
-            if ours.sidecar and theirs.client
+            if ours.sidecar and (cost := theirs.sidecar or theirs.client)
         ]
 
 
