@@ -48,7 +48,7 @@ HOLD = 30.0
 """Seconds for which an alarm in hand is kept from the next owner of its partition, each time anew. A third passes
 between one time and the next."""
 STOP_LIMIT = 2.0
-"""Seconds for what is still to be stored when a member is cut off."""
+"""Seconds that a member has to store what it was told and to leave, when it is cut off."""
 
 
 class Membership(NamedTuple):
@@ -154,8 +154,8 @@ class TableAlarmSubscription:
         for firing in list(self._in_hand):
             firing.retry(0.0)
         try:
-            await within(self._clock, STOP_LIMIT, self._until(lambda: not self._verdicts))
-            await self._partitions.close()
+            # It waits for the verdicts on what is in its partitions.
+            await within(self._clock, STOP_LIMIT, self._partitions.close())
         finally:
             await end(*self._tasks)
             self._on_closed(self)
@@ -189,11 +189,10 @@ class TableAlarmSubscription:
 
     def _note(self, entry: Entry) -> None:
         try:
-            at = read_when(entry)
-        except BrokerError as error:
+            self._agenda.note(Item(read_when(entry), entry.revision, entry.key))
+        except BrokerError as error:  # for a member of a later version
             logger.error("%s", error)
-            at = self._clock.now() + REFUSED_PAUSE
-        self._agenda.note(Item(at, entry.revision, entry.key))
+            self._agenda.forget(entry.key)
 
     async def _work(self) -> None:
         while True:
