@@ -295,6 +295,10 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
     # Committing
 
     def changed(self, lane: Lane) -> None:
+        if lane.full and lane.progress.window < WINDOW // 2:
+            lane.full = False
+            if lane.partition in self._consumer.assignment() and not lane.leaving:
+                self._consumer.resume(lane.partition)
         if self._group is not None and lane not in self._dirty:
             self._dirty.add(lane)
             self._is_dirty.set()
@@ -383,6 +387,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         """Somebody deleted it, or its servers are away."""
         try:
             await self._restore_topic()
+            await self._connection.within(self._consumer._client.force_metadata_update())
         except BrokerError as error:
             logger.warning("%s: %s", self._kafka_topic, error)
             await asyncio.sleep(LAST_PAUSE)
@@ -488,11 +493,6 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
             self._room.set()
         else:
             self._room.clear()
-        for partition, lane in self._lanes.items():
-            if lane.full and lane.progress.window < WINDOW // 2:
-                lane.full = False
-                if partition in self._consumer.assignment() and not lane.leaving:
-                    self._consumer.resume(partition)
 
     def _withdraw(self, lane: Lane) -> None:
         self._ready = deque(delivery for delivery in self._ready if delivery.lane is not lane)
