@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import aiokafka.errors as errors
@@ -57,13 +58,13 @@ class Outbox:
             raise
         self._producer = producer
 
-    async def close(self, limit: float) -> None:
+    async def flush(self, limit: float) -> None:
         """Returns when everything is stored, or given up, or after `limit` seconds."""
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(limit):
                 await self._idle.wait()
-        except TimeoutError:
-            pass
+
+    async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -104,19 +105,24 @@ class Outbox:
         task.add_done_callback(self._tasks.discard)
 
     async def _send_all(self, topic: str, lane: deque[_Record], producer: AIOKafkaProducer) -> None:
-        while lane:
-            record = lane.popleft()
-            try:
-                stored = await producer.send(
-                    topic, record.value, record.key, record.partition, headers=record.headers or None
-                )
-            except errors.KafkaError as error:
-                self._fail(record, translated(error))
-            except AssertionError:  # aiokafka's way to say so
-                self._fail(record, BrokerError(f"the topic {topic} has no partition {record.partition}"))
-            else:
-                stored.add_done_callback(lambda outcome, record=record: self._on_outcome(record, outcome))
-        del self._lanes[topic]
+        try:
+            while lane:
+                record = lane[0]
+                try:
+                    stored = await producer.send(
+                        topic, record.value, record.key, record.partition, headers=record.headers or None
+                    )
+                except errors.KafkaError as error:
+                    self._fail(lane.popleft(), translated(error))
+                except AssertionError:  # aiokafka's way to say so
+                    self._fail(lane.popleft(), BrokerError(f"the topic {topic} has no partition {record.partition}"))
+                else:
+                    lane.popleft()
+                    stored.add_done_callback(lambda outcome, record=record: self._on_outcome(record, outcome))
+        finally:  # aiokafka may have cancelled this, too
+            del self._lanes[topic]
+            for record in lane:
+                self._fail(record, BrokerUnavailable("the connection to Kafka was lost"))
 
     def _on_outcome(self, record: _Record, outcome: asyncio.Future[RecordMetadata]) -> None:
         error = BrokerUnavailable("closed") if outcome.cancelled() else outcome.exception()

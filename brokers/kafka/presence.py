@@ -18,6 +18,8 @@ import msgspec
 
 MISSED_BEATS = 2.125
 """Silence, in times between beats, after which an instance counts as gone: two beats are missing."""
+SURE_PULSES = 2
+"""Own beats that must have been read back without one of another, before that one is called silent."""
 FORGOTTEN = 15.0
 """Silence, in the same measure, after which nothing is known of it any more."""
 LONGEST_EVERY = 60.0
@@ -94,6 +96,11 @@ class Member:
         self.suspect = False
         """It was silent on a call: not to be asked until it is heard again."""
 
+    def was_heard(self, moment: float) -> None:
+        """The servers' clock says that it was then. That counts, whatever we read of ourselves."""
+        self.heard = moment
+        self.pulse -= SURE_PULSES
+
     def offer(self, app: str, instance: str) -> Offer:
         return next(offer for offer in self.beat.serves if (offer.app, offer.instance) == (app, instance))
 
@@ -158,7 +165,7 @@ class Presence:
                     found.remove(known)
 
     def is_silent(self, member: Member, now: float) -> bool:
-        return now - member.heard > member.beat.every * MISSED_BEATS and self.pulse - member.pulse >= 2
+        return now - member.heard > member.beat.every * MISSED_BEATS and self.pulse - member.pulse >= SURE_PULSES
 
     def purge(self, now: float) -> None:
         """Forget those who have been silent for long."""
@@ -170,10 +177,10 @@ class Presence:
 
     def take(self, app: str, instance: str, now: float, but: Sequence[str] = ()) -> Member | None:
         """Who is to get the next call: those who serve it take turns, without those in `but`."""
-        found = self._serving.get((app, instance), ())
+        found = self._serving.get((app, instance), [])
         for _ in range(len(found)):
-            member = found.pop(0)  # type: ignore[union-attr]  # an empty tuple has no turn
-            found.append(member)  # type: ignore[union-attr]
+            member = found.pop(0)
+            found.append(member)
             if not (member.suspect or member.id in but or self.is_silent(member, now)):
                 return member
         return None

@@ -35,7 +35,8 @@ class Reader:
         """The next record of each partition that is read."""
 
     async def start(self) -> None:
-        """Raises `BrokerError`."""
+        """Raises `BrokerError`. Once more, it begins anew where it has come to."""
+        await self.pause()
         consumer = self._connection.consumer(
             auto_offset_reset="earliest",  # of a topic that was made again; what is not for us is skipped
             isolation_level="read_uncommitted",
@@ -45,8 +46,12 @@ class Reader:
         except BaseException:
             await stop(consumer)
             raise
-        self._consumer = consumer
+        old, self._consumer = self._consumer, consumer
+        if self.positions:
+            self._assign()
         self._task = asyncio.get_running_loop().create_task(self._read(consumer), name="kafka calls")
+        if old is not None:
+            await stop(old)
 
     async def pause(self) -> None:
         """Read no more: `positions` are final."""
@@ -88,6 +93,8 @@ class Reader:
 
     async def passed(self, partition: TopicPartition, offset: int) -> None:
         """Returns when all records before `offset` were read."""
+        if partition not in self.positions:
+            raise BrokerError(f"Kafka refused: this user may not read the topic {partition.topic}")
         if self.positions[partition] < offset:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(partition, []).append((offset, future))
@@ -100,8 +107,13 @@ class Reader:
             except errors.TopicAuthorizationFailedError as error:
                 self._drop(str(error.args[0]))
             except errors.KafkaError as error:
-                logger.warning("reading calls from Kafka: %s", error)
+                logger.debug("reading calls from Kafka: %s", error)
                 await asyncio.sleep(PAUSE)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                await asyncio.sleep(PAUSE)  # aiokafka cancels what waits for a connection that it closes
             else:
                 for partition, records in found.items():
                     self._take(partition, records)
@@ -129,4 +141,5 @@ class Reader:
                 if not future.done():
                     future.set_exception(BrokerError(f"Kafka refused: this user may not read the topic {topic}"))
         self._assign()
+        logger.warning("Kafka refused: this user may not read the topic %s", topic)
         self._on_refused(topic)

@@ -28,7 +28,7 @@ PARTITIONS = 16
 TOPIC = {"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime", "segment.ms": "600000"}
 CALLS_TOPIC = TOPIC | {"retention.ms": "3600000"}
 PRESENCE_TOPIC = TOPIC | {"retention.ms": "1200000"}
-LOOK_BACK = 4 * presence.LONGEST_EVERY
+LOOK_BACK = 2.5 * presence.LONGEST_EVERY
 """Seconds of the log of presence that are read at first, where the servers find offsets by time."""
 LIMIT = 5.0
 """Seconds that reading up to a record that is stored may take."""
@@ -106,6 +106,7 @@ class Station:
         self._began = 0
         """When our first record was stored, in milliseconds of the servers; 0 when they do not say."""
         self._scan_due = 0.0
+        self._stuck = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -149,11 +150,10 @@ class Station:
                 self._send_beat(self._topic(), Beat(self.me.app_id, every=self.beat, left=left))
             except BrokerUnavailable as error:
                 logger.debug("no farewell: %s", error)
-        await self.outbox.close(FAREWELL_LIMIT)
-        await self.reader.close()
+        await self.outbox.flush(FAREWELL_LIMIT)
         asker, self._asker = self._asker, None
-        if asker is not None:
-            await stop(asker)
+        ends = [self.outbox.close(), self.reader.close()]
+        await asyncio.gather(*ends, *([stop(asker)] if asker is not None else []))
 
     def _own_task(self, work: Coroutine[None, None, None], name: str) -> None:
         task = self._loop.create_task(work, name=name)
@@ -172,7 +172,11 @@ class Station:
         Raises `BrokerError`, `BrokerUnavailable`.
         """
         stored = await self._publish(self._topic(), self._state())
-        await self._passed(TopicPartition(self._topic(), 0), stored.offset + 1)
+        try:
+            await self._passed(TopicPartition(self._topic(), 0), stored.offset + 1)
+        except BrokerUnavailable:
+            self._stuck = True
+            raise
 
     def _topic(self) -> str:
         return self._registers[self.me.namespace].topic
@@ -260,13 +264,12 @@ class Station:
         except (ValueError, msgspec.MsgspecError):
             return  # a stranger's
         now = self._loop.time()
-        heard = now
-        if not register.loaded and record.timestamp_type == _LOG_APPEND_TIME and self._began:
-            heard = min(now, record.timestamp / 1000 + self._broker_time)
         if id == self.id:
             for known in self._registers.values():
                 known.presence.pulse += 1
-        register.presence.apply(record.offset, id, beat, heard)
+        member = register.presence.apply(record.offset, id, beat, now)
+        if not register.loaded and record.timestamp_type == _LOG_APPEND_TIME and self._began:
+            member.was_heard(min(now, record.timestamp / 1000 + self._broker_time))
         if beat.left is not None:
             self._on_left(id, beat.left)
         for app in beat.calls:
@@ -289,8 +292,19 @@ class Station:
                 await self._scan()
             except BrokerError as error:
                 logger.debug("presence: %s", error)
+            if self._stuck:
+                await self._restart_reader()
             for register in self._registers.values():
                 register.presence.purge(self._loop.time())
+
+    async def _restart_reader(self) -> None:
+        """What is stored does not come: another consumer may have more luck."""
+        try:
+            await self.reader.start()
+        except BrokerError as error:
+            logger.debug("no other consumer: %s", error)
+        else:
+            self._stuck = False
 
     async def _mend_topics(self) -> None:
         """What somebody deletes under us is made again. It counts when it is seen twice: not all servers learn of a

@@ -206,6 +206,29 @@ async def test_a_call_to_an_instance_that_stands_still_is_lost_and_never_handled
             assert await soon(answered()) == b"peer"
 
 
+async def test_who_died_before_the_caller_came_is_not_asked(server: ApacheKafka) -> None:
+    with peer_process(server) as process:
+        process.kill()
+        process.wait()
+    await asyncio.sleep(BEAT * (MISSED_BEATS + 1))
+    async with connected(server, Peer(PEER.namespace, "shop")) as shop:
+        with pytest.raises(NoResponder):
+            await soon(shop.request(PEER, get()))
+
+
+async def test_a_reader_that_is_stuck_is_replaced(
+    server: ApacheKafka, shop: LoneKafkaRequests, peer: LoneKafkaRequests, target: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(station, "LIMIT", 1.0)
+    await peer.serve("peer", answer, concurrency=8)
+    assert peer._station is not None
+    consumer: Any = peer._station.reader._consumer
+    consumer._fetcher._fetch_task.cancel()  # as after an error that aiokafka did not expect
+    assert (await soon(eventually(shop, target))).body == b"here"
+    await until(lambda: peer._station is not None and peer._station.reader._consumer is not consumer)
+    assert (await soon(eventually(shop, target))).body == b"here"
+
+
 async def test_a_caller_that_dies_cancels_the_handler(
     server: ApacheKafka, peer: LoneKafkaRequests, target: Peer
 ) -> None:

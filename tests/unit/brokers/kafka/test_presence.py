@@ -199,6 +199,16 @@ def test_nobody_is_silent_while_nothing_is_read() -> None:
     assert known.take("stock", "", silence(known, pulses=1)) is not None
 
 
+def test_silence_by_the_servers_clock_counts_at_once() -> None:
+    known = Presence()
+    member(known, "a", 0, now=100.0)
+    known.members["a"].was_heard(90.0)
+    assert known.take("stock", "", 100.0) is None
+    member(known, "a", 1, now=100.0)
+    known.members["a"].was_heard(97.0)
+    assert known.take("stock", "", 100.0) is not None
+
+
 def test_who_was_silent_on_a_call_is_not_asked_until_its_next_beat() -> None:
     known = Presence()
     member(known, "a", 0)
