@@ -230,6 +230,28 @@ async def test_reports(start: Start, tmp_path: Path) -> None:
     assert (report["Body"].read(), report["ContentType"]) == (b"1001,anvil,3\n1002,rope,1\n", "text/csv")
 
 
+async def test_unpaid(start: Start, tmp_path: Path) -> None:
+    shop = start("shop", *PYTHON, str(EXAMPLES / "unpaid" / "shop.py"), app_port=free_port(), PAY_WITHIN="10s")
+    await subscribed(shop, "unpaid")
+    await shop.says(r"== APP == job closing: 204\n")
+
+    async def meshwire(*words: str) -> str:
+        name = "-".join(words[:4]).replace("/", "-") + f"-{len(list(tmp_path.iterdir()))}"
+        process = Process(tmp_path, name, [*MESHWIRE, *words], shop.environment).start()
+        assert await process.end(None) == 0, process.log
+        return process.log
+
+    for number, price in ((1, 40), (2, 60)):
+        body = json.dumps({"number": number, "price": price})
+        await meshwire("invoke", "-a", "shop", "-m", "orders", "-d", body)
+    assert "pubsub/unpaid/2" in await meshwire("scheduled", "list")
+    await meshwire("invoke", "-a", "shop", "-m", "orders/1/pay", "-d", '{"price": 40}')
+    await meshwire("jobs", "run", "closing")
+    await shop.says(r"== APP == takings of Berlin: 40\n")
+    await shop.says(r"== APP == order 2 cancelled: not paid within 10s\n")
+    assert "order 1 cancelled" not in shop.log
+
+
 async def test_webhook(start: Start, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(EXAMPLES / "webhook", tmp_path / "webhook"))
     port, secret = free_port(), {"GITHUB_WEBHOOK_SECRET": "It's a Secret to Everybody"}
