@@ -189,7 +189,7 @@ def _probe_path(text: str) -> str:
     return text if text.startswith("/") else f"/{text}"
 
 
-_ACTORS = "actors are not there yet"
+_ACTORS = "actors need no service of their own"
 _JOBS = "jobs and reminders are not there yet"
 _NO_INTERNAL = "sidecars talk through the broker, not to each other"
 _IDENTITY = "the broker knows who is who; there is no certificate authority"

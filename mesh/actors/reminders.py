@@ -15,10 +15,10 @@ import msgspec
 
 from mesh import addressing
 from mesh.actors.callbacks import Call
-from mesh.actors.calls import Actors, NoOwner
+from mesh.actors.calls import Actors
 from mesh.actors.names import ActorName, method_path
 from mesh.actors.schedules import Times, of_reminder
-from mesh.errors import BrokerError
+from mesh.errors import BrokerError, MeshError
 from mesh.ownership.waits import end
 from mesh.ports import Clock
 from mesh.ports.alarms import AlarmClocks, AlarmSubscription
@@ -151,7 +151,7 @@ class Reminders:
                 logger.warning("reminder %s of %s, attempt %d: %r", name, actor, attempt, response.body)
                 if attempt < ATTEMPTS:
                     await self._clock.sleep(ATTEMPT_PAUSE)
-        except NoOwner as error:
+        except MeshError as error:  # no owner, or an open circuit breaker
             logger.debug("reminder %s of %s: %s", name, actor, error)
             tick.retry(NO_OWNER_PAUSE)
         except asyncio.CancelledError:

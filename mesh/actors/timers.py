@@ -8,9 +8,10 @@ import logging
 import msgspec
 
 from mesh.actors.callbacks import Call
-from mesh.actors.calls import Actors, NoOwner
+from mesh.actors.calls import Actors
 from mesh.actors.names import ActorName, method_path
 from mesh.actors.schedules import Times, of_timer
+from mesh.errors import MeshError
 from mesh.ownership.waits import end
 from mesh.ports import Clock
 from mesh.ports.clock import Timer as Alarm
@@ -114,7 +115,7 @@ class Timers:
             response = await self._actors.call(call)
             if response.status != 200:
                 logger.warning("timer %s of %s: %r", name, actor, response.body)
-        except NoOwner as error:
+        except MeshError as error:  # no owner, or an open circuit breaker
             logger.warning("timer %s of %s: %s", name, actor, error)
         except Exception:  # it would tick no more, without a word
             logger.exception("timer %s of %s", name, actor)

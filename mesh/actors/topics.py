@@ -11,10 +11,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import unquote
 
 from mesh.actors.callbacks import Call
-from mesh.actors.calls import NoOwner
 from mesh.actors.names import MAX_TYPE, InvalidName, actor_name, check, method_path
 from mesh.delivery.event_target import KEY
-from mesh.errors import AppError, clip
+from mesh.errors import AppError, MeshError, clip
 from mesh.ports import AppChannel, AppResponse, AppRoute, HeaderLines, Request, Response
 from mesh.routing import ACTOR_ROUTE
 
@@ -59,7 +58,7 @@ class ActorRoute:
                 response = await self._call(Call(actor, self._method, headers=headers, body=body))
         except TimeoutError:
             raise AppError(f"actor {actor} did not answer within {timeout:g} s") from None
-        except NoOwner as error:
+        except MeshError as error:  # no owner, or an open circuit breaker
             return AppResponse(NOT_NOW, (), str(error).encode())
         assert isinstance(response.body, bytes)  # noqa: S101 - answers of actors are whole
         return AppResponse(response.status, response.headers, response.body)

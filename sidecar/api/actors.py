@@ -12,7 +12,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from mesh.actors.callbacks import REENTRANCY, Call
-from mesh.actors.calls import Actors, NoOwner
+from mesh.actors.calls import Actors
 from mesh.actors.directory import Directory
 from mesh.actors.names import RESERVED, ActorName, InvalidName, actor_name, check, method_path
 from mesh.actors.reminders import Reminders
@@ -130,7 +130,7 @@ class ActorsApi:
         try:
             with Attendance(receive, None):
                 response = await self._actors.call(call)
-        except NoOwner as error:
+        except MeshError as error:  # no owner, or an open circuit breaker
             raise ApiError(Code.ACTOR_INVOKE, f"error invoke actor method: {error}") from None
         assert isinstance(response.body, bytes)  # noqa: S101 - answers of actors are whole
         kept = [header for header in response.headers if header[0] != b"content-length"]

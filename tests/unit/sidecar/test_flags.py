@@ -177,7 +177,7 @@ def test_ignored_flags_are_listed_with_the_reason() -> None:
         "--dapr-grpc-port has no effect: the gRPC API is not there yet",
         "--enable-mtls has no effect: sidecars talk through the broker, not to each other: "
         "encrypt with a tls:// broker address",
-        "--placement-host-address has no effect: actors are not there yet",
+        "--placement-host-address has no effect: actors need no service of their own",
     ]
     assert ignored(parse(["--app-id", "a"])) == []
 
