@@ -59,7 +59,7 @@ def inbox(implementation: Implementation) -> Callable[..., Inbox]:
     return lambda settle=None: Inbox(settle or (lambda delivery: delivery.ack()), implementation.now)
 
 
-@pytest.fixture(scope="module", params=BACKINGS, ids=lambda backing: backing.name)
+@pytest.fixture(scope="module", params=[pytest.param(one, id=one.name, marks=one.marks) for one in BACKINGS])
 def backing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backing]:
     """What tables are kept in."""
     started = request.param()

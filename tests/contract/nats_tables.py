@@ -6,6 +6,9 @@ import asyncio
 import json
 import time
 from pathlib import Path
+from typing import ClassVar
+
+import pytest
 
 from brokers.nats.connection import Connection, Lookup, Servers
 from brokers.nats.tables import NatsTables
@@ -19,6 +22,7 @@ MAX_PAYLOAD = 256 * 1024
 class NatsBacking:
     name = "nats"
     features = frozenset({TableFeature.DURABLE, TableFeature.HISTORY})
+    marks: ClassVar[list[pytest.MarkDecorator]] = []
 
     def start(self, folder: Path) -> None:
         self._server = NatsServer(folder, max_payload=MAX_PAYLOAD)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
+
+import pytest
 
 from brokers.memory_tables import MemoryTables
 from mesh.ports.tables import TableFeature, Tables
+from tests.contract.kafka_tables import KafkaBacking
 from tests.contract.nats_tables import MAX_PAYLOAD, NatsBacking
 from tests.virtual_clock import VirtualClock
 
@@ -22,6 +25,7 @@ class Backing(Protocol):
 
     name: str
     features: frozenset[TableFeature]
+    marks: ClassVar[list[pytest.MarkDecorator]]
 
     def start(self, folder: Path) -> None: ...
 
@@ -59,6 +63,7 @@ class MemoryBacking:
 
     name = "memory"
     features = frozenset({TableFeature.HISTORY})
+    marks: ClassVar[list[pytest.MarkDecorator]] = []
 
     def start(self, folder: Path) -> None:
         self.clock = VirtualClock()
@@ -79,4 +84,4 @@ class MemoryBacking:
         await self.clock.advance(seconds)
 
 
-BACKINGS: list[type[Backing]] = [MemoryBacking, NatsBacking]
+BACKINGS: list[type[Backing]] = [MemoryBacking, NatsBacking, KafkaBacking]

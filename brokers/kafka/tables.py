@@ -1,0 +1,617 @@
+"""The Table port on Kafka (docs/adr/0012-kafka.md): a state machine over one log for each scope.
+
+A write is one record in the topic of its scope. Whoever follows the topic comes to the same state, and so knows which
+writes have won; whoever wrote waits until its own record was taken up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import random
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from math import inf
+from typing import Any, TypeVar
+
+import msgspec
+from aiokafka.structs import RecordMetadata
+
+from brokers.kafka import table_records
+from brokers.kafka.connection import MAX_REQUEST, Connection, record_size
+from brokers.kafka.revision_log import Stored
+from brokers.kafka.table_feed import Ends, Feed, Follower, Record
+from brokers.kafka.table_records import Message, Write
+from brokers.kafka.table_snapshot import Snapshots, decode_manifest, encode_manifest
+from brokers.kafka.table_state import Outcome, State
+from brokers.kafka.table_watch import Watches, told
+from brokers.table_arguments import check_commit, check_key, check_prefix
+from mesh import addressing
+from mesh.errors import BrokerError, BrokerUnavailable, MessageTooLarge, clip
+from mesh.ports.tables import (
+    ABSENT,
+    Change,
+    Check,
+    Conflict,
+    Current,
+    Entry,
+    Gone,
+    HistoryNotKept,
+    InvalidKey,
+    Key,
+    Page,
+    TableFeature,
+)
+
+logger = logging.getLogger("meshwire.kafka")
+
+T = TypeVar("T")
+
+OPERATION_TIMEOUT = 15.0
+"""Seconds that an operation may take in all: longer than the restart of a server and than the election of a leader."""
+PAUSES = (0.02, 0.1, 0.5)
+"""Seconds between attempts; the last one is repeated."""
+BEAT = 0.25
+"""Seconds between looks at whether an entry has expired that somebody watches."""
+PULSE = 1.0
+"""Seconds between questions where the logs end: whether changes arrive."""
+SNAPSHOT_FROM = 16 * 1024 * 1024
+"""Bytes of a log that are never worth a snapshot."""
+SNAPSHOT_TTL = 60.0
+"""Seconds after which a snapshot is left to somebody else."""
+SNAPSHOT_JITTER = 2.0
+MAX_PAGE_BYTES = 4 * 1024 * 1024
+"""Bytes of values after which a page ends early."""
+TOPIC = {
+    "cleanup.policy": "delete",
+    "retention.ms": "-1",
+    "retention.bytes": "-1",
+    "message.timestamp.type": "LogAppendTime",
+    "segment.bytes": str(64 * 1024 * 1024),  # what is deleted frees whole segments
+}
+RESERVED = 4096
+"""Bytes of a record that a snapshot may add to an entry."""
+_SNAPSHOT, _SNAPSHOTTER = f"{addressing.CHECK}.snapshot", f"{addressing.CHECK}.snapshotter"
+_LOG_APPEND_TIME = 1
+
+
+class KafkaTables:
+    """`Tables` over a connection, which stays open when they are closed.
+
+    `max_message` bounds the bytes of a commit: one record, with all that it changes.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        namespace: str = addressing.DEFAULT_NAMESPACE,
+        prefix: str = addressing.DEFAULT_PREFIX,
+        max_message: int = MAX_REQUEST - RESERVED,
+    ) -> None:
+        self._connection = connection
+        self._namespace = namespace
+        self._prefix = prefix
+        self._max_message = max_message
+        self._tables: dict[str, KafkaTable] = {}
+        self._ends = Ends(connection)
+        self._feed = Feed(connection)
+        self._beat: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def table(self, scope: str) -> KafkaTable:
+        """Raises `InvalidKey` for a scope that cannot be named."""
+        table = self._tables.get(scope)
+        if table is None:
+            table = KafkaTable(
+                self._connection,
+                self._feed,
+                self._ends,
+                prefix=self._prefix,
+                namespace=self._namespace,
+                scope=scope,
+                max_message=self._max_message,
+            )
+            self._tables[scope] = table
+            if self._closed:
+                table.close()
+            elif self._beat is None:
+                self._beat = asyncio.get_running_loop().create_task(self._keep_watch(), name="tables")
+        return table
+
+    async def close(self) -> None:
+        self._closed = True
+        beat, self._beat = self._beat, None
+        if beat is not None:
+            beat.cancel()
+            await asyncio.gather(beat, return_exceptions=True)
+        for table in self._tables.values():
+            table.close()
+        await asyncio.gather(*(table.ended() for table in self._tables.values()))
+        await asyncio.gather(self._feed.close(), self._ends.close())
+
+    async def _keep_watch(self) -> None:
+        pulse: asyncio.Task[None] | None = None
+        last = 0.0
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                await asyncio.sleep(BEAT)
+                for table in list(self._tables.values()):
+                    table.on_beat()
+                if loop.time() - last >= PULSE and (pulse is None or pulse.done()):
+                    last = loop.time()
+                    pulse = loop.create_task(self._feel_pulse(), name="pulse of tables")
+        finally:
+            if pulse is not None:
+                pulse.cancel()
+                await asyncio.gather(pulse, return_exceptions=True)
+
+    async def _feel_pulse(self) -> None:
+        await asyncio.gather(*(table.feel_pulse() for table in list(self._tables.values())))
+
+
+class KafkaTable:
+    """A `Table` of `KafkaTables`."""
+
+    features = frozenset({TableFeature.DURABLE, TableFeature.HISTORY})
+
+    def __init__(
+        self,
+        connection: Connection,
+        feed: Feed,
+        ends: Ends,
+        *,
+        prefix: str,
+        namespace: str,
+        scope: str,
+        max_message: int,
+    ) -> None:
+        self._connection = connection
+        self._feed = feed
+        self._ends = ends
+        self._max_message = max_message
+        try:
+            self._source = table_records.source(prefix, namespace, scope)
+            self._log = addressing.kafka_state_topic(prefix, namespace, scope)
+        except UnicodeEncodeError:
+            raise InvalidKey(f"the scope '{clip(scope)}' is no valid Unicode text") from None
+        self._snapshot_topic = addressing.kafka_snapshot_topic(prefix, namespace, scope)
+        self._snapshots = Snapshots(connection, self._snapshot_topic, self._log, self._source)
+        self._state = State()
+        self._follower: Follower | None = None  # once the state is there
+        self._loading: asyncio.Future[None] | None = None
+        self._watches = Watches(lambda: self._state)
+        self._pending: dict[str, asyncio.Future[Outcome]] = {}  # by the id of the operation
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []  # for a position
+        self._limits: set[asyncio.Timeout] = set()  # of operations under way
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._snapshotting: asyncio.Task[None] | None = None
+        self._ticking: asyncio.Task[None] | None = None
+        self._ahead = 0.0  # seconds by which the servers' clock is ahead of ours, at least
+        self._pulse_position = -1
+        self._closed = False
+
+    # The port
+
+    async def get(self, key: Key) -> Entry | None:
+        path = self._path(key)
+        state = await self._patiently(self._current)
+        return _entry(state.get(path))
+
+    async def get_many(self, keys: Sequence[Key]) -> list[Entry | None]:
+        paths = [self._path(key) for key in keys]
+        state = await self._patiently(self._current)
+        return [_entry(state.get(path)) for path in paths]
+
+    async def commit(self, changes: Sequence[Change], checks: Sequence[Check] = ()) -> list[int]:
+        check_commit(changes, checks)
+        outcome = await self._submit(table_records.commit(self._source, changes, checks))
+        return outcome.revisions
+
+    async def scan(self, prefix: Key, *, starts_with: str = "", limit: int, cursor: str | None = None) -> Page:
+        path = self._prefix_path(prefix)
+        if limit < 1:
+            raise ValueError(f"a page of {limit} entries")
+        low, high = _span(path, starts_with)
+        if cursor is not None:
+            low = _read_cursor(cursor, prefix, starts_with) + "\0"
+        state = await self._patiently(self._current)
+        entries: list[Entry] = []
+        size, last = 0, ""
+        for record in state.scan(low, high, limit + 1):
+            if len(entries) == limit or size > MAX_PAGE_BYTES:
+                return Page(entries, _write_cursor(prefix, starts_with, last))
+            last = record.path
+            entry = _entry(record)
+            if entry is not None:
+                entries.append(entry)
+                size += len(entry.value)
+        return Page(entries, None)
+
+    async def watch(
+        self, prefix: Key, *, after: int | None = None, lost: Callable[[], None] | None = None
+    ) -> AsyncGenerator[Entry | Gone | Current, None]:
+        path = self._prefix_path(prefix)
+        while True:
+            try:
+                await self._patiently(self._current)
+                break
+            except BrokerUnavailable as error:
+                if self._closed or self._connection.closed:
+                    return
+                logger.debug("watch of %s: %s", self._log, error)
+        watch = self._watches.watch(path, after, lost or _nobody_asks)
+        try:
+            async for change in watch:
+                yield change
+        finally:
+            await watch.aclose()
+
+    async def keep_history(self, prefix: Key, revisions: int) -> None:
+        path = self._prefix_path(prefix)
+        if not 1 <= revisions <= table_records.MAX_HISTORY:
+            raise ValueError(f"a history of {revisions} values; 1 to {table_records.MAX_HISTORY} can be kept")
+        await self._patiently(self._current)
+        kept = self._state.kept.get(path)
+        if kept is None or kept.revisions != revisions:
+            await self._submit(table_records.keep_history(self._source, path, revisions))
+
+    async def history(self, key: Key, *, limit: int) -> list[Entry | Gone]:
+        path = self._path(key)
+        if limit < 1:
+            raise ValueError(f"a history of {limit} values")
+        records = (await self._past(key, path))[:limit]
+        return [change for change in map(told, records) if change is not None]
+
+    async def as_of(self, key: Key, *, revision: int | None = None, time: float | None = None) -> Entry | None:
+        path = self._path(key)
+        if (revision is None) == (time is None):
+            raise ValueError("give a revision or a time")
+        when, moment = inf if revision is None else revision, inf if time is None else time
+        for record in await self._past(key, path):
+            if record.revision <= when and record.time <= moment:
+                if record.expires is not None and record.expires <= moment < inf:
+                    return None
+                return _entry(record)
+        state = self._state
+        promises = state.promises(path)
+        if path in state.cut or not any(kept.since_revision <= when and kept.since_time <= moment for kept in promises):
+            raise _not_kept(key)
+        return None
+
+    def close(self) -> None:
+        self._closed = True
+        now = asyncio.get_running_loop().time()
+        for limit in self._limits:
+            limit.reschedule(now)
+        self._watches.close()
+        if self._follower is not None:
+            self._feed.leave(self._follower)
+        for task in self._tasks:
+            task.cancel()
+
+    async def ended(self) -> None:
+        """Once `close` has been called."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # What others drive
+
+    def on_beat(self) -> None:
+        """Mark what has expired, for those who watch."""
+        if self._watches and self._is_overdue() and (self._ticking is None or self._ticking.done()):
+            self._ticking = self._own(self._tick_quietly(), "tick")
+
+    async def feel_pulse(self) -> None:
+        """Find out whether changes arrive."""
+        if not self._watches:
+            return
+        position, before = self._state.position, self._pulse_position
+        try:
+            if self._follower is None:
+                await self._ready()
+            end = await self._ends.end(self._log)
+        except BrokerError as error:
+            logger.debug("%s: %s", self._log, error)
+            self._watches.on_lost()
+            await self._look_after_topic()
+            return
+        self._pulse_position = end
+        if end < self._state.position and self._follower is not None:
+            self._on_broken(BrokerUnavailable(f"the topic {self._log} ends at {end}, and had {self._state.position}"))
+        elif self._state.position >= end:
+            self._watches.on_found()
+        elif 0 <= position < before and position == self._state.position:
+            self._watches.on_lost()  # there were records a pulse ago already, and none has come
+
+    # Being up to date
+
+    async def _current(self) -> State:
+        """The state with every write that was acknowledged before this was called."""
+        await self._ready()
+        if self._is_overdue():
+            await self._attempt(table_records.tick(self._source))
+        else:
+            await self._reach(await self._ends.end(self._log))
+        return self._state
+
+    async def _reach(self, position: int) -> None:
+        if self._state.position < position:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((position, future))
+            try:
+                await future
+            finally:
+                if not future.done() or future.cancelled():
+                    self._waiting = [pair for pair in self._waiting if pair[1] is not future]
+
+    def _is_overdue(self) -> bool:
+        return self._state.next_expiry <= time.time() + self._ahead
+
+    async def _ready(self) -> None:
+        """Once the state is there and followed. Raises `BrokerError`."""
+        if self._follower is None:
+            if self._loading is None:
+                self._loading = self._own(self._load(), "load")
+                self._loading.add_done_callback(self._on_loaded)
+            await asyncio.shield(self._loading)
+
+    async def _load(self) -> None:
+        await self._connection.ensure_topic(self._log, 1, TOPIC)
+        await self._connection.ensure_topic(self._snapshot_topic, 1, TOPIC)
+        state = await self._snapshots.load()
+        follower = Follower(self._log, self._on_records, self._on_broken)
+        self._state, self._follower = state, follower
+        try:
+            await self._feed.follow(follower, state.position)
+        except BaseException:
+            self._follower = None
+            raise
+
+    def _on_loaded(self, loading: asyncio.Future[None]) -> None:
+        self._loading = None
+        if not loading.cancelled():
+            loading.exception()
+
+    def _on_broken(self, error: BrokerError) -> None:
+        """The log is not what it was."""
+        logger.warning("%s is read anew: %s", self._log, error)
+        if self._follower is not None:
+            self._feed.leave(self._follower)
+            self._follower = None
+        self._watches.on_lost()
+
+    async def _look_after_topic(self) -> None:
+        """Make it anew if somebody has deleted it."""
+        with suppress(BrokerError):
+            if self._log in await self._connection.missing([self._log]):
+                self._connection.forget_topic(self._log)
+                self._connection.forget_topic(self._snapshot_topic)
+                self._on_broken(BrokerUnavailable("the topic was deleted"))
+
+    def _on_records(self, records: Sequence[Record]) -> None:
+        state = self._state
+        for record in records:
+            if record.offset >= state.position:
+                operation = table_records.read(record.key, record.value, record.headers)
+                if operation is None:
+                    logger.warning("record %d of %s is none of a table; it is passed over", record.offset, self._log)
+                state.log_size += len(record.value or b"")
+                self._apply(record.offset, record.timestamp / 1000, operation)
+        self._after_applying()
+
+    def _on_stored(self, message: Message, stored: RecordMetadata) -> None:
+        """What we wrote ourselves need not be read, unless others wrote before it."""
+        if stored.timestamp_type == _LOG_APPEND_TIME and stored.timestamp is not None:
+            self._ahead = stored.timestamp / 1000 - time.time()
+            if stored.offset == self._state.position and self._follower is not None:
+                self._state.log_size += len(message.value or b"")
+                self._apply(stored.offset, stored.timestamp / 1000, message.operation)
+                self._after_applying()
+
+    def _apply(self, offset: int, when: float, operation: table_records.Operation | None) -> None:
+        outcome = self._state.apply(offset, when, operation)
+        self._state.log_size += 200
+        if operation is not None and outcome is not None:
+            future = self._pending.get(operation.id)
+            if future is not None and not future.done():
+                future.set_result(outcome)
+
+    def _after_applying(self) -> None:
+        state = self._state
+        if self._waiting:
+            left = []
+            for pair in self._waiting:
+                if pair[0] > state.position:
+                    left.append(pair)
+                elif not pair[1].done():
+                    pair[1].set_result(None)
+            self._waiting = left
+        if state.changed:
+            if self._watches:
+                self._watches.on_changed(state.changed)
+            if _SNAPSHOT in state.changed:
+                state.log_size = 0
+            state.changed.clear()
+        if state.log_size > max(SNAPSHOT_FROM, 2 * state.size) and self._snapshotting is None:
+            self._snapshotting = self._own(self._take_snapshot(), "snapshot")
+
+    # Writing
+
+    async def _submit(self, message: Message) -> Outcome:
+        size = record_size(message.value, message.key, message.headers)
+        if size > self._max_message:
+            raise MessageTooLarge(size, self._max_message)
+        self._check_open()
+        id = message.operation.id
+        self._pending[id] = asyncio.get_running_loop().create_future()
+        try:
+            outcome = await self._patiently(lambda: self._attempt(message))
+        finally:
+            del self._pending[id]
+        if outcome.conflict:
+            raise Conflict(addressing.parse_key_path(outcome.conflict) or tuple(outcome.conflict.split(".")))
+        return outcome
+
+    async def _attempt(self, message: Message) -> Outcome:
+        """Whoever tries again uses the same message: it is done once."""
+        await self._ready()
+        id = message.operation.id
+        future = self._pending.get(id)
+        is_ours = future is None
+        if future is None:
+            future = self._pending[id] = asyncio.get_running_loop().create_future()
+        try:
+            if not future.done():
+                stored = await self._connection.publish(
+                    self._log, message.value, key=message.key, headers=message.headers, partition=0
+                )
+                self._on_stored(message, stored)
+            return await asyncio.shield(future)
+        finally:
+            if is_ours:
+                del self._pending[id]
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Try until it works, for `OPERATION_TIMEOUT`. Raises `BrokerUnavailable`, `BrokerError`."""
+        self._check_open()
+        limit = asyncio.timeout(OPERATION_TIMEOUT)
+        failures = 0
+        failure = BrokerUnavailable("Kafka did not answer in time")
+        self._limits.add(limit)
+        try:
+            async with limit:
+                while True:
+                    try:
+                        return await attempt()
+                    except BrokerUnavailable as error:
+                        if self._closed or self._connection.closed:
+                            raise
+                        failure = error
+                        pause = PAUSES[min(failures, len(PAUSES) - 1)]
+                        failures += 1
+                        await asyncio.sleep(pause)
+        except TimeoutError:
+            self._check_open()
+            raise failure from None
+        finally:
+            self._limits.discard(limit)
+
+    async def _tick_quietly(self) -> None:
+        with suppress(BrokerError):
+            await self._submit(table_records.tick(self._source))
+
+    # Snapshots
+
+    async def _take_snapshot(self) -> None:
+        """One process at a time, as far as that can be had: two of them do no harm."""
+        try:
+            await asyncio.sleep(random.uniform(0, SNAPSHOT_JITTER))  # noqa: S311 - no secret
+            if self._state.log_size > SNAPSHOT_FROM:
+                await self.take_snapshot()
+        except Conflict:
+            logger.debug("somebody else takes a snapshot of %s", self._log)
+        except BrokerError as error:
+            logger.warning("no snapshot of %s: %s", self._log, error)
+        finally:
+            self._snapshotting = None
+
+    async def take_snapshot(self) -> None:
+        """Write down what there is, and let go of what nobody needs then.
+
+        Raises `Conflict` when somebody else does, `BrokerError`, `BrokerUnavailable`.
+        """
+        lease = await self._hold(ABSENT)
+        renewed = asyncio.get_running_loop().time()
+
+        async def go_on() -> None:
+            nonlocal lease, renewed
+            if asyncio.get_running_loop().time() - renewed > SNAPSHOT_TTL / 3:
+                lease = await self._hold(lease)
+                renewed = asyncio.get_running_loop().time()
+
+        while self._state.next_expiry <= self._state.time:  # what has expired is not written down
+            await self._submit(table_records.tick(self._source))
+        entry = self._state.get(_SNAPSHOT)
+        previous = None if entry is None or entry.value is None else decode_manifest(entry.value)
+        manifest = await self._snapshots.write(self._state, previous, go_on)
+        await self._put(
+            [Write(_SNAPSHOT, encode_manifest(manifest)), Write(_SNAPSHOTTER, None)], [(_SNAPSHOTTER, lease)]
+        )
+        if previous is not None:
+            await self._snapshots.forget_before(previous)
+
+    async def _hold(self, expected: int) -> int:
+        outcome = await self._put([Write(_SNAPSHOTTER, b"", ttl=SNAPSHOT_TTL, expected=expected)], [])
+        return outcome.revisions[0]
+
+    async def _put(self, writes: list[Write], checks: list[tuple[str, int]]) -> Outcome:
+        return await self._submit(table_records.message(self._source, writes, checks))
+
+    # Arguments
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BrokerUnavailable("the tables are closed")
+
+    def _path(self, key: Key) -> str:
+        check_key(key)
+        self._check_open()
+        return table_records.path_of(key)
+
+    def _prefix_path(self, prefix: Key) -> str:
+        check_prefix(prefix)
+        self._check_open()
+        return table_records.path_of(prefix)
+
+    async def _past(self, key: Key, path: str) -> list[Stored]:
+        """The newest first."""
+        state = await self._patiently(self._current)
+        if not state.promises(path):
+            raise _not_kept(key)
+        return list(reversed(state.histories.get(path, ())))
+
+    def _own(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name=f"{name} of {self._log}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _entry(record: Stored | None) -> Entry | None:
+    change = None if record is None else told(record)
+    return change if isinstance(change, Entry) else None
+
+
+def _not_kept(key: Key) -> HistoryNotKept:
+    return HistoryNotKept(f"the earlier values of {'/'.join(key)} are not kept, or not from so long ago")
+
+
+def _nobody_asks() -> None:
+    pass
+
+
+def _span(path: str, starts_with: str) -> tuple[str, str]:
+    """The paths within a prefix, the next part of which begins with a text: from the first on, before the second."""
+    try:
+        low = (f"{path}." if path else "") + (addressing.token(starts_with) if starts_with else "")
+    except UnicodeEncodeError:
+        return "", ""
+    return low, low + "\x7f"
+
+
+def _write_cursor(prefix: Key, starts_with: str, last: str) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode((prefix, starts_with, last))).decode()
+
+
+def _read_cursor(cursor: str, prefix: Key, starts_with: str) -> str:
+    """The last path of the page before."""
+    try:
+        scan = msgspec.json.decode(base64.b64decode(cursor, altchars=b"-_", validate=True), type=tuple[Key, str, str])
+    except (ValueError, msgspec.DecodeError):
+        scan = None
+    if scan is None or scan[:2] != (prefix, starts_with):
+        raise ValueError(f"the cursor '{clip(cursor)}' is not of this scan")
+    return scan[2]
