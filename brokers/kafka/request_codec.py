@@ -6,15 +6,12 @@ on NATS. `docs/protocol.md` has it all for outsiders.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
-import msgspec
-
+from brokers import call_head
 from brokers.kafka.connection import Headers
 from mesh import addressing
-from mesh.codec import attributes as rules
-from mesh.errors import InvalidEvent, MeshError, MessageTooLarge, clip
+from mesh.errors import MessageTooLarge
 from mesh.ids import random_id
 from mesh.ports import Body, HeaderList, Peer, Request, Response
 
@@ -34,28 +31,6 @@ REQUEST = "meshwire-request"
 RESPONSE = "meshwire-response"
 STREAM = "meshwire-stream"
 FRAME = "meshwire-frame"
-
-_Pairs = list[tuple[str, str]]
-
-
-class _RequestHead(msgspec.Struct, array_like=True):
-    method: str
-    path: str
-    headers: _Pairs = []
-
-
-class _ResponseHead(msgspec.Struct, array_like=True):
-    status: int
-    headers: _Pairs = []
-    trailers: _Pairs = []
-
-
-_request_head = msgspec.json.Decoder(_RequestHead).decode
-_response_head = msgspec.json.Decoder(_ResponseHead).decode
-
-
-class Malformed(MeshError):
-    """A record among calls is neither a call nor an answer."""
 
 
 class Frame(NamedTuple):
@@ -87,48 +62,36 @@ def parse_frame(headers: dict[str, bytes]) -> Frame | None:
 
 def encode_request(request: Request, target: Peer, call: str, *, streamed: bool) -> list[tuple[str, bytes]]:
     """Raises `MessageTooLarge`."""
-    pairs = _texts(request.headers)
-    head: list[object] = [request.method, request.path, pairs]
-    return _encode(REQUEST, addressing.call_types(target.app_id)[0], head, pairs, call, streamed)
+    event_type = addressing.call_types(target.app_id)[0]
+    return _encode(REQUEST, call_head.encode_request(request), event_type, request.headers, call, streamed)
 
 
 def encode_response(response: Response, call: str, source: Peer, *, streamed: bool) -> list[tuple[str, bytes]]:
     """Raises `MessageTooLarge`."""
-    pairs = _texts(response.headers)
-    head = [response.status, pairs, _texts(response.trailers)] if response.trailers else [response.status, pairs]
-    encoded = _encode(RESPONSE, addressing.call_types(source.app_id)[1], head, pairs, call, streamed)
+    event_type = addressing.call_types(source.app_id)[1]
+    head = call_head.encode_response(response)
+    encoded = _encode(RESPONSE, head, event_type, response.headers, call, streamed)
     return [*encoded, ("ce_source", source.app_id.encode())]
 
 
 def _encode(
-    name: str, event_type: str, head: list[object], pairs: _Pairs, call: str, streamed: bool
+    name: str, head: bytes, event_type: str, headers: HeaderList, call: str, streamed: bool
 ) -> list[tuple[str, bytes]]:
-    encoded = msgspec.json.encode(head)
-    if len(encoded) > MAX_HEAD:
-        raise MessageTooLarge(len(encoded), MAX_HEAD)
-    headers = [
+    if len(head) > MAX_HEAD:
+        raise MessageTooLarge(len(head), MAX_HEAD)
+    encoded = [
         (CALL, call.encode()),
-        (name, encoded),
+        (name, head),
         ("ce_specversion", b"1.0"),
         ("ce_id", random_id().encode()),
         ("ce_type", event_type.encode()),
     ]
-    for key, value in pairs:
-        if key.lower() == "content-type":
-            headers += _data_content_type(value)
-            break
+    content_type = call_head.data_content_type(headers)
+    if content_type is not None:
+        encoded.append(("content-type", content_type.encode()))
     if streamed:
-        headers.append((STREAM, b"1"))
-    return headers
-
-
-def _data_content_type(value: str) -> list[tuple[str, bytes]]:
-    """Of a `Content-Type`; nothing for one that is no media type, as HTTP peers may send."""
-    try:
-        rules.check("datacontenttype", value)
-    except InvalidEvent:
-        return []
-    return [("content-type", value.encode())]
+        encoded.append((STREAM, b"1"))
+    return encoded
 
 
 def decode_request(headers: dict[str, bytes], body: Body, caller: Peer) -> Request:
@@ -136,11 +99,7 @@ def decode_request(headers: dict[str, bytes], body: Body, caller: Peer) -> Reque
     encoded = headers.get(REQUEST)
     if encoded is None:
         return Request(method="POST", path="/", headers=_content_type(headers), body=body, caller=caller)
-    try:
-        head = _request_head(encoded)
-        return Request(method=head.method, path=head.path, headers=_bytes(head.headers), body=body, caller=caller)
-    except (msgspec.MsgspecError, UnicodeError) as fault:
-        raise Malformed(f"the call cannot be read: {fault}") from None
+    return call_head.decode_request(encoded, body, caller)
 
 
 def decode_response(headers: dict[str, bytes], body: Body) -> Response:
@@ -148,27 +107,12 @@ def decode_response(headers: dict[str, bytes], body: Body) -> Response:
     encoded = headers.get(RESPONSE)
     if encoded is None:
         return Response(status=200, headers=_content_type(headers), body=body)
-    try:
-        head = _response_head(encoded)
-        if not 100 <= head.status <= 999:
-            raise Malformed(f"the answer cannot be read: {clip(head.status)} is no status")
-        return Response(status=head.status, headers=_bytes(head.headers), body=body, trailers=_bytes(head.trailers))
-    except (msgspec.MsgspecError, UnicodeError) as fault:
-        raise Malformed(f"the answer cannot be read: {fault}") from None
+    return call_head.decode_response(encoded, body)
 
 
 def _content_type(headers: dict[str, bytes]) -> HeaderList:
     value = headers.get("content-type")
     return () if value is None else ((b"content-type", value),)
-
-
-def _texts(headers: HeaderList) -> _Pairs:
-    """Bytes as the characters of the same numbers."""
-    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
-
-
-def _bytes(pairs: Iterable[tuple[str, str]]) -> HeaderList:
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
 
 
 def read(headers: Headers) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Coroutine, Iterable
 
+from brokers.call_head import Malformed
 from brokers.kafka import bodies, request_codec
 from brokers.kafka.bodies import Inflow, Outflow
 from brokers.kafka.connection import Connection
@@ -346,7 +347,7 @@ class OutgoingCall:
             body = self._inflow.body
         try:
             response = request_codec.decode_response(headers, body)
-        except request_codec.Malformed as malformed:
+        except Malformed as malformed:
             self.cancel(PeerLost(f"{self.target.app_id}: {malformed}"))
             return
         if self._inflow is None:

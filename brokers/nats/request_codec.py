@@ -8,17 +8,15 @@ leaves no way to break out of the line. The names differ since nats-py's `respon
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from typing import NamedTuple
 
-import msgspec
-
+from brokers import call_head
+from brokers.call_head import Malformed as Malformed
 from brokers.nats import codec
 from mesh import addressing
-from mesh.codec import attributes as rules
 from mesh.codec import header
-from mesh.errors import InvalidEvent, MeshError, MessageTooLarge
+from mesh.errors import InvalidEvent, MessageTooLarge
 from mesh.ids import random_id
 from mesh.ports import Body, HeaderList, Peer, Request, Response
 
@@ -35,29 +33,6 @@ _REQUEST = b"\r\nMeshwire-Request:"
 _RESPONSE = b"\r\nMeshwire-Response:"
 _STREAM = b"\r\nMeshwire-Stream:"
 _FRAME = _BEGIN + b"Meshwire-Frame: "
-
-_Pairs = list[tuple[str, str]]
-
-
-class _RequestHead(msgspec.Struct, array_like=True):
-    method: str
-    path: str
-    headers: _Pairs = []
-
-
-class _ResponseHead(msgspec.Struct, array_like=True):
-    status: int
-    headers: _Pairs = []
-    trailers: _Pairs = []
-
-
-_request_head = msgspec.json.Decoder(_RequestHead).decode
-_response_head = msgspec.json.Decoder(_ResponseHead).decode
-_encode_json = msgspec.json.encode
-
-
-class Malformed(MeshError):
-    """A message on the address of a call is neither a call nor an answer."""
 
 
 class Frame(NamedTuple):
@@ -110,30 +85,24 @@ def is_streamed(block: bytes) -> bool:
 
 def encode_request(request: Request, caller: Peer, *, streamed: bool, target: str = "") -> bytes:
     """`target` is the name that is called. Raises `MessageTooLarge`."""
-    pairs = _texts(request.headers)
-    head: list[object] = [request.method, request.path, pairs]
-    return _encode(b"Request", addressing.call_types(target)[0], head, pairs, caller, streamed)
+    head = call_head.encode_request(request)
+    return _encode(b"Request", addressing.call_types(target)[0], head, request.headers, caller, streamed)
 
 
 def encode_response(response: Response, source: Peer, *, streamed: bool) -> bytes:
     """Raises `MessageTooLarge`."""
-    pairs = _texts(response.headers)
-    head = [response.status, pairs, _texts(response.trailers)] if response.trailers else [response.status, pairs]
-    return _encode(b"Response", addressing.call_types(source.app_id)[1], head, pairs, source, streamed)
+    head = call_head.encode_response(response)
+    return _encode(b"Response", addressing.call_types(source.app_id)[1], head, response.headers, source, streamed)
 
 
-def _encode(kind: bytes, event_type: str, head: list[object], pairs: _Pairs, source: Peer, streamed: bool) -> bytes:
-    encoded = _encode_json(head)
-    if not encoded.isascii():  # odd bytes, each of them a character here
-        encoded = json.dumps(head, separators=(",", ":")).encode()
+def _encode(kind: bytes, event_type: str, head: bytes, headers: HeaderList, source: Peer, streamed: bool) -> bytes:
     extra = b"Meshwire-Stream: 1\r\n" if streamed else b""
-    for name, value in pairs:
-        if name == "content-type" or name.lower() == "content-type":
-            extra += _data_content_type(value)
-            break
+    content_type = call_head.data_content_type(headers)
+    if content_type is not None:
+        extra += b"ce-datacontenttype: %b\r\n" % header.encode(content_type).encode()
     block = b"NATS/1.0\r\nMeshwire-%b: %b\r\n%bce-id: %b\r\n%b\r\n" % (
         kind,
-        encoded,
+        head,
         _event_lines(event_type, source.app_id),
         random_id().encode(),
         extra,
@@ -149,26 +118,12 @@ def _event_lines(event_type: str, source: str) -> bytes:
     return f"ce-specversion: 1.0\r\nce-type: {event_type}\r\nce-source: {header.encode(source)}\r\n".encode()
 
 
-@lru_cache(maxsize=256)
-def _data_content_type(value: str) -> bytes:
-    """The header line for a `Content-Type`; empty for one that is no media type, as HTTP peers may send."""
-    try:
-        rules.check("datacontenttype", value)
-    except InvalidEvent:
-        return b""
-    return f"ce-datacontenttype: {header.encode(value)}\r\n".encode()
-
-
 def decode_request(block: bytes, body: Body, caller: Peer) -> Request:
     """A message without `Meshwire-Request` is `POST /`. Raises `Malformed`."""
     encoded = _head(_REQUEST, block)
     if encoded is None:
         return Request(method="POST", path="/", headers=_content_type(block), body=body, caller=caller)
-    try:
-        head = _request_head(encoded)
-        return Request(method=head.method, path=head.path, headers=_bytes(head.headers), body=body, caller=caller)
-    except (msgspec.MsgspecError, UnicodeError) as fault:
-        raise Malformed(f"the call cannot be read: {fault}") from None
+    return call_head.decode_request(encoded, body, caller)
 
 
 def decode_response(block: bytes, body: Body) -> Response:
@@ -177,13 +132,7 @@ def decode_response(block: bytes, body: Body) -> Response:
     if encoded is None:
         repeats_request = _REQUEST in block
         return Response(status=200, headers=() if repeats_request else _content_type(block), body=body)
-    try:
-        head = _response_head(encoded)
-        if not 100 <= head.status <= 999:
-            raise Malformed(f"the answer cannot be read: {head.status} is no status")
-        return Response(status=head.status, headers=_bytes(head.headers), body=body, trailers=_bytes(head.trailers))
-    except (msgspec.MsgspecError, UnicodeError) as fault:
-        raise Malformed(f"the answer cannot be read: {fault}") from None
+    return call_head.decode_response(encoded, body)
 
 
 def _head(name: bytes, block: bytes) -> bytes | None:
@@ -207,12 +156,3 @@ def _content_type(block: bytes) -> HeaderList:
     else:
         value = headers.get("content-type")
     return () if value is None else ((b"content-type", value.encode()),)
-
-
-def _texts(headers: HeaderList) -> _Pairs:
-    """Bytes as the characters of the same numbers."""
-    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
-
-
-def _bytes(pairs: _Pairs) -> HeaderList:
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
