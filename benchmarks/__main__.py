@@ -24,6 +24,7 @@ ALL = (
     "schedule",
     "invoke",
     "invoke-stream",
+    "actors",
     "cold-start",
     "memory",
     "routing",

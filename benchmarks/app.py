@@ -3,6 +3,7 @@
 POST /echo            the body of the request
 POST /upload          how many bytes came, in decimal
 GET  /download/<n>    n bytes
+PUT  /actors/…        the body of the request; actors of the type Bench
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from benchmarks.processes import Process
 ECHO = "/echo"
 UPLOAD = "/upload"
 DOWNLOAD = "/download"
+ACTORS = "/actors/"
+ACTOR_TYPE = "Bench"
+_CONFIG = b'{"entities": ["%b"]}' % ACTOR_TYPE.encode()
 
 PIECE = bytes(256 * 1024)
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -51,15 +55,17 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         self._received += len(body)
-        if self._path == ECHO:
+        if self._path == ECHO or self._path.startswith(ACTORS):
             self._body.append(body)
 
     def on_message_complete(self) -> None:
-        if self._path == ECHO:
+        if self._path == ECHO or self._path.startswith(ACTORS):
             self._transport.write(_HEAD % self._received + b"".join(self._body))
         elif self._path == UPLOAD:
             count = b"%d" % self._received
             self._transport.write(_HEAD % len(count) + count)
+        elif self._path == "/dapr/config":
+            self._transport.write(_HEAD % len(_CONFIG) + _CONFIG)
         elif self._path.startswith(DOWNLOAD + "/"):
             self._left = int(self._path.removeprefix(DOWNLOAD + "/"))
             self._transport.write(_HEAD % self._left)

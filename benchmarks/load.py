@@ -39,6 +39,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Requests per second in the open loop; `None` is the closed loop."""
     seconds: float = 3.0
     requests: int | None = None
+    numbers: int | None = None
+    """How many numbers there are: they come again. `None` is without end."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,7 +191,8 @@ class Load:
 
     def _send(self, connection: Connection, due: int) -> None:
         self._number += 1
-        connection.send(self._template.render(self._number, due), due)
+        number = self._number if self._plan.numbers is None else self._number % self._plan.numbers
+        connection.send(self._template.render(number, due), due)
 
     def _send_at_once(self, connection: Connection, now: int | None = None) -> None:
         now = now or time.monotonic_ns()

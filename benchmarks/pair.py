@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 from benchmarks import load, worker
-from benchmarks.app import ECHO, App
+from benchmarks.app import ACTOR_TYPE, ECHO, App
 from benchmarks.conditions import Place
 from benchmarks.events import request
 from benchmarks.processes import START_LIMIT, Kind, Sidecar, free_port, publish
@@ -33,16 +33,23 @@ class Pair(NamedTuple):
         """Where the caller's sidecar takes calls of the app's `method`, which begins with `/`."""
         return f"/v1.0/invoke/{CALLEE}/method{method}"
 
+    def actor(self, actor_id: str) -> str:
+        """Where the caller's sidecar takes calls of an actor that the app hosts."""
+        return f"/v1.0/actors/{ACTOR_TYPE}/{actor_id}/method/echo"
+
     def cpu(self) -> tuple[float, float]:
         """Seconds of CPU that each used until now."""
         return self.caller.cpu(), self.callee.cpu()
 
 
 @contextmanager
-def pair(here: Place, kind: Kind, app: App, name: str) -> Iterator[Pair]:
-    """A pair that passes calls on to `app`, until the `with` block ends. `name` is for its logs."""
+def pair(here: Place, kind: Kind, app: App, name: str, flags: Sequence[str] = ()) -> Iterator[Pair]:
+    """A pair that passes calls on to `app`, until the `with` block ends. `name` is for its logs, `flags` are
+    those of the callee's sidecar."""
     with (
-        Sidecar(kind, here.folder / f"{kind.name}-{name}-callee.log", app_id=CALLEE, app_port=app.port) as callee,
+        Sidecar(
+            kind, here.folder / f"{kind.name}-{name}-callee.log", app_id=CALLEE, app_port=app.port, flags=flags
+        ) as callee,
         Sidecar(kind, here.folder / f"{kind.name}-{name}-caller.log", app_id="bench-caller") as caller,
     ):
         both = Pair(caller, callee)
@@ -63,10 +70,12 @@ def app(here: Place) -> Iterator[App]:
         yield it
 
 
-def small_calls(port: int, path: str, *, seconds: float, rate: float | None = None) -> load.Result:
+def small_calls(
+    port: int, path: str, *, seconds: float, rate: float | None = None, numbers: int | None = None
+) -> load.Result:
     """Calls with 1 KiB of data and as much in the answer, to the app itself or to a sidecar. Raises `RuntimeError`
     unless all were answered."""
-    plan = load.Plan(port=port, request=request(path, HEADERS), seconds=seconds, rate=rate)
+    plan = load.Plan(port=port, request=request(path, HEADERS), seconds=seconds, rate=rate, numbers=numbers)
     result = worker.run("benchmarks.load", plan, load.Result)
     result.check()
     return result
