@@ -408,10 +408,10 @@ class Deliverer:
             return
         self._unburied.pop(letter.position, None)
         logger.info(
-            "event %s of topic %s went to %s: %s",
+            "event %s of topic %s %s: %s",
             delivery.position,
             self._topic.name,
-            "the dead letters" if topic is None else f"the dead letter topic {topic.name}",
+            "is given up" if topic is None else f"went to the dead letter topic {topic.name}",
             letter.text,
         )
         self._deliveries.dead_lettered()
