@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -52,18 +53,22 @@ class Callbacks:
     def __init__(self, me: Peer, channel: AppChannel) -> None:
         self._me = me
         self._channel = channel
+        self._own_headers = lru_cache(maxsize=256)(self._headers)
 
-    async def call(self, call: Call, caller: Peer, turn: Turn, chain: str) -> Response:
-        """The answer for the client, whatever the app says. `turn.break_off` ends it with `CancelledError`."""
-        path = f"{call.actor.path}/method/{call.method}"
-        own = [
+    def _headers(self, caller: Peer) -> tuple[tuple[str, str], ...]:
+        return (
             ("dapr-caller-app-id", caller.app_id),
             ("dapr-caller-namespace", caller.namespace),
             ("dapr-callee-app-id", self._me.app_id),
             ("dapr-api-call", "true"),
-        ]
+        )
+
+    async def call(self, call: Call, caller: Peer, turn: Turn, chain: str) -> Response:
+        """The answer for the client, whatever the app says. `turn.break_off` ends it with `CancelledError`."""
+        path = f"{call.actor.path}/method/{call.method}"
+        own = self._own_headers(caller)
         if chain:
-            own.append(("dapr-reentrancy-id", chain))
+            own = (*own, ("dapr-reentrancy-id", chain))
         request = Request(
             method="PUT", path=f"{path}?{call.query}" if call.query else path, headers=call.headers, body=call.body
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import lru_cache
 from urllib.parse import unquote
 
 from mesh import addressing
@@ -111,7 +112,7 @@ class Actors:
                 logger.debug("%s", error)
                 return None
             return self._accepted(call, response, token)
-        target = addressing.actors_host(Peer(self._me.namespace, place.app_id))
+        target = _host(self._me.namespace, place.app_id)
         try:
             response = await self._requests.request(target, _request(call), instance=place.instance)
         except PeerLost as error:
@@ -182,6 +183,11 @@ def _request(call: Call) -> Request:
     return Request(method="PUT", path=f"{path}?{call.query}" if call.query else path, headers=headers, body=call.body)
 
 
+@lru_cache(maxsize=256)
+def _host(namespace: str, app_id: str) -> Peer:
+    return addressing.actors_host(Peer(namespace, app_id))
+
+
 def _read(request: Request, body: bytes) -> Call:
     """Raises `InvalidName`."""
     path, _, query = request.path.partition("?")
@@ -194,8 +200,7 @@ def _read(request: Request, body: bytes) -> Call:
             chain = header[1].decode("latin-1")
         else:
             headers.append(header)
-    return Call(_named(parts[2], parts[3]), parts[5], query, headers, body, chain)
-
-
-def _named(actor_type: str, actor_id: str) -> ActorName:
-    return actor_name(unquote(actor_type), unquote(actor_id))
+    actor_type, actor_id = parts[2], parts[3]
+    if "%" in path:
+        actor_type, actor_id = unquote(actor_type), unquote(actor_id)
+    return Call(actor_name(actor_type, actor_id), parts[5], query, headers, body, chain)

@@ -18,6 +18,8 @@ RESERVED = "dapr.internal."
 
 _BAD_IN_NAME = re.compile(r"[/\\#?\x00-\x1f\x7f\ud800-\udfff]").search
 _BAD_IN_METHOD = re.compile(r"[#?\x00-\x1f\x7f\ud800-\udfff]").search
+_is_plain = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}").fullmatch
+"""Most names are, and need neither be looked at more closely nor be encoded."""
 _UNESCAPED = "!$&'()*+,;=:@-._~|"
 
 
@@ -32,14 +34,21 @@ class ActorName(NamedTuple):
     @property
     def path(self) -> str:
         """Of the actor, at the app."""
-        return f"/actors/{quote(self.type, safe=_UNESCAPED)}/{quote(self.id, safe=_UNESCAPED)}"
+        return f"/actors/{_encoded(self.type)}/{_encoded(self.id)}"
 
     def __str__(self) -> str:
         return f"{self.type}/{self.id}"
 
 
+def _encoded(text: str) -> str:
+    return text if _is_plain(text) else quote(text, safe=_UNESCAPED)
+
+
 def check(kind: str, text: str, limit: int = MAX_ID) -> str:
-    """`text`, if it can name something in one segment of a path. `kind` is what Dapr calls it in errors."""
+    """`text`, if it can name something in one segment of a path. `kind` is what Dapr calls it in errors.
+    `limit` in bytes, at least 64."""
+    if _is_plain(text):
+        return text
     if not text or text in (".", "..") or _BAD_IN_NAME(text) or len(text.encode("utf-8", "surrogatepass")) > limit:
         raise InvalidName(f"invalid request: invalid {kind}: '{clip(text)}'")
     return text
