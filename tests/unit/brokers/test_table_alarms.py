@@ -281,8 +281,9 @@ async def test_what_is_being_read_while_its_partition_moves_is_its_next_owners(
         return entries
 
     monkeypatch.setattr(table, "get_many", slow)
+    due = clock.now() + 0.5
     for number in range(50):
-        await first.alarms.set(job(clock.now(), str(number)))
+        await first.alarms.set(job(due, str(number)))
     await clock.advance(1)
     second.settle = keep
     await second.serve(concurrency=5)
@@ -767,16 +768,18 @@ def test_an_agenda_gives_what_is_of_its_partitions() -> None:
     assert len(agenda) == 100 - len(mine)
 
 
-def test_an_agenda_does_not_grow_with_what_is_set_again_and_again() -> None:
+def test_an_agenda_does_not_grow_with_what_comes_and_goes() -> None:
     agenda = Agenda()
+    for number in range(100):  # nothing behind these comes to the top
+        agenda.note(Item(1.0, 1, ("at", "job", f"first {number}")))
     for number in range(20_000):
         agenda.note(Item(1e9 + number, number + 1, ("at", "job", str(number % 10))))
         agenda.note(Item(1e9 + number, number + 1, ("at", "job", f"once {number}")))
         agenda.forget(("at", "job", f"once {number}"))
         agenda.note(Item(0.0, number + 1, ("at", "job", f"due {number}")))
-        agenda.take(EVERYTHING, 0.0)
-    assert len(agenda) == 10
-    assert sum(map(len, agenda._heaps)) < 200
+        assert agenda.take(EVERYTHING, 0.0) is not None
+    assert len(agenda) == 110
+    assert sum(map(len, agenda._heaps)) < 400
 
 
 def test_an_agenda_takes_back_what_was_not_set_since() -> None:
