@@ -75,12 +75,13 @@ def place(position: str) -> tuple[int, int, int]:
 class KafkaRecord:
     """One stored message; see the `Record` port. `stored` is a `ConsumerRecord` of aiokafka."""
 
-    __slots__ = ("_headers", "stored", "topic")
+    __slots__ = ("_headers", "_mode", "stored", "topic")
 
     def __init__(self, stored: Any, topic: str) -> None:
         self.stored = stored
         self.topic = topic
         self._headers: dict[str, bytes] | None = None
+        self._mode: Mode | None = None
 
     def _all_headers(self) -> dict[str, bytes]:
         if self._headers is None:
@@ -89,32 +90,30 @@ class KafkaRecord:
 
     @property
     def mode(self) -> Mode:
-        headers = self._all_headers()
-        if headers.get(CONTENT_TYPE, b"")[:23].lower() == b"application/cloudevents":
-            return Mode.STRUCTURED
-        if "ce_specversion" in headers or "ce_id" in headers:
-            return Mode.BINARY
-        return Mode.RAW
+        if self._mode is None:
+            headers = self._all_headers()
+            if headers.get(CONTENT_TYPE, b"")[:23].lower() == b"application/cloudevents":
+                self._mode = Mode.STRUCTURED
+            else:
+                self._mode = Mode.BINARY if "ce_specversion" in headers or "ce_id" in headers else Mode.RAW
+        return self._mode
 
     @property
     def attributes(self) -> Attributes:
         if self.mode is not Mode.BINARY:
             return {}
         found: Attributes = {}
-        for raw, value in self.stored.headers:
-            name = raw.lower()
-            if name == CONTENT_TYPE:
-                attribute = "datacontenttype"
-            elif name.startswith(_CE):
-                attribute = name[3:]
-            else:
-                continue
-            if attribute in found:
-                raise InvalidEvent(attribute, "is given twice")
-            try:
-                found[attribute] = (value or b"").decode()
-            except UnicodeDecodeError:
-                raise InvalidEvent(attribute, "the bytes of the header are not UTF-8") from None
+        for header, value in self.stored.headers:
+            name = _attributes.get(header)
+            if name is None:
+                name = _attribute(header)
+            if name:
+                if name in found:
+                    raise InvalidEvent(name, "is given twice")
+                try:
+                    found[name] = (value or b"").decode()
+                except UnicodeDecodeError:
+                    raise InvalidEvent(name, "the bytes of the header are not UTF-8") from None
         if "specversion" not in found:
             raise InvalidEvent("specversion", "is required")
         rules.check_all(found)
@@ -162,6 +161,19 @@ class KafkaRecord:
     @property
     def time(self) -> float:
         return float(self.stored.timestamp / 1000)
+
+
+_MAX_NAMES = 1024
+_attributes: dict[str, str] = {}
+"""Attributes by headers seen before; empty for a header of none. Bounded: whoever may publish chooses names."""
+
+
+def _attribute(header: str) -> str:
+    name = header.lower()
+    name = "datacontenttype" if name == CONTENT_TYPE else name[3:] if name.startswith(_CE) else ""
+    if len(_attributes) < _MAX_NAMES:
+        _attributes[header] = name
+    return name
 
 
 class _Keyed(msgspec.Struct, gc=False):

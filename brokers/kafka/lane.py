@@ -60,6 +60,7 @@ class KafkaDelivery(KafkaRecord):
         self.stored = stored
         self.topic = lane.topic
         self._headers = None
+        self._mode = None
         self._lane = lane
         self._settled = False
         self.attempt = 0
@@ -108,6 +109,8 @@ class Lane:
         self.idle = asyncio.Event()
         """Nothing of it is in hand."""
         self.idle.set()
+        self.open = 0
+        """Messages that are taken and not done."""
         self.full = False
         """For the member's use: whether it has stopped fetching for this lane."""
         self._order = order
@@ -136,6 +139,7 @@ class Lane:
         take = self.progress.take
         for stored in records:
             if take(stored.offset):
+                self.open += 1
                 key = self._key(stored)
                 if key is _UNKEYED:
                     self._turn(KafkaDelivery(self, stored))
@@ -168,6 +172,7 @@ class Lane:
     def _forget(self, offset: int) -> None:
         self._made.pop(offset, None)
         self._due.pop(offset, None)
+        self.open -= 1
         self.progress.finish(offset)
 
     def _recall_keyed(self, key: Hashable, offsets: list[int]) -> None:
@@ -205,6 +210,7 @@ class Lane:
 
     def _done(self, stored: Any) -> None:
         del self._made[stored.offset]
+        self.open -= 1
         self.progress.finish(stored.offset)
         key = self._key(stored)
         if key is not _UNKEYED:

@@ -47,6 +47,12 @@ BATCH = 500
 """Messages that are taken at once."""
 MOST_READY = 1000
 """Messages that wait for a free place, at which no more are taken."""
+MOST_OPEN = 1000
+"""Messages that are taken and not done, at which no more are taken while they become fewer at a good pace. Keys would
+else queue up here faster than they are handled. Where they hardly move, some keys are blocked, and others looked for.
+"""
+GOOD_PACE, PACE_INTERVAL = 20, 0.02
+"""At least so many done in so many seconds."""
 PAUSE_NOTICE = 0.2
 """Seconds of pause after which a member tells the others that it takes nothing."""
 USELESS_LIMIT = 2.0
@@ -379,9 +385,20 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
                                 *(partition.topic, partition.partition, WINDOW, lane.progress.low),
                             )
                 self._check_room()
+                await self._catch_up()
                 await asyncio.sleep(0)  # getmany does not wait while there is something
             elif consumer._client.cluster.partitions_for_topic(self._kafka_topic) is None:
                 await self._mend_topic()
+
+    async def _catch_up(self) -> None:
+        """Returns when few messages are open, or when those that are hardly become fewer."""
+        while (is_open := self._count_open()) >= MOST_OPEN:
+            await asyncio.sleep(PACE_INTERVAL)
+            if self._count_open() > is_open - GOOD_PACE:
+                return
+
+    def _count_open(self) -> int:
+        return sum(lane.open for lane in self._lanes.values())
 
     async def _mend_topic(self) -> None:
         """Somebody deleted it, or its servers are away."""

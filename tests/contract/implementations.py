@@ -23,7 +23,6 @@ from tests.contract.kafka_backbone import ApacheKafkaBackbone, TansuBackbone
 from tests.contract.nats_server import NatsServer
 from tests.servers import kafka_jars
 from tests.servers.apache_kafka import ApacheKafka
-from tests.servers.kafka import BINARY, KafkaServer
 from tests.virtual_clock import VirtualClock
 
 
@@ -147,27 +146,13 @@ class KafkaInOnePartition(Kafka):
     partitions = 1
 
 
-class Tansu(Kafka):
-    """A server of Kafka that keeps all in memory and lacks much."""
-
-    name = "tansu"
-    features = Kafka.features - {Feature.READ}
-
-    def start(self, folder: Path) -> None:
-        if BINARY is None:
-            pytest.skip("tansu is not installed")
-        self._server = KafkaServer()
-        self._server.start()
-        self._drain_limit, member.DRAIN_LIMIT = member.DRAIN_LIMIT, 2.0
-
-
 def kafka_event_log(servers: list[str], namespace: str, *, partitions: int = 4, replicas: int = 1) -> KafkaEventLog:
     """A log with a connection of its own, as one process has it. To be called in the event loop."""
     access = kafka.Access(servers=tuple(servers), replicas=replicas)
     return KafkaEventLog(kafka.Connection(access, name="contract"), namespace=namespace, partitions=partitions)
 
 
-IMPLEMENTATIONS: list[type[Implementation]] = [Memory, Nats, Kafka, Tansu]
+IMPLEMENTATIONS: list[type[Implementation]] = [Memory, Nats, Kafka]
 
 
 BEAT = 0.1
