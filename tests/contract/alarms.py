@@ -19,8 +19,11 @@ from mesh.clock import SystemClock
 from mesh.ports import Clock
 from mesh.ports.alarms import AlarmClocks
 from mesh.ports.tables import Tables
+from tests.contract.kafka_tables import kafka_tables
 from tests.contract.nats_server import NatsServer
 from tests.contract.nats_tables import nats_tables
+from tests.servers import kafka_jars
+from tests.servers.apache_kafka import ApacheKafka
 from tests.virtual_clock import VirtualClock
 
 MAX_MESSAGE_SIZE = 64 * 1024
@@ -155,11 +158,34 @@ class NatsTablesBacking(NatsBacking):
         return LoneTableAlarmClocks(await nats_tables([self._server.url], namespace), self.clock)
 
 
+class KafkaTablesBacking:
+    name = "kafka-tables"
+    resolution = 1.5
+
+    def start(self, folder: Path) -> None:
+        self.clock = SystemClock()
+        if reason := kafka_jars.missing():
+            pytest.skip(reason)
+        self._server = ApacheKafka(auto_create_topics_enable="false")
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.remove()
+
+    async def member(self, namespace: str) -> AlarmClocks:
+        tables = await kafka_tables([self._server.address], namespace, max_message=MAX_MESSAGE_SIZE)
+        return LoneTableAlarmClocks(tables, self.clock)
+
+    async def elapse(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
 BACKINGS: list[Any] = [
     MemoryBacking,
     NatsBacking,
     MemoryTablesBacking,
     pytest.param(NatsTablesBacking, marks=pytest.mark.servers),  # nobody has these: NATS holds alarms itself
+    pytest.param(KafkaTablesBacking, marks=pytest.mark.servers),
 ]
 
 
