@@ -28,16 +28,19 @@ POLL = 1000
 PAUSE = 0.1
 """Seconds between reads that fail."""
 _READ_UNCOMMITTED = 0
-_LATEST = -1
+_LATEST, _EARLIEST = -1, -2
+
+_Wanted: TypeAlias = tuple[str, int]
+"""A topic, and which end of it."""
 
 
 class Ends:
-    """Where logs end. One request at a time serves all who wait for it."""
+    """Where logs end, and begin. One request at a time serves all who wait for it."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._client: AIOKafkaConsumer | None = None  # it reads nothing: a read that waits would delay the answers
-        self._wanted: dict[str, asyncio.Future[int]] = {}
+        self._wanted: dict[_Wanted, asyncio.Future[int]] = {}
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -56,11 +59,18 @@ class Ends:
 
         Raises `BrokerUnavailable`, `BrokerError`.
         """
+        return await self._offset((topic, _LATEST))
+
+    async def begin(self, topic: str) -> int:
+        """The offset of the first record that is left. Raises `BrokerUnavailable`, `BrokerError`."""
+        return await self._offset((topic, _EARLIEST))
+
+    async def _offset(self, wanted: _Wanted) -> int:
         if self._closed:
             raise BrokerUnavailable("the tables are closed")
-        future = self._wanted.get(topic)
+        future = self._wanted.get(wanted)
         if future is None:
-            future = self._wanted[topic] = asyncio.get_running_loop().create_future()
+            future = self._wanted[wanted] = asyncio.get_running_loop().create_future()
             future.add_done_callback(_retrieved)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._answer(), name="ends of logs")
@@ -69,23 +79,24 @@ class Ends:
     async def _answer(self) -> None:
         while self._wanted:
             wanted, self._wanted = self._wanted, {}
+            offsets: dict[_Wanted, int | BrokerError]
             try:
-                ends = await self._connection.within(self._ask(list(wanted)), ATTEMPT_TIMEOUT)
+                offsets = await self._connection.within(self._ask(list(wanted)), ATTEMPT_TIMEOUT)
             except BrokerError as error:
-                ends = dict.fromkeys(wanted, error)
+                offsets = dict.fromkeys(wanted, error)
             except OSError as error:
-                ends = dict.fromkeys(wanted, BrokerUnavailable(f"Kafka: {error}"))
+                offsets = dict.fromkeys(wanted, BrokerUnavailable(f"Kafka: {error}"))
             except asyncio.CancelledError:
                 self._wanted |= wanted
                 raise
-            for topic, future in wanted.items():
-                end = ends.get(topic, BrokerUnavailable(f"Kafka did not say where {topic} ends"))
-                if isinstance(end, BrokerError):
-                    future.set_exception(end)
+            for one, future in wanted.items():
+                offset = offsets.get(one, BrokerUnavailable(f"Kafka did not say where {one[0]} ends"))
+                if isinstance(offset, BrokerError):
+                    future.set_exception(offset)
                 else:
-                    future.set_result(end)
+                    future.set_result(offset)
 
-    async def _ask(self, topics: list[str]) -> dict[str, int | BrokerError]:
+    async def _ask(self, wanted: list[_Wanted]) -> dict[_Wanted, int | BrokerError]:
         if self._client is None:
             client = self._connection.consumer()
             try:
@@ -94,13 +105,14 @@ class Ends:
                 await stop(client)
                 raise
             self._client = client
-        by_node: dict[int, list[tuple[str, list[tuple[int, int]]]]] = defaultdict(list)
-        for topic in topics:
-            by_node[await self._leader(topic)].append((topic, [(0, _LATEST)]))
-        ends: dict[str, int | BrokerError] = {}
-        for answer in await asyncio.gather(*(self._ask_node(*pair) for pair in by_node.items())):
-            ends |= answer
-        return ends
+        requests: dict[tuple[int, int], list[str]] = defaultdict(list)
+        for topic, which in wanted:
+            requests[await self._leader(topic), which].append(topic)
+        offsets: dict[_Wanted, int | BrokerError] = {}
+        answers = (self._ask_node(node, which, topics) for (node, which), topics in requests.items())
+        for answer in await asyncio.gather(*answers):
+            offsets |= answer
+        return offsets
 
     async def _leader(self, topic: str) -> int:
         """Raises `KafkaError` when there is none."""
@@ -115,13 +127,12 @@ class Ends:
             raise errors.LeaderNotAvailableError(topic)
         return int(leader)
 
-    async def _ask_node(
-        self, node: int, topics: list[tuple[str, list[tuple[int, int]]]]
-    ) -> dict[str, int | BrokerError]:
+    async def _ask_node(self, node: int, which: int, topics: list[str]) -> dict[_Wanted, int | BrokerError]:
         client = self._client._client  # type: ignore[union-attr]
-        ends: dict[str, int | BrokerError] = {}
+        offsets: dict[_Wanted, int | BrokerError] = {}
         try:
-            answer = await client.send(node, OffsetRequest(-1, _READ_UNCOMMITTED, topics))
+            request = OffsetRequest(-1, _READ_UNCOMMITTED, [(topic, [(0, which)]) for topic in topics])
+            answer = await client.send(node, request)
         except errors.KafkaError:
             client.force_metadata_update()
             raise
@@ -129,10 +140,10 @@ class Ends:
             for _, code, *_, offset in partitions:
                 if code:
                     client.force_metadata_update()
-                    ends[topic] = translated(errors.for_code(code)(topic))
+                    offsets[topic, which] = translated(errors.for_code(code)(topic))
                 else:
-                    ends[topic] = offset
-        return ends
+                    offsets[topic, which] = offset
+        return offsets
 
     def _fail(self, error: BrokerError) -> None:
         wanted, self._wanted = self._wanted, {}

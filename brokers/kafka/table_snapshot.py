@@ -18,7 +18,7 @@ from aiokafka.admin import RecordsToDelete
 
 from brokers.kafka.connection import MAX_REQUEST, Connection, stop
 from brokers.kafka.revision_log import Stored
-from brokers.kafka.table_feed import Record
+from brokers.kafka.table_feed import Ends, Record
 from brokers.kafka.table_records import MESSAGEPACK
 from brokers.kafka.table_state import Kept, State
 from mesh import addressing
@@ -27,6 +27,14 @@ from mesh.ids import random_id
 
 logger = logging.getLogger("meshwire.kafka")
 
+TOPIC = {
+    "cleanup.policy": "delete",
+    "retention.ms": "-1",
+    "retention.bytes": "-1",
+    "message.timestamp.type": "LogAppendTime",
+    "segment.bytes": str(64 * 1024 * 1024),  # what is deleted frees whole segments
+}
+"""Of the log, and of its snapshots."""
 PART_BYTES = 256 * 1024
 """Bytes of records of a part, but for one that is larger by itself."""
 PART_ITEMS = 2000
@@ -79,8 +87,9 @@ decode_manifest = msgspec.json.Decoder(Manifest).decode
 class Snapshots:
     """Those of one table."""
 
-    def __init__(self, connection: Connection, topic: str, log: str, source: bytes) -> None:
+    def __init__(self, connection: Connection, ends: Ends, topic: str, log: str, source: bytes) -> None:
         self._connection = connection
+        self._ends = ends
         self._topic = topic
         self._log = log
         self._source = source
@@ -90,6 +99,7 @@ class Snapshots:
 
         Raises `BrokerError`, `BrokerUnavailable`.
         """
+        await self._connection.ensure_topic(self._topic, 1, TOPIC)
         snapshot = random_id()
         end = End(0, state.position, state.time)
         parts = _parts(state, snapshot, -1 if previous is None else previous.last)
@@ -127,25 +137,30 @@ class Snapshots:
 
         Raises `BrokerError` when the log does not go on from there, `BrokerUnavailable`.
         """
-        consumer = self._connection.consumer(isolation_level="read_uncommitted", max_partition_fetch_bytes=MAX_REQUEST)
-        try:
-            await self._connection.within(consumer.start())
-            snapshots, log = TopicPartition(self._topic, 0), TopicPartition(self._log, 0)
-            consumer.assign([snapshots])
-            begins = await self._connection.within(consumer.beginning_offsets([snapshots, log]))
-            ends = await self._connection.within(consumer.end_offsets([snapshots, log]))
-            state = State()
-            last = await self._last(consumer, snapshots, begins[snapshots], ends[snapshots])
-            if last is not None and last.end is not None:
-                await self._read(consumer, snapshots, last, state)
-        finally:
-            await stop(consumer)
-        if not begins[log] <= state.position <= ends[log]:
+        state = State()
+        if await self._connection.partitions(self._topic) is not None:
+            begin, end = await asyncio.gather(self._ends.begin(self._topic), self._ends.end(self._topic))
+            if begin < end:
+                await self._load(state, begin, end)
+        begin, end = await asyncio.gather(self._ends.begin(self._log), self._ends.end(self._log))
+        if not begin <= state.position <= end:
             raise BrokerError(
-                f"the topic {self._log} has records {begins[log]} to {ends[log]}, and {self._topic} tells what was"
-                f" there before {state.position}: one of the two was deleted or cut; restore it, or delete both"
+                f"the topic {self._log} has records {begin} to {end}, and {self._topic} tells what was there before"
+                f" {state.position}: one of the two was deleted or cut; restore it, or delete both"
             )
         return state
+
+    async def _load(self, state: State, begin: int, end: int) -> None:
+        consumer = self._connection.consumer(isolation_level="read_uncommitted", max_partition_fetch_bytes=MAX_REQUEST)
+        partition = TopicPartition(self._topic, 0)
+        try:
+            await self._connection.within(consumer.start())
+            consumer.assign([partition])
+            last = await self._last(consumer, partition, begin, end)
+            if last is not None:
+                await self._read(consumer, partition, last, state)
+        finally:
+            await stop(consumer)
 
     async def _last(self, consumer: AIOKafkaConsumer, topic: TopicPartition, begin: int, end: int) -> Part | None:
         """The end of the newest whole snapshot."""

@@ -24,7 +24,7 @@ from brokers.kafka.connection import MAX_REQUEST, Connection, record_size
 from brokers.kafka.revision_log import Stored
 from brokers.kafka.table_feed import Ends, Feed, Follower, Record
 from brokers.kafka.table_records import Message, Write
-from brokers.kafka.table_snapshot import Snapshots, decode_manifest, encode_manifest
+from brokers.kafka.table_snapshot import TOPIC, Snapshots, decode_manifest, encode_manifest
 from brokers.kafka.table_state import Outcome, State
 from brokers.kafka.table_watch import Watches, told
 from brokers.table_arguments import check_commit, check_key, check_prefix
@@ -64,13 +64,6 @@ SNAPSHOT_TTL = 60.0
 SNAPSHOT_JITTER = 2.0
 MAX_PAGE_BYTES = 4 * 1024 * 1024
 """Bytes of values after which a page ends early."""
-TOPIC = {
-    "cleanup.policy": "delete",
-    "retention.ms": "-1",
-    "retention.bytes": "-1",
-    "message.timestamp.type": "LogAppendTime",
-    "segment.bytes": str(64 * 1024 * 1024),  # what is deleted frees whole segments
-}
 RESERVED = 4096
 """Bytes of a record that a snapshot may add to an entry."""
 _SNAPSHOT, _SNAPSHOTTER = f"{addressing.CHECK}.snapshot", f"{addressing.CHECK}.snapshotter"
@@ -179,7 +172,7 @@ class KafkaTable:
         except UnicodeEncodeError:
             raise InvalidKey(f"the scope '{clip(scope)}' is no valid Unicode text") from None
         self._snapshot_topic = addressing.kafka_snapshot_topic(prefix, namespace, scope)
-        self._snapshots = Snapshots(connection, self._snapshot_topic, self._log, self._source)
+        self._snapshots = Snapshots(connection, ends, self._snapshot_topic, self._log, self._source)
         self._state = State()
         self._follower: Follower | None = None  # once the state is there
         self._loading: asyncio.Future[None] | None = None
@@ -360,7 +353,6 @@ class KafkaTable:
 
     async def _load(self) -> None:
         await self._connection.ensure_topic(self._log, 1, TOPIC)
-        await self._connection.ensure_topic(self._snapshot_topic, 1, TOPIC)
         state = await self._snapshots.load()
         follower = Follower(self._log, self._on_records, self._on_broken)
         self._state, self._follower = state, follower
