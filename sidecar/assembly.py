@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 
 from mesh import __version__, resources, subscriptions
 from mesh.access import AccessPolicy
+from mesh.actors.state import check_stores
 from mesh.appconfig.block import AppConfiguration
 from mesh.bindings.component import statements_of
 from mesh.clock import SystemClock
@@ -94,6 +95,7 @@ def assemble(
         components.check(found.components)
         policies = Resiliency(found.resiliency, clock=clock)
         _check_plans(flags.app_id, components, found.components, policies)
+        check_stores(components.preview("state", found.components))
         OutsideWorld(found.http_endpoints)
 
     manifests = load_manifests()
@@ -118,6 +120,7 @@ def assemble(
     for warning in (*resiliency.warnings, *resiliency.without_effect(components.categories(manifests.components))):
         logger.warning("%s", warning)
     _check_plans(flags.app_id, components, manifests.components, resiliency)
+    check_stores(components.preview("state", manifests.components))
     common = Common(
         settings=settings,
         me=me,

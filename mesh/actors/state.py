@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from mesh import addressing
 from mesh.actors.calls import Actors
 from mesh.actors.names import ActorName
-from mesh.errors import MeshError
+from mesh.errors import ConfigurationError, MeshError
 from mesh.ports.stores import DeleteState, SetState, StateChange, StateItem
 from mesh.state.component import SEPARATOR, StateComponent
 
@@ -69,6 +69,13 @@ class ActorState:
             raise ValueError(f"the transaction has {len(changes)} operations, the store takes {limit}")
         if changes:
             await component.store.transact(changes)
+
+
+def check_stores(components: Iterable[StateComponent]) -> None:
+    """Raises `ConfigurationError` when more than one is to keep the state of actors."""
+    marked = sorted(component.name for component in components if component.actor_state_store)
+    if len(marked) > 1:
+        raise ConfigurationError(f"actorStateStore: one state store keeps the state of actors, not {', '.join(marked)}")
 
 
 def _change(component: StateComponent, actor: ActorName, operation: Operation, fence: str) -> StateChange:

@@ -31,10 +31,10 @@ class Fleet(NamedTuple):
     shop: Sidecar
     """Calls, and hosts nothing."""
 
-    async def join(self, stack: AsyncExitStack) -> Host:
+    async def join(self, stack: AsyncExitStack, number: int) -> Host:
         app = await stack.enter_async_context(ActorApp(entities=["Cart"], drainOngoingCallTimeout="2s"))
-        name = f"cart{len(self.hosts)}"
-        sidecar = await self.mesh.sidecar("cart", app=app, name=name, MESHWIRE_ACTOR_LEASE=f"{LEASE:g}s")
+        lease = f"{LEASE:g}s"
+        sidecar = await self.mesh.sidecar("cart", app=app, name=f"cart{number}", MESHWIRE_ACTOR_LEASE=lease)
         self.hosts.append(Host(sidecar, app))
         return self.hosts[-1]
 
@@ -73,9 +73,9 @@ class Fleet(NamedTuple):
 async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
     async with AsyncExitStack() as stack:
         mesh = await stack.enter_async_context(Mesh(tmp_path))
-        fleet = Fleet(mesh, [], await mesh.sidecar("shop"))
-        await fleet.join(stack)
-        await fleet.join(stack)
+        shop = mesh.add("shop").start()
+        fleet = Fleet(mesh, [], shop)
+        await asyncio.gather(shop.ready(), fleet.join(stack, 0), fleet.join(stack, 1))
         await fleet.settled(2)
         yield fleet
 
@@ -177,7 +177,7 @@ async def test_no_call_fails_while_hosts_join_and_leave(fleet: Fleet) -> None:
 
     work = [asyncio.ensure_future(load(f"a{number}")) for number in range(12)]
     async with AsyncExitStack() as stack:
-        host = await fleet.join(stack)
+        host = await fleet.join(stack, 2)
         counts(host)
         async with asyncio.timeout(60):
             while len(set((await fleet.owners()).values())) < 3:

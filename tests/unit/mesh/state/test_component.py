@@ -63,9 +63,8 @@ def test_key_prefixes(word: str, namespace: str, prefix: str) -> None:
 def test_settings_that_all_stores_have() -> None:
     plain = made()
     assert (plain.cipher, plain.outbox, plain.actor_state_store) == (None, None, False)
-    component = made(outboxPublishPubsub="p", outboxPublishTopic="t", actorStateStore="true")
+    component = made(outboxPublishPubsub="p", outboxPublishTopic="t")
     assert component.outbox == OutboxSettings(pubsub="p", topic="t", internal_pubsub="p")
-    assert component.actor_state_store
     component = made(
         outboxPublishPubsub="p", outboxPublishTopic="t", outboxPubsub="q", outboxDiscardWhenMissingState="true"
     )
@@ -103,6 +102,14 @@ def test_settings_that_cannot_be_obeyed(metadata: dict[str, Any], secrets: tuple
     with pytest.raises(ConfigurationError, match=message) as caught:
         made(secrets=secrets, **metadata)
     assert KEY not in str(caught.value)
+
+
+def test_only_a_store_that_can_check_a_lease_keeps_the_state_of_actors() -> None:
+    able = {StateFeature.FENCE, StateFeature.TRANSACTIONAL}
+    assert made(*able, actorStateStore="true").actor_state_store
+    for missing in able:
+        with pytest.raises(ConfigurationError, match=r"s\.yaml:.*actorStateStore.*the lease of an actor"):
+            made(*{*able, StateFeature.QUERY} - {missing}, actorStateStore="true")
 
 
 def test_an_outbox_needs_transactions() -> None:
