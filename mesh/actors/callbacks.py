@@ -13,14 +13,14 @@ from mesh.actors.names import ActorName
 from mesh.actors.turns import Turn
 from mesh.errors import AppError, Code, MeshError
 from mesh.invocation import headers as rules
-from mesh.ports import AppChannel, HeaderList, Peer, Request, Response
+from mesh.ports import AppChannel, Body, HeaderList, Peer, Request, Response
 
 logger = logging.getLogger("meshwire.actors")
 
 REENTRANCY = b"dapr-reentrancy-id"
 ERROR_HEADER = b"x-daprerrorresponseheader"
-MAX_ANSWER = 256 * 1024 * 1024
-"""Bytes of the longest answer of an actor."""
+MAX_BODY = 256 * 1024 * 1024
+"""Bytes of the longest answer of an actor, and of the longest call that comes from elsewhere."""
 DEACTIVATION_LIMIT = 5.0
 """Seconds that the app may take for one."""
 
@@ -75,7 +75,7 @@ class Callbacks:
         try:
             response = await _watched(self._channel.call(request, own), turn)
             if not isinstance(response.body, bytes):
-                response = await _watched(asyncio.ensure_future(_whole(response)), turn)
+                response = await _watched(asyncio.ensure_future(_complete(response)), turn)
             return _judged(call, response)
         except MeshError as error:
             return Refusal(Code.ACTOR_INVOKE, f"error invoke actor method: {error}").response()
@@ -99,21 +99,26 @@ async def _watched(work: asyncio.Future[Response], turn: Turn) -> Response:
         turn.calls.remove(work)  # type: ignore[arg-type]
 
 
-async def _whole(response: Response) -> Response:
+async def _complete(response: Response) -> Response:
     """The turn lasts until the app has said all."""
-    body = response.body
-    assert not isinstance(body, bytes)  # noqa: S101 - for mypy
+    return Response(status=response.status, headers=response.headers, body=await whole(response.body))
+
+
+async def whole(body: Body) -> bytes:
+    """All of a body. Raises `AppError` for one that is too long, and what the body does."""
+    if isinstance(body, bytes):
+        return body
     pieces: list[bytes] = []
     size = 0
     try:
         async for piece in body:
             size += len(piece)
-            if size > MAX_ANSWER:
-                raise AppError(f"the answer is longer than {MAX_ANSWER} bytes")
+            if size > MAX_BODY:
+                raise AppError(f"the body is longer than {MAX_BODY} bytes")
             pieces.append(piece)
     finally:
         await body.aclose()
-    return Response(status=response.status, headers=response.headers, body=b"".join(pieces))
+    return b"".join(pieces)
 
 
 def _judged(call: Call, response: Response) -> Response:

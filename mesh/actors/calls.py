@@ -8,7 +8,7 @@ from functools import lru_cache
 from urllib.parse import unquote
 
 from mesh import addressing
-from mesh.actors.callbacks import REENTRANCY, Call, Refusal
+from mesh.actors.callbacks import REENTRANCY, Call, Refusal, whole
 from mesh.actors.directory import Directory, Place
 from mesh.actors.hosting import Hosting
 from mesh.actors.names import ActorName, InvalidName, actor_name
@@ -115,6 +115,7 @@ class Actors:
         target = _host(self._me.namespace, place.app_id)
         try:
             response = await self._requests.request(target, _request(call), instance=place.instance)
+            body = await whole(response.body)
         except PeerLost as error:
             return error
         except (NoResponder, BrokerUnavailable) as error:
@@ -122,9 +123,6 @@ class Actors:
             return None
         except MeshError as error:
             return Refusal(Code.ACTOR_INVOKE, f"error invoke actor method: {error}").response()
-        if not isinstance(response.body, bytes):
-            body = b"".join([piece async for piece in response.body])
-            response = Response(status=response.status, headers=response.headers, body=body)
         if response.status == NOT_MINE:
             return None
         token, kept = 0, []
@@ -133,7 +131,7 @@ class Actors:
                 token = int(header[1]) if header[1].isdigit() else 0
             else:
                 kept.append(header)
-        return self._accepted(call, Response(status=response.status, headers=kept, body=response.body), token)
+        return self._accepted(call, Response(status=response.status, headers=kept, body=body), token)
 
     def _accepted(self, call: Call, response: Response, token: int) -> Response | None:
         """The answer, unless somebody has taken over since: then it is of no use any more."""
@@ -144,12 +142,9 @@ class Actors:
 
     async def answer(self, request: Request) -> Response:
         """A call that came over the broker: a `RequestHandler`. Raises nothing but cancellation."""
-        body = request.body
-        if not isinstance(body, bytes):
-            body = b"".join([piece async for piece in body])
         try:
-            call = _read(request, body)
-        except InvalidName as error:
+            call = _read(request, await whole(request.body))
+        except MeshError as error:
             return Refusal(Code.ACTOR_BAD_REQUEST, str(error)).response()
         hosting = self.hostings.get(call.actor.type)
         if hosting is None:

@@ -19,7 +19,7 @@ from mesh.actors.calls import Actors
 from mesh.actors.names import ActorName, method_path
 from mesh.actors.schedules import Times, of_reminder
 from mesh.errors import BrokerError, MeshError
-from mesh.ownership.waits import end
+from mesh.ownership.waits import end, within
 from mesh.ports import Clock
 from mesh.ports.alarms import AlarmClocks, AlarmSubscription
 from mesh.ports.tables import Key
@@ -40,6 +40,8 @@ NO_OWNER_PAUSE = 1.0
 AT_ONCE = 1024
 """Ticks of one type that this sidecar has in hand."""
 RETRY_PAUSE = 1.0
+TICKS_LIMIT = 2.0
+"""Seconds that ticks in hand have for their end when the type is not hosted any more; then they come again."""
 JSON = ((b"content-type", b"application/json"),)
 
 
@@ -61,7 +63,8 @@ class Reminders:
         self._schedulers: dict[str, Scheduler] = {}
         self._serving: dict[str, asyncio.Task[None]] = {}
         self._subscriptions: dict[str, AlarmSubscription] = {}
-        self._ticks: set[asyncio.Task[None]] = set()
+        self._ticks: dict[str, set[asyncio.Task[None]]] = {}
+        """Those in hand, by type."""
 
     async def create(self, actor: ActorName, name: str, times: Times, data: bytes, *, overwrite: bool) -> None:
         """`data` is JSON, or empty. Raises `AlreadyScheduled`, `ValueError`."""
@@ -104,11 +107,14 @@ class Reminders:
             await end(serving)
         subscription = self._subscriptions.pop(actor_type, None)
         if subscription is not None:
-            await subscription.close()
+            closing = asyncio.ensure_future(subscription.close())  # takes no more from now on
+            ticks = self._ticks.get(actor_type, set())
+            await within(self._clock, TICKS_LIMIT, _settled(ticks))
+            await end(*ticks)
+            await closing
 
     async def close(self) -> None:
         await asyncio.gather(*map(self.unhost, list(self._serving)))
-        await end(*self._ticks)
 
     def _scheduler(self, actor_type: str) -> Scheduler:
         scheduler = self._schedulers.get(actor_type)
@@ -130,8 +136,9 @@ class Reminders:
 
     def _take(self, actor_type: str, tick: Tick) -> None:
         task = asyncio.get_running_loop().create_task(self._fire(actor_type, tick), name=f"reminder of {actor_type}")
-        self._ticks.add(task)
-        task.add_done_callback(self._ticks.discard)
+        ticks = self._ticks.setdefault(actor_type, set())
+        ticks.add(task)
+        task.add_done_callback(ticks.discard)
 
     async def _fire(self, actor_type: str, tick: Tick) -> None:
         try:
@@ -162,6 +169,11 @@ class Reminders:
             tick.retry(NO_OWNER_PAUSE)
         else:
             tick.done()
+
+
+async def _settled(ticks: set[asyncio.Task[None]]) -> None:
+    if ticks:
+        await asyncio.wait(ticks)
 
 
 def _key(actor: ActorName, name: str) -> Key:
