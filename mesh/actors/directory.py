@@ -92,6 +92,7 @@ class Directory:
         """Types whose record is not as it should be."""
         self._stir = asyncio.Event()
         self._news = asyncio.Event()
+        self._position = ABSENT
         self._tasks: list[asyncio.Future[None]] = []
         self.current = False
         """Whether all that there is has been seen once."""
@@ -145,15 +146,28 @@ class Directory:
         async with aclosing(self._table.watch((HOST,), after=ABSENT)) as changes:
             async for change in changes:
                 if isinstance(change, Current):
+                    if change.revision < self._position:
+                        self._forget_all()
+                        return
+                    self._position = change.revision
                     if shown is not None:
                         self._forget_but(shown)
                         shown = None
                     self.current = True
                     self._tell()
                 else:
+                    self._position = max(self._position, change.revision)
                     if shown is not None:
                         shown.add(change.key)
                     self._note(change)
+
+    def _forget_all(self) -> None:
+        """The broker has lost the table, and counts from 1 again: nothing new would seem to be newer."""
+        logger.error("the directory of actors is not what it was: the broker has lost it")
+        self._types.clear()
+        self._position = ABSENT
+        self._stale.update(self._told)
+        self._stir.set()
 
     def _forget_but(self, shown: set[Key]) -> None:
         """A watch that begins does not show what went while there was none."""

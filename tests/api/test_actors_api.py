@@ -237,6 +237,22 @@ async def test_the_end_of_the_sidecar_deactivates_its_actors(hosts: Hosts) -> No
     assert ("DELETE", "/actors/Cart/7") in [(call.method, call.path) for call in app.calls]
 
 
+async def test_an_app_that_is_not_healthy_hosts_nothing_until_it_is_again(hosts: Hosts) -> None:
+    probes = ["--enable-app-health-check", "--app-health-probe-interval=1", "--app-health-threshold=1"]
+    api, app = await hosts(*probes)
+    await api.call("POST", f"{CART}/method/wake")
+    app.methods["/healthz"] = lambda _: 500
+    async with asyncio.timeout(10):
+        while (await api.call("GET", "/mesh/v1/actors")).json["types"]:
+            await asyncio.sleep(0.02)
+    assert ("DELETE", "/actors/Cart/7") in [(call.method, call.path) for call in app.calls]
+    call = asyncio.ensure_future(api.call("POST", f"{CART}/method/again"))
+    await asyncio.sleep(0.1)
+    assert not call.done()
+    del app.methods["/healthz"]
+    assert (await asyncio.wait_for(call, 10)).status == 200
+
+
 # Timers
 
 
