@@ -7,7 +7,7 @@ import re
 
 from brokers.table_arguments import check_key, check_prefix
 from mesh.errors import clip
-from mesh.ports.alarms import Alarm
+from mesh.ports.alarms import MAX_ALARM_KEY_BYTES, Alarm
 from mesh.ports.tables import InvalidKey, Key
 
 _NOTE = re.compile(r"[a-z0-9-]+")
@@ -18,6 +18,9 @@ def check_alarm_key(key: Key) -> None:
     check_key(key)
     if len(key) < 2:
         raise InvalidKey(f"the key of an alarm has a kind and a name ('{clip(key[0])}' has one part)")
+    size = sum(len(part.encode()) for part in key)
+    if size > MAX_ALARM_KEY_BYTES:
+        raise InvalidKey(f"the key '{clip('/'.join(key))}' has {size} bytes, of at most {MAX_ALARM_KEY_BYTES}")
 
 
 def check_alarm(alarm: Alarm) -> None:

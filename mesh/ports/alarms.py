@@ -7,7 +7,10 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from mesh.ports.tables import Key
+from mesh.ports.tables import MAX_KEY_BYTES, Key
+
+MAX_ALARM_KEY_BYTES = MAX_KEY_BYTES - 2
+"""Brokers that keep alarms in tables mark their keys."""
 
 
 class Alarm(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -71,8 +74,8 @@ FiringHandler = Callable[[Firing], None]
 class Alarms(Protocol):
     """The alarms of one scope. Every method raises `InvalidKey`, `BrokerError`, `BrokerUnavailable`.
 
-    A key has at least two parts. While a firing of it is in hand, no other of the same key is, unless the key was set
-    meanwhile or the broker took the member that has it for lost.
+    A key has at least two parts, together of at most `MAX_ALARM_KEY_BYTES`. While a firing of it is in hand, no other
+    of the same key is, unless the key was set meanwhile or the broker took the member that has it for lost.
     """
 
     async def set(self, alarm: Alarm, *, expected: int | None = None) -> int:
