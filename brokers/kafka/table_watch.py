@@ -9,6 +9,7 @@ from itertools import islice
 from brokers.kafka.revision_log import Stored
 from brokers.kafka.table_state import State, within
 from mesh import addressing
+from mesh.errors import BrokerError
 from mesh.ports.tables import ABSENT, Current, Entry, Gone
 
 SLICE = 512
@@ -18,7 +19,7 @@ SLICE = 512
 class Watch:
     """How far a watch has come, and what it has to be told."""
 
-    __slots__ = ("beginning", "is_lost", "is_to_be_current", "lost", "path", "position", "woken")
+    __slots__ = ("beginning", "failure", "is_lost", "is_to_be_current", "lost", "path", "position", "woken")
 
     def __init__(self, path: str, position: int, beginning: int, lost: Callable[[], None]) -> None:
         self.path = path
@@ -29,6 +30,7 @@ class Watch:
         self.woken = asyncio.Event()
         self.is_lost = False
         self.is_to_be_current = True
+        self.failure: BrokerError | None = None
 
 
 class Watches:
@@ -59,6 +61,12 @@ class Watches:
                 watch.is_lost = True
                 watch.lost()
 
+    def on_refused(self, error: BrokerError) -> None:
+        """Changes will not arrive."""
+        for watch in self._watches:
+            watch.failure = error
+            watch.woken.set()
+
     def on_found(self) -> None:
         """Everything that had not arrived has."""
         for watch in self._watches:
@@ -78,6 +86,8 @@ class Watches:
         self._watches.add(watch)
         try:
             while not self._closed:
+                if watch.failure is not None:
+                    raise watch.failure
                 if self._state() is not state or watch.position > state.revision:
                     state = self._state()
                     if watch.position > state.revision:  # another log, which counts from the beginning again

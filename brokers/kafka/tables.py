@@ -55,6 +55,9 @@ PAUSES = (0.02, 0.1, 0.5)
 """Seconds between attempts; the last one is repeated."""
 BEAT = 0.25
 """Seconds between looks at whether an entry has expired that somebody watches."""
+ARRIVAL = 2.0
+"""Seconds that what is stored may take to arrive. After them it may be what never will: the end of somebody's
+transaction takes an offset, too. One more record shows that everything before it is there."""
 PULSE = 1.0
 """Seconds between questions where the logs end: whether changes arrive."""
 SNAPSHOT_FROM = 16 * 1024 * 1024
@@ -106,13 +109,16 @@ class KafkaTables:
                 namespace=self._namespace,
                 scope=scope,
                 max_message=self._max_message,
+                on_used=self._on_used,
             )
             self._tables[scope] = table
             if self._closed:
                 table.close()
-            elif self._beat is None:
-                self._beat = asyncio.get_running_loop().create_task(self._keep_watch(), name="tables")
         return table
+
+    def _on_used(self) -> None:
+        if self._beat is None and not self._closed:
+            self._beat = asyncio.get_running_loop().create_task(self._keep_watch(), name="tables")
 
     async def close(self) -> None:
         self._closed = True
@@ -161,8 +167,10 @@ class KafkaTable:
         namespace: str,
         scope: str,
         max_message: int,
+        on_used: Callable[[], None],
     ) -> None:
         self._connection = connection
+        self._on_used = on_used
         self._feed = feed
         self._ends = ends
         self._max_message = max_message
@@ -309,7 +317,10 @@ class KafkaTable:
         except BrokerError as error:
             logger.debug("%s: %s", self._log, error)
             self._watches.on_lost()
-            await self._look_after_topic()
+            if isinstance(error, BrokerUnavailable):
+                await self._look_after_topic()
+            else:
+                self._watches.on_refused(error)
             return
         self._pulse_position = end
         if end < self._state.position and self._follower is not None:
@@ -318,6 +329,7 @@ class KafkaTable:
             self._watches.on_found()
         elif 0 <= position < before and position == self._state.position:
             self._watches.on_lost()  # there were records a pulse ago already, and none has come
+            await self._tick_quietly()  # see `ARRIVAL`
 
     # Being up to date
 
@@ -327,7 +339,13 @@ class KafkaTable:
         if self._is_overdue():
             await self._attempt(table_records.tick(self._source))
         else:
-            await self._reach(await self._ends.end(self._log))
+            end = await self._ends.end(self._log)
+            if self._state.position < end:
+                try:
+                    async with asyncio.timeout(ARRIVAL):
+                        await self._reach(end)
+                except TimeoutError:
+                    await self._attempt(table_records.tick(self._source))
         return self._state
 
     async def _reach(self, position: int) -> None:
@@ -352,6 +370,7 @@ class KafkaTable:
             await asyncio.shield(self._loading)
 
     async def _load(self) -> None:
+        self._on_used()
         await self._connection.ensure_topic(self._log, 1, TOPIC)
         state = await self._snapshots.load()
         follower = Follower(self._log, self._on_records, self._on_broken)

@@ -11,6 +11,7 @@ import pytest
 
 from brokers.kafka.connection import Access, Connection
 from brokers.kafka.tables import KafkaTables
+from mesh import addressing
 from mesh.ports.tables import TableFeature, Tables
 from tests.servers import kafka_jars
 from tests.servers.apache_kafka import ApacheKafka
@@ -67,6 +68,12 @@ class LoneKafkaTables(KafkaTables):
     async def close(self) -> None:
         await super().close()
         await self.connection.close()
+
+    async def leader(self, scope: str) -> int:
+        """The number of the server that leads the log of a scope."""
+        admin = await self.connection.admin()
+        topic = addressing.kafka_state_topic("mesh", self.namespace, scope)
+        return int((await admin.describe_topics([topic]))[0]["partitions"][0]["leader"])
 
 
 async def kafka_tables(

@@ -16,9 +16,11 @@ import pytest
 from brokers.memory_tables import MemoryTables
 from mesh.errors import BrokerUnavailable
 from mesh.ports.tables import ABSENT, Check, Conflict, Delete, Key, Put, Table, Tables
+from tests.contract.kafka_tables import kafka_tables
 from tests.contract.linearizability import Action, Change, Commit, Operation, Read, check_table
 from tests.contract.nats_server import NatsServer, cluster
 from tests.contract.nats_tables import nats_tables, stream_leader
+from tests.servers import apache_kafka, kafka_jars
 
 CLIENTS = 10
 KEYS: list[Key] = [("state", name) for name in "abcde"]
@@ -228,5 +230,78 @@ async def test_a_cluster_whose_leader_is_killed_loses_and_repeats_nothing(tmp_pa
     finally:
         for server in servers:
             server.kill()
+    assert tally["operations"] >= 1000
+    assert tally["unknown"] > 0
+
+
+@pytest.mark.servers
+@pytest.mark.timeout(180)
+async def test_an_apache_kafka_that_is_killed_loses_and_repeats_nothing() -> None:
+    if reason := kafka_jars.missing():
+        pytest.skip(reason)
+    server = apache_kafka.ApacheKafka(auto_create_topics_enable="false")
+
+    async def trouble() -> None:
+        for _ in range(2):
+            await asyncio.sleep(1)
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+        await asyncio.sleep(1)
+        server.freeze()
+        await asyncio.sleep(1)
+        server.thaw()
+
+    try:
+        await asyncio.to_thread(server.start)
+        tally = await judge(
+            lambda: kafka_tables([server.address], "test"), operations=3000, seconds=90, trouble=trouble
+        )
+    finally:
+        server.remove()
+    assert tally["operations"] >= 1000
+    assert tally["unknown"] > 0
+
+
+@pytest.mark.servers
+@pytest.mark.timeout(240)
+async def test_three_apache_kafkas_whose_leader_is_killed_lose_and_repeat_nothing() -> None:
+    if reason := kafka_jars.missing():
+        pytest.skip(reason)
+    servers = apache_kafka.cluster(3, auto_create_topics_enable="false")
+    try:
+        for server in servers:
+            server.start(wait=False)
+        for server in servers:
+            await asyncio.to_thread(server.wait_until_ready)
+        addresses = [server.address for server in servers]
+
+        async def kill_each_leader() -> None:
+            for _ in range(2):
+                await asyncio.sleep(1.5)
+                leader = servers[await first.leader(SCOPE) - 1]
+                await asyncio.to_thread(leader.kill)
+                await asyncio.sleep(2)
+                await asyncio.to_thread(leader.start)
+
+        first = await kafka_tables(addresses, "test", replicas=3)
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    await first.table(SCOPE).commit([Put(key=("other", "first"), value=b"")])
+                    break
+                except BrokerUnavailable:
+                    await asyncio.sleep(0.1)
+        try:
+            tally = await judge(
+                lambda: kafka_tables(addresses, "test", replicas=3),
+                operations=3000,
+                seconds=120,
+                trouble=kill_each_leader,
+            )
+        finally:
+            await first.close()
+    finally:
+        for server in servers:
+            server.remove()
     assert tally["operations"] >= 1000
     assert tally["unknown"] > 0
