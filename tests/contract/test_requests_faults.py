@@ -358,6 +358,37 @@ async def test_the_server_decides_who_serves_and_who_calls_whom(tmp_path: Path) 
         await requests.close()
 
 
+async def test_the_server_decides_who_is_an_instance_and_who_calls_one(tmp_path: Path) -> None:
+    users = [permissions(name, serves=name == "peer", calls=f"mesh.*.invoke.*.{name}") for name in ("peer", "shop")]
+    for user in users:
+        granted = user["permissions"]
+        assert isinstance(granted, dict)
+        granted["publish"] += [f"mesh.*.invoke.*.{user['user']}.at.{rest}" for rest in ("*", "*.cancel")]
+        if user["user"] == "peer":
+            granted["subscribe"] += [f"mesh.faults.invoke.peer.*.at.{rest}" for rest in ("*", "*.cancel")]
+
+    async def who(request: Request) -> Response:
+        assert request.caller is not None
+        return Response(status=200, body=request.caller.app_id.encode())
+
+    with NatsServer(tmp_path / "nats", authorization={"users": users}) as server:
+
+        def url(app_id: str) -> str:
+            return server.url.replace("://", f"://{app_id}:{app_id}@")
+
+        async with connected(url("peer"), PEER) as peer, connected(url("shop"), SHOP) as shop:
+            await peer.serve(PEER.app_id, who, concurrency=8, instance="one")
+            assert (await asyncio.wait_for(shop.request(PEER, get(), instance="one"), 5)).body == b"shop"
+            with pytest.raises(BrokerError, match="grant"):
+                await asyncio.wait_for(shop.serve(PEER.app_id, who, concurrency=8, instance="two"), 2)
+        impostor = Connection(Lookup(lambda: Servers([url("shop")])), name="shop")
+        await impostor.start()
+        requests = LoneRequests(impostor, Peer("faults", "other"))  # says that it is somebody else
+        with pytest.raises(BrokerError, match="permission"):
+            await asyncio.wait_for(requests.request(PEER, get(), instance="one"), 2)
+        await requests.close()
+
+
 async def test_a_server_that_takes_only_small_messages_gets_smaller_chunks(tmp_path: Path) -> None:
     body = PIECE[:100_000]
 
