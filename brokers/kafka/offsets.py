@@ -88,7 +88,7 @@ def encode(low: int, done: Iterable[Run], attempts: Mapping[int, Attempt]) -> st
     """The text beside the offset `low`: what is near to it comes first, and the rest is left out where room ends."""
     half = MAX_METADATA // 2
     tried = _joined(
-        (f"{offset - low:x}.{made:x}.{int(due * 1000):x}" for offset, (made, due) in sorted(attempts.items())), half
+        (f"{offset - low:x}.{made:x}.{round(due * 1000):x}" for offset, (made, due) in sorted(attempts.items())), half
     )
     runs, last = [], low
     for beginning, end in done:
@@ -107,9 +107,9 @@ def _joined(parts: Iterable[str], room: int) -> str:
     return ",".join(kept)
 
 
-_is_ours = re.compile(
-    r"1;((?:[0-9a-f]{1,15}\.[0-9a-f]{1,15},?)*);((?:[0-9a-f]{1,15}\.[0-9a-f]{1,7}\.[0-9a-f]{1,15},?)*)"
-).fullmatch
+_NUMBER = "[0-9a-f]{1,15}"
+_RUN, _ATTEMPT = rf"{_NUMBER}\.{_NUMBER}", rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}"
+_is_ours = re.compile(rf"1;((?:{_RUN}(?:,{_RUN})*)?);((?:{_ATTEMPT}(?:,{_ATTEMPT})*)?)").fullmatch
 
 
 def decode(low: int, text: str | None) -> tuple[list[Run], dict[int, Attempt]]:

@@ -129,7 +129,24 @@ def test_the_text_fits_and_tells_the_nearest(
 
 
 @pytest.mark.parametrize(
-    "text", ["", None, "x", "1;", "2;1.1;", "1;1;", "1;1.g;", "1;-1.1;", "1;1.1", "1;;1.1", "1;" + "9" * 99 + ".1;"]
+    "text",
+    [
+        "",
+        None,
+        "x",
+        "1;",
+        "2;1.1;",
+        "1;1;",
+        "1;1.g;",
+        "1;-1.1;",
+        "1;1.1",
+        "1;;1.1",
+        "1;1.12.3;",
+        "1;1.1,;",
+        "1;;1.1.1.1",
+        "1;" + "9" * 99 + ".1;",
+        "1;" + "1.1" * 1300,
+    ],
 )
 def test_what_another_program_wrote_beside_an_offset_tells_nothing(text: str | None) -> None:
     assert decode(7, text) == ([], {})
