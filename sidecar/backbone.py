@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from typing import TYPE_CHECKING, NamedTuple
 
 from mesh.ports import EventLog, Peer, Requests
@@ -10,6 +12,7 @@ from mesh.ports.tables import Tables
 from sidecar.settings import BrokerAddress
 
 if TYPE_CHECKING:
+    from brokers.kafka.connection import Connection as KafkaConnection
     from brokers.nats.connection import Connection
 
 
@@ -30,6 +33,8 @@ def open_backbone(broker: BrokerAddress, me: Peer, *, prefix: str, replicas: int
         from brokers.memory_tables import MemoryTables
 
         return Backbone(MemoryEventLog(), MemoryRequests(MemoryExchange(), me), MemoryTables(), MemoryAlarmClocks())
+    if broker.kind == "kafka":
+        return _on_kafka(broker, me, prefix=prefix, replicas=replicas)
     from brokers.nats.alarms import NatsAlarmClocks
     from brokers.nats.event_log import NatsEventLog
     from brokers.nats.requests import NatsRequests
@@ -51,12 +56,39 @@ def open_event_log(broker: BrokerAddress, *, name: str, namespace: str, prefix: 
         from brokers.memory import MemoryEventLog
 
         return MemoryEventLog()
+    if broker.kind == "kafka":
+        from brokers.kafka.event_log import KafkaEventLog
+
+        return KafkaEventLog(_kafka_connection(broker, name), namespace=namespace, prefix=prefix)
     from brokers.nats.event_log import NatsEventLog
     from brokers.nats.tables import NatsTables
 
     connection = nats_connection(broker, name)
     tables = NatsTables(connection, namespace=namespace, prefix=prefix)
     return NatsEventLog(connection, namespace=namespace, prefix=prefix, tables=tables)
+
+
+def _on_kafka(broker: BrokerAddress, me: Peer, *, prefix: str, replicas: int) -> Backbone:
+    from brokers.kafka.event_log import KafkaEventLog
+    from brokers.kafka.requests import KafkaRequests
+    from brokers.kafka.tables import KafkaTables
+    from brokers.table_alarms import TableAlarmClocks
+
+    connection = _kafka_connection(broker, me.app_id, replicas)
+    tables = KafkaTables(connection, namespace=me.namespace, prefix=prefix)
+    return Backbone(
+        KafkaEventLog(connection, namespace=me.namespace, prefix=prefix),
+        KafkaRequests(connection, me, prefix=prefix),
+        tables,
+        TableAlarmClocks(tables, node=f"{platform.node()}:{os.getpid()}"),
+    )
+
+
+def _kafka_connection(broker: BrokerAddress, name: str, replicas: int = 1) -> KafkaConnection:
+    from brokers.kafka.connection import Access
+    from brokers.kafka.connection import Connection as KafkaConnection
+
+    return KafkaConnection(Access(servers=broker.servers, replicas=replicas), name=name)
 
 
 def nats_connection(broker: BrokerAddress, name: str) -> Connection:

@@ -2,7 +2,7 @@
 
 | Variable | Meaning | Default |
 |---|---|---|
-| `MESHWIRE_BROKER` | `nats://host:4222`, `tls://…`, a comma list of these, `memory`, `embedded:<folder>` | required |
+| `MESHWIRE_BROKER` | `nats://host:4222`, `tls://…`, `kafka://host`, or many; `memory`, `embedded:<folder>` | required |
 | `MESHWIRE_PREFIX` | first token of every subject, so that several meshes can share a broker | `mesh` |
 | `MESHWIRE_REPLICAS` | copies of each stream that the broker keeps, 1 to 5 | `1` |
 | `MESHWIRE_ALLOWED_HOSTS` | comma list of further host names under which clients reach the API without a token | none |
@@ -47,15 +47,17 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 class BrokerAddress:
     """Where the broker is. Printing it never shows credentials."""
 
-    kind: Literal["nats", "memory", "embedded"]
+    kind: Literal["nats", "kafka", "memory", "embedded"]
     servers: tuple[str, ...] = field(default=(), repr=False)
-    """Kind `nats`: URLs, credentials included."""
+    """Kind `nats`: URLs, credentials included. Kind `kafka`: `host:port` each."""
     folder: Path | None = None
     """Kind `embedded`: where its files are."""
 
     def __str__(self) -> str:
         if self.kind == "nats":
             return ",".join(map(redacted, self.servers))
+        if self.kind == "kafka":
+            return f"kafka://{','.join(self.servers)}"
         return f"embedded:{self.folder}" if self.folder else self.kind
 
 
@@ -125,11 +127,23 @@ def parse_broker(text: str) -> BrokerAddress:
         if not rest:
             raise ConfigurationError(f"{BROKER}: embedded: needs a folder, as in embedded:/var/lib/meshwire")
         return BrokerAddress(kind="embedded", folder=Path(rest))
-    if colon and scheme.lower() in ("kafka", "ws", "wss"):
-        raise ConfigurationError(f"{BROKER}: {scheme.lower()}:// is not there yet, nats:// and tls:// are")
+    if colon and scheme.lower() == "kafka":
+        return BrokerAddress(kind="kafka", servers=_kafka_servers(rest.removeprefix("//").rstrip("/")))
+    if colon and scheme.lower() in ("ws", "wss"):
+        raise ConfigurationError(f"{BROKER}: {scheme.lower()}:// is not there yet, nats://, tls:// and kafka:// are")
     # a password may contain a comma, so a comma parts servers only where a scheme follows
     servers = tuple(_server(server.strip()) for server in re.split(r",(?=\s*[A-Za-z][A-Za-z0-9+.-]*://)", text))
     return BrokerAddress(kind="nats", servers=servers)
+
+
+def _kafka_servers(text: str) -> tuple[str, ...]:
+    servers = tuple(server.strip() for server in text.split(","))
+    for server in servers:
+        if not re.fullmatch(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", server):
+            raise ConfigurationError(
+                f"{BROKER}: must be kafka://host:port,host:port, without anything else (got '{clip(redacted(text))}')"
+            )
+    return tuple(server if re.search(r":[0-9]+$", server) else f"{server}:9092" for server in servers)
 
 
 def _server(url: str) -> str:
