@@ -12,7 +12,6 @@ import heapq
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from itertools import islice
 from math import inf
 from typing import NamedTuple
 
@@ -122,7 +121,8 @@ class MemoryTable:
         else:
             first = bisect_right(self._keys, _read_cursor(cursor, prefix, starts_with))
         entries: list[Entry] = []
-        for key in islice(self._keys, first, None):
+        for index in range(first, len(self._keys)):
+            key = self._keys[index]
             if not (_within(key, prefix) and key[len(prefix)].startswith(starts_with)):
                 break
             if len(entries) == limit:
@@ -262,7 +262,8 @@ class MemoryTable:
     def _next(self, watch: _Watch, prefix: Key) -> Entry | Gone | None:
         """The oldest change that `watch` has not seen."""
         first = bisect_right(self._log, watch.position, key=_revision)
-        for record in islice(self._log, first, None):
+        for index in range(first, len(self._log)):  # `islice` would go through all before `first`
+            record = self._log[index]
             if _within(record.key, prefix) and self._newest[record.key] is record:
                 return record
             watch.position = record.revision
