@@ -19,6 +19,9 @@ logger = logging.getLogger("meshwire.actors")
 
 REENTRANCY = b"dapr-reentrancy-id"
 ERROR_HEADER = b"x-daprerrorresponseheader"
+FENCE = "meshwire-fence"
+"""Tells the app the number of the lease under which a turn is made, which grows from owner to owner: so that other
+systems can refuse what a late turn asks of them."""
 MAX_BODY = 256 * 1024 * 1024
 """Bytes of the longest answer of an actor, and of the longest call that comes from elsewhere."""
 DEACTIVATION_LIMIT = 5.0
@@ -67,6 +70,8 @@ class Callbacks:
         """The answer for the client, whatever the app says. `turn.break_off` ends it with `CancelledError`."""
         path = f"{call.actor.path}/method/{call.method}"
         own = self._own_headers(caller)
+        if turn.token is not None:
+            own = (*own, (FENCE, str(turn.token.revision)))
         if chain:
             own = (*own, ("dapr-reentrancy-id", chain))
         request = Request(

@@ -32,7 +32,8 @@ class InvalidHeader(MeshError):
 
 def of_request(headers: HeaderList) -> list[tuple[bytes, bytes]]:
     """The headers of a client's request that go to the callee. Names are in lower case. The trace and the length of
-    the body are the caller's to add. `dapr-*` are gone: whoever calls is told by the callee's own sidecar.
+    the body are the caller's to add. `dapr-*` and `meshwire-*` are gone: the callee's own sidecar says who calls, and
+    under which lease an actor takes its turn.
     """
     kept: list[tuple[bytes, bytes]] = []
     left_out: list[tuple[bytes, bytes]] = []
@@ -79,7 +80,7 @@ def _goes_with_request(name: bytes) -> bool:
     folded = name.lower().replace(b"_", b"-")
     if folded in _HOP_BY_HOP or folded in _REQUEST_ONLY or folded in _TRACE or folded == b"content-length":
         return False
-    return not folded.startswith(b"dapr-") and not folded.endswith(b"-bin")
+    return not folded.startswith((b"dapr-", b"meshwire-")) and not folded.endswith(b"-bin")
 
 
 @lru_cache(maxsize=1024)

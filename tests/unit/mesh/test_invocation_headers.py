@@ -48,6 +48,7 @@ def test_headers_that_connection_names_are_dropped_both_ways():
             b"content-length",
         ),
         *(
+            b"Meshwire-Fence",
             b"grpc-trace-bin",
             b"x-Bin",
             b"traceparent",
