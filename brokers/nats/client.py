@@ -73,6 +73,7 @@ class MeshClient(Client):
     def abandon(self) -> None:
         """Cut the connection at once. A polite close would wait for a frozen server to read what is buffered."""
         self._on_lost = None
+        self._pending, self._pending_data_size = [], 0  # nats-py's own, which it would write to what is closed by then
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None:
             writer.transport.abort()

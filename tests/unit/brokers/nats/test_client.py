@@ -86,3 +86,28 @@ async def test_a_server_that_sends_nonsense_is_a_lost_connection():
 
     async with connected(script) as (_, lost):
         assert (await lost).startswith("the server sent what is no NATS")
+
+
+async def test_what_waits_to_be_written_when_the_connection_ends_is_not_written_to_what_is_closed():
+    """nats-py does, and the error would be nobody's."""
+    lost, written = [], []
+    client = MeshClient(lost.append, lambda _: None)
+
+    async def nothing():
+        pass
+
+    inner = SimpleNamespace(abort=lambda: None)
+    client._transport = SimpleNamespace(
+        writelines=written.append,
+        drain=nothing,
+        close=lambda: None,
+        wait_closed=nothing,
+        _io_writer=SimpleNamespace(transport=inner),
+    )
+    client._current_server, client._status = SimpleNamespace(), MeshClient.CONNECTED
+    client._flush_queue = asyncio.Queue()
+    client.options["allow_reconnect"] = False
+    await client._send_command(b"PONG\r\n")
+    await client._process_op_err(BrokenPipeError("broken pipe"))
+    assert lost == ["broken pipe"]
+    assert written == []
