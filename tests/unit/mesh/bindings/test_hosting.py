@@ -79,7 +79,7 @@ class Mesh:
         host.start()
         host.attach(component)
         async with asyncio.timeout(30):
-            while component.hosted_for and addressing.bindings_host(me) not in self.exchange.servers:
+            while component.hosted_for and (addressing.bindings_host(me), "") not in self.exchange.servers:
                 await asyncio.sleep(0)
         try:
             yield host
