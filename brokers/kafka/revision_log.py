@@ -62,6 +62,11 @@ class RevisionLog:
             segment.records = [record for record in segment.records if record is not None]
             segment.revisions = array("q", (record.revision for record in segment.records if record is not None))
 
+    def copy(self) -> Iterator[Stored]:
+        """All of them, in order, as of now: the log may change meanwhile."""
+        copies = [segment.records.copy() for segment in self._segments]
+        return (record for records in copies for record in records if record is not None)
+
     def after(self, revision: int) -> Iterator[Stored]:
         """Those with a greater one, in order. The log must not change meanwhile."""
         number = max(bisect_right(self._firsts, revision) - 1, 0)

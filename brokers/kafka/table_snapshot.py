@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from itertools import islice
 
 import msgspec
@@ -232,7 +232,7 @@ def _read(record: Record) -> Part | None:
 def _parts(state: State, snapshot: str, previous: int) -> Iterator[Part]:
     """What is copied here is small beside what it refers to, so that the state may go on changing."""
     kept, cut, operations = dict(state.kept), list(state.cut), list(state.operations.items())
-    records, earlier = list(state.log.after(0)), list(state.earlier())
+    records, earlier = state.log.copy(), list(state.earlier())
 
     def parts() -> Iterator[Part]:
         for some in _portions(records):
@@ -249,7 +249,7 @@ def _parts(state: State, snapshot: str, previous: int) -> Iterator[Part]:
     return parts()
 
 
-def _portions(records: list[Stored]) -> Iterator[list[Stored]]:
+def _portions(records: Iterable[Stored]) -> Iterator[list[Stored]]:
     portion: list[Stored] = []
     size = 0
     for record in records:

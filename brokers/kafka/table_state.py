@@ -7,7 +7,7 @@ back; what has expired is judged by it alone. A revision is the offset of its re
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from math import inf
@@ -72,8 +72,9 @@ class State:
         """By path, the present record included."""
         self.cut: set[str] = set()
         """Paths of which earlier values were dropped."""
-        self.operations: dict[str, float] = {}
-        """The ids of the newest ones, and when they came."""
+        self.operations: OrderedDict[str, float] = OrderedDict()
+        """The ids of the newest ones, and when they came. (The first of a plain dict is slow to find once many were
+        removed before it.)"""
         self._expiries: list[tuple[float, int, str]] = []  # a heap
         self._gone: deque[Stored] = deque()
         self.changed: list[str] = []

@@ -134,31 +134,50 @@ async def test_a_repeat_of_what_a_snapshot_tells_is_known(
     assert await value_of(table, "state", "a") == b"newer"
 
 
-async def test_half_a_snapshot_is_passed_over(
-    client: LoneKafkaTables, table: KafkaTable, connect: Connect, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await fill(table, "first")
-    await table.take_snapshot()
-    await fill(table, "second")
-    monkeypatch.setattr(table_snapshot, "PART_BYTES", 1000)
+async def test_half_a_snapshot_is_passed_over(table: KafkaTable, connect: Connect) -> None:
+    for turn in ("first", "second", "third"):  # the log has lost its beginning, so that a snapshot is needed
+        await fill(table, turn)
+        await table.take_snapshot()
+    manifest = manifest_of(table)
 
     async def dies() -> None:
         raise BrokerUnavailable("killed")
 
-    entry = table._state.get(tables._SNAPSHOT)
-    assert entry is not None and entry.value is not None
     with pytest.raises(BrokerUnavailable):
-        await table._snapshots.write(table._state, table_snapshot.decode_manifest(entry.value), dies)
+        await table._snapshots.write(table._state, manifest, dies)
     await put(table, "state", "later")
-    # two at a time
-    writing = [
-        table._snapshots.write(table._state, table_snapshot.decode_manifest(entry.value), breathe) for _ in range(2)
-    ]
-    half = (await connect()).table(SCOPE)
-    assert await told(half) == await told(table)
-    await asyncio.gather(*writing)
-    whole = (await connect()).table(SCOPE)
-    assert await told(whole) == await told(table)
+    assert await told((await connect()).table(SCOPE)) == await told(table)
+
+
+async def test_snapshots_that_are_mixed_are_told_apart(
+    table: KafkaTable, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_snapshot, "PART_ITEMS", 5)
+    await fill(table, "first")
+    await table.take_snapshot()
+    manifest = manifest_of(table)
+    goes_on = asyncio.Event()
+
+    async def waits() -> None:
+        await goes_on.wait()
+
+    slow = asyncio.ensure_future(table._snapshots.write(table._state, manifest, waits))
+    await put(table, "state", "meanwhile")
+    await table._snapshots.write(table._state, manifest, breathe)
+    goes_on.set()
+    await asyncio.wait_for(slow, LIMIT)
+    other = (await connect()).table(SCOPE)
+    assert await told(other) == await told(table)
+    watch = other.watch((), after=ABSENT)
+    revisions = [change.revision async for change in until_current(watch)]
+    assert revisions == sorted(set(revisions))
+
+
+def manifest_of(table: KafkaTable) -> table_snapshot.Manifest:
+    entry = table._state.get(tables._SNAPSHOT)
+    assert entry is not None
+    assert entry.value is not None
+    return table_snapshot.decode_manifest(entry.value)
 
 
 async def breathe() -> None:
@@ -174,11 +193,10 @@ async def test_a_log_that_grows_is_written_down_by_one_of_those_who_use_it(
     await other.get(("state", "a"))
     async with asyncio.timeout(LIMIT):
         number = 0
-        while (entry := table._state.get(tables._SNAPSHOT)) is None:
+        while table._state.get(tables._SNAPSHOT) is None:
             number += 1
             await put(table, "state", f"k{number % 3}", value=b"x" * 10_000)
-    assert entry.value is not None
-    assert table_snapshot.decode_manifest(entry.value).position > 0
+    assert manifest_of(table).position > 0
     assert keys_of(await scan_all(table, ())) == [("state", "k0"), ("state", "k1"), ("state", "k2")], "it is hidden"
     assert await told((await connect()).table(SCOPE)) == await told(table)
 
@@ -199,9 +217,7 @@ async def test_who_is_so_far_behind_that_the_log_is_gone_takes_the_snapshot(
     await table.commit([Delete(key=("state", "gone"))])
     await table.take_snapshot()
     end = await put(table, "state", "end")
-    entry = table._state.get(tables._SNAPSHOT)
-    assert entry is not None and entry.value is not None
-    needed = table_snapshot.decode_manifest(entry.value).position
+    needed = manifest_of(table).position
     admin = await client.connection.admin()
     await admin.delete_records({TopicPartition(log, 0): RecordsToDelete(before_offset=needed)})
     await late._feed.follow(follower, late._state.position)
@@ -278,7 +294,7 @@ async def test_others_may_write_values(client: LoneKafkaTables, table: KafkaTabl
 
 
 async def test_the_end_of_somebodys_transaction_stops_nobody(
-    server: ApacheKafka, table: KafkaTable, namespace: str
+    server: ApacheKafka, client: LoneKafkaTables, table: KafkaTable, namespace: str
 ) -> None:
     """It takes an offset, and never arrives."""
     await put(table, "state", "a")
@@ -290,6 +306,9 @@ async def test_the_end_of_somebodys_transaction_stops_nobody(
             await producer.send_and_wait(log, b"x", partition=0)
     finally:
         await producer.stop()
+    async with asyncio.timeout(LIMIT):
+        while await client._ends.end(log) < 3:
+            await asyncio.sleep(0.02)
     assert await asyncio.wait_for(value_of(table, "state", "a"), LIMIT) == b"v"
 
 

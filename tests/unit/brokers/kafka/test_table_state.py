@@ -85,6 +85,17 @@ def test_ids_are_remembered_for_a_time_only() -> None:
     assert len(log.state.operations) <= REPEATS_KNOWN + 1
 
 
+def test_one_precondition_that_does_not_hold_is_enough() -> None:
+    log = Log()
+    log.write(put("a"), 1.0)
+    revision = log.state.newest["a"].revision
+    writes = [Write("b", b"1"), Write("c", b"1", expected=0)]
+    assert log.write(Operation("", writes, [("a", revision + 1)]), 1.0) == "a"
+    assert log.write(Operation("", [*writes, Write("d", None, expected=5)], [("a", revision)]), 1.0) == "d"
+    assert list(log.state.newest) == ["a"]
+    assert isinstance(log.write(Operation("", writes, [("a", revision), ("x", 0)]), 1.0), list)
+
+
 def test_the_time_never_goes_back() -> None:
     log = Log()
     log.write(put("a", ttl=1.0), 10.0)
@@ -304,5 +315,9 @@ def test_records_stay_in_the_order_of_their_revisions() -> None:
     assert list(log.after(0)) == expected
     for start in (1, 17, 5000, 19_998, 19_999, 30_000):
         assert list(log.after(start)) == [record for record in expected if record.revision > start]
+    copy = log.copy()
+    log.append(Stored("later", 30_000, 0.0, b""))
+    log.remove(expected[0].revision)
+    assert list(copy) == expected
     slots = sum(len(segment.records) for segment in log._segments)
     assert slots < 5 * len(model) + 2048, "what was replaced is let go of"
