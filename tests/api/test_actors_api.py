@@ -50,7 +50,9 @@ def upsert(key: str, value: object, **more: object) -> object:
 async def test_a_call_reaches_the_app_as_a_put_with_all_that_was_sent(hosts: Hosts) -> None:
     api, app = await hosts()
     app.methods["add"] = lambda request: (200, request.body + b"!")
-    answer = await api.call("GET", f"{CART}/method/add?n=1", [("x-own", "a"), ("dapr-x", "b"), ("Meshwire-Fence", "0")], b"milk")
+    answer = await api.call(
+        "GET", f"{CART}/method/add?n=1", [("x-own", "a"), ("dapr-x", "b"), ("Meshwire-Fence", "0")], b"milk"
+    )
     assert (answer.status, answer.body) == (200, b"milk!")
     [call] = app.called("/actors/Cart/7/method/add?n=1")
     assert call.method == "PUT"
