@@ -156,16 +156,26 @@ async def test_snapshots_that_are_mixed_are_told_apart(
     await fill(table, "first")
     await table.take_snapshot()
     manifest = manifest_of(table)
-    goes_on = asyncio.Event()
+    old_goes_on, new_goes_on = asyncio.Event(), asyncio.Event()
 
-    async def waits() -> None:
-        await goes_on.wait()
+    async def write(goes_on: asyncio.Event) -> None:
+        async def waits() -> None:
+            began.set()
+            await goes_on.wait()
 
-    slow = asyncio.ensure_future(table._snapshots.write(table._state, manifest, waits))
-    await put(table, "state", "meanwhile")
-    await table._snapshots.write(table._state, manifest, breathe)
-    goes_on.set()
-    await asyncio.wait_for(slow, LIMIT)
+        began = asyncio.Event()
+        task = asyncio.ensure_future(table._snapshots.write(table._state, manifest, waits))
+        writing.append(task)
+        await asyncio.wait_for(began.wait(), LIMIT)
+
+    writing: list[asyncio.Future[table_snapshot.Manifest]] = []
+    await write(old_goes_on)
+    await fill(table, "second")
+    await table.commit([Delete(key=("state", "k7"))])
+    await write(new_goes_on)
+    for goes_on, task in zip((old_goes_on, new_goes_on), list(writing), strict=True):
+        goes_on.set()
+        await asyncio.wait_for(task, LIMIT)
     other = (await connect()).table(SCOPE)
     assert await told(other) == await told(table)
     watch = other.watch((), after=ABSENT)
@@ -178,10 +188,6 @@ def manifest_of(table: KafkaTable) -> table_snapshot.Manifest:
     assert entry is not None
     assert entry.value is not None
     return table_snapshot.decode_manifest(entry.value)
-
-
-async def breathe() -> None:
-    await asyncio.sleep(0)
 
 
 async def test_a_log_that_grows_is_written_down_by_one_of_those_who_use_it(
