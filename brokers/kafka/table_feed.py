@@ -25,6 +25,8 @@ SLICE = 128
 """Records that are handed on at once: so many take about a millisecond."""
 POLL = 1000
 """Milliseconds after which a read that found nothing begins anew."""
+FETCH_WAIT = 100
+"""Milliseconds that a fetch may wait for the first record, and so the first one of a log that is added."""
 PAUSE = 0.1
 """Seconds between reads that fail."""
 _READ_UNCOMMITTED = 0
@@ -194,7 +196,10 @@ class Feed:
             if self._closed:
                 raise BrokerUnavailable("the tables are closed")
             if self._consumer is None:
-                consumer = self._connection.consumer(isolation_level="read_uncommitted")
+                consumer = self._connection.consumer(
+                    isolation_level="read_uncommitted",
+                    fetch_max_wait_ms=min(FETCH_WAIT, self._connection.fetch_wait),
+                )
                 try:
                     await self._connection.within(consumer.start())
                 except BaseException:
