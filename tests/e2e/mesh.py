@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from tests.contract.nats_server import NatsServer
 from tests.ports import free_port
@@ -25,6 +26,8 @@ LIMIT = 45.0
 """Seconds within which whatever a test waits for happens, also on a busy machine."""
 
 Headers = Iterable[tuple[str, str]]
+
+_prefixes = itertools.count(1)
 
 
 # HTTP, as a client
@@ -297,29 +300,48 @@ class Sidecar(Process):
         assert answer.status == 204, answer
 
 
-class Mesh:
-    """Sidecars around one nats-server; whatever was started is gone at the end."""
+class Server(Protocol):
+    """A broker that tests may end and start again."""
 
-    def __init__(self, folder: Path) -> None:
+    @property
+    def url(self) -> str: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class Mesh:
+    """Sidecars around one nats-server; whatever was started is gone at the end. Around the `server` of somebody who
+    starts and ends it, the mesh is one of several, with a prefix of its own."""
+
+    def __init__(self, folder: Path, server: Server | None = None) -> None:
         self.folder = folder
-        self.server = NatsServer(folder / "nats")
+        self.server = server or NatsServer(folder / "nats")
         self.processes: list[Process] = []
+        self._owns_server = server is None
+        self._environment = {} if server is None else {"MESHWIRE_PREFIX": f"mesh{next(_prefixes)}"}
 
     async def __aenter__(self) -> Self:
-        self.server.start()
+        if self._owns_server:
+            self.server.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         for process in self.processes:
             process.kill()
-        self.server.kill()
+        if self._owns_server:
+            self.server.kill()
         for process in self.processes:
             assert "Traceback" not in process.log, process.log
 
     def add(self, app_id: str, *flags: str, app: App | int | None = None, **options: str) -> Sidecar:
         """A sidecar that was not started."""
         port = app.port if isinstance(app, App) else app
-        sidecar = Sidecar(self.folder, app_id, *flags, app=port, **{"broker": self.server.url, **options})
+        given = {"broker": self.server.url, **self._environment, **options}
+        sidecar = Sidecar(self.folder, app_id, *flags, app=port, **given)
         self.processes.append(sidecar)
         return sidecar
 

@@ -85,9 +85,14 @@ async def echo(mesh):
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
+def server():
+    """The broker that these tests run on; `None` is a nats-server of the mesh's own."""
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, server):
     """The sidecars of `a` and `b`, and the app of `b`. They stay up, since starting them takes longer than a test."""
-    mesh = Mesh(tmp_path_factory.mktemp("shared"))
+    mesh = Mesh(tmp_path_factory.mktemp("shared"), server)
 
     async def start():
         await mesh.__aenter__()

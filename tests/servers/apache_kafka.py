@@ -115,6 +115,11 @@ class ApacheKafka:
             time.sleep(0.02)
 
     @property
+    def url(self) -> str:
+        """What `MESHWIRE_BROKER` is set to."""
+        return f"kafka://{self.address}"
+
+    @property
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
 
