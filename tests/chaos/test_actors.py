@@ -42,8 +42,8 @@ HOSTS = 6
 LEASE = 6.0
 CALM = 3.0
 """Seconds of load before the first fault."""
-FREEZE = LEASE + 4.0
-GAP = 2.5
+FREEZE = LEASE + 3.0
+GAP = 2.0
 """Seconds between the beginnings of two faults."""
 AT_ONCE = 3
 """Faults that go on at the same time."""
@@ -210,7 +210,8 @@ class Storm:
         self._fleet = fleet
         self._idle = set(range(HOSTS))
         self._broker_is_idle = True
-        self._faults: list[Callable[[Host], Awaitable[None]]] = []
+        self._faults: list[Callable[[Host], Awaitable[None]]] = [self.restart_broker, self.leave, self.crash_app]
+        """Those to come: first what has not been seen, then all in any order."""
         self.count: Counter[str] = Counter()
 
     async def rage(self, seconds: float) -> None:
