@@ -102,13 +102,20 @@ def assemble(
     tracing = with_environment(configuration.tracing, settings.environ)
     observers = Observers(flags, tracing, configuration.metrics, settings.namespace)
     me = Peer(settings.namespace, flags.app_id)
-    backbone = backbone or open_backbone(settings.broker, me, prefix=settings.prefix, replicas=settings.replicas)
+    backbone = backbone or open_backbone(
+        settings.broker,
+        me,
+        prefix=settings.prefix,
+        replicas=settings.replicas,
+        requests=settings.requests,
+        callers_verified=settings.callers_verified,
+    )
     components = _components(settings, configuration, backbone, clock, observers.telemetry.meter)
     components.check(manifests.components)
     components.use_shared(manifests.components)
     pubsubs = components.of("pubsub")
     declared = subscriptions.from_manifests(manifests.subscriptions)
-    health = Health(lambda: _problem(backbone.log, *(component.log for component in pubsubs.values())))
+    health = Health(lambda: _problem(backbone, *(component.log for component in pubsubs.values())))
     warnings = [*settings.warnings, *configuration.warnings, *manifests.warnings, *declared.warnings]
     for warning in warnings:
         logger.warning("%s", warning)
@@ -153,7 +160,7 @@ def assemble(
     # The API describes the runtime and can stop it, and the runtime serves the API: the one knot to tie here.
     runtime: Runtime
     serves_invoke = configuration.serves(invoke.GROUP, invoke.TEMPLATE)
-    starting = WhileStarting(components, lambda: backbone.log.problem)
+    starting = WhileStarting(components, lambda: backbone.problem)
     router = Router(invoke_api if serves_invoke else None, permits=configuration.serves, around=starting.around)
     schedules = Schedules(common)
     actors = Actors(common)
@@ -310,7 +317,7 @@ def _check_plans(
                 compile_plan(stated, {}, policies, features=frozenset(Feature))
 
 
-def _problem(*logs: EventLog) -> str | None:
+def _problem(*logs: EventLog | Backbone) -> str | None:
     return next((problem for log in logs if (problem := log.problem)), None)
 
 

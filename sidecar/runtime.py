@@ -212,7 +212,7 @@ class Runtime:
             await server.start()
         await self._observers.start()
         self.on_ready()
-        await self._backbone.log.start()
+        await self._backbone.start()
         await self._components.load(self._manifests.components)
         await self._complete_endpoints()
         self._health.reached("runtime")
@@ -365,13 +365,10 @@ class Runtime:
                 for close in self.closing:
                     await close()
                 await self._components.close()
-                await self._backbone.alarms.close()
-                await self._backbone.tables.close()
-                await self._backbone.requests.close()
+                await self._backbone.close()
                 await self._outside.close()
                 if self._app is not None:
                     await self._app.channel.close()
-                await self._backbone.log.close()
                 await self._observers.close()
         except TimeoutError:
             logger.error("shutting down took longer than %.0f s; giving up", self._grace)

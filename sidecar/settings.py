@@ -2,9 +2,11 @@
 
 | Variable | Meaning | Default |
 |---|---|---|
-| `MESHWIRE_BROKER` | `nats://host:4222`, `tls://…`, `kafka://host`, or many; `memory`, `embedded:<folder>` | required |
+| `MESHWIRE_BROKER` | `nats://…`, `tls://…`, `kafka://…`, `kafka+tls://…`, or many; `memory`, `embedded:…` | required |
+| `MESHWIRE_REQUESTS` | `nats://host` beside Kafka: calls between apps go there | the broker |
+| `MESHWIRE_KAFKA_…` | how to sign in to Kafka, and its topics: `sidecar.kafka_settings` | none |
 | `MESHWIRE_PREFIX` | first token of every subject, so that several meshes can share a broker | `mesh` |
-| `MESHWIRE_REPLICAS` | copies of each stream that the broker keeps, 1 to 5 | `1` |
+| `MESHWIRE_REPLICAS` | copies of each stream or topic that the broker keeps, 1 to 5 | `1` |
 | `MESHWIRE_ALLOWED_HOSTS` | comma list of further host names under which clients reach the API without a token | none |
 | `MESHWIRE_JOURNAL` | which events' fates are noted down: `full` (all), `sampled` (one of a hundred), `off` | `off` |
 | `MESHWIRE_CALLERS_VERIFIED` | `true`: the broker's permissions let each app call under its own name only | `false` |
@@ -27,9 +29,11 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from brokers.kafka.security import Security
 from mesh.errors import ConfigurationError, clip
 from mesh.journal.mode import JournalMode
 from mesh.quantities import comma_list, duration
+from sidecar import kafka_settings
 from sidecar.flags import SidecarFlags
 
 BROKER, PREFIX, REPLICAS = "MESHWIRE_BROKER", "MESHWIRE_PREFIX", "MESHWIRE_REPLICAS"
@@ -37,7 +41,18 @@ ALLOWED_HOSTS, REQUESTS = "MESHWIRE_ALLOWED_HOSTS", "MESHWIRE_REQUESTS"
 CALLERS_VERIFIED, JOURNAL = "MESHWIRE_CALLERS_VERIFIED", "MESHWIRE_JOURNAL"
 DEAD_LETTERS_KEPT = "MESHWIRE_DEAD_LETTERS_KEPT"
 ACTOR_LEASE = "MESHWIRE_ACTOR_LEASE"
-_KNOWN = (BROKER, PREFIX, REPLICAS, ALLOWED_HOSTS, CALLERS_VERIFIED, DEAD_LETTERS_KEPT, JOURNAL, ACTOR_LEASE)
+_KNOWN = (
+    BROKER,
+    PREFIX,
+    REPLICAS,
+    ALLOWED_HOSTS,
+    REQUESTS,
+    CALLERS_VERIFIED,
+    DEAD_LETTERS_KEPT,
+    JOURNAL,
+    ACTOR_LEASE,
+    *kafka_settings.VARIABLES,
+)
 _OF_THE_COMMAND_LINE = ("MESHWIRE_HOME", "MESHWIRE_SYNC", "MESHWIRE_DEBUG", "MESHWIRE_LIFELINE_FD")
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -52,12 +67,16 @@ class BrokerAddress:
     """Kind `nats`: URLs, credentials included. Kind `kafka`: `host:port` each."""
     folder: Path | None = None
     """Kind `embedded`: where its files are."""
+    security: Security = field(default=Security(), repr=False)
+    """Kind `kafka`."""
+    partitions: int = kafka_settings.DEFAULT_PARTITIONS
+    """Kind `kafka`: of topics for events that are made."""
 
     def __str__(self) -> str:
         if self.kind == "nats":
             return ",".join(map(redacted, self.servers))
         if self.kind == "kafka":
-            return f"kafka://{','.join(self.servers)}"
+            return f"kafka{'+tls' * self.security.tls}://{','.join(self.servers)}"
         return f"embedded:{self.folder}" if self.folder else self.kind
 
 
@@ -65,6 +84,8 @@ class BrokerAddress:
 class Settings:
     flags: SidecarFlags
     broker: BrokerAddress
+    requests: BrokerAddress | None = None
+    """Where calls between apps go, if not to `broker`."""
     prefix: str
     replicas: int
     namespace: str
@@ -87,11 +108,11 @@ class Settings:
     @classmethod
     def from_environment(cls, flags: SidecarFlags, environ: Mapping[str, str]) -> Settings:
         """Raises `ConfigurationError`, naming variable, value and rule; never with a token or a password in it."""
-        if environ.get(REQUESTS):
-            raise ConfigurationError(f"{REQUESTS}: a second broker for requests is not there yet: unset it")
+        broker = parse_broker(environ.get(BROKER, "").strip(), environ)
         return cls(
             flags=flags,
-            broker=parse_broker(environ.get(BROKER, "").strip()),
+            broker=broker,
+            requests=parse_requests(environ, broker),
             prefix=_name(PREFIX, environ, "mesh"),
             replicas=_replicas(environ.get(REPLICAS) or "1"),
             namespace=_name("NAMESPACE", environ, "default"),
@@ -103,7 +124,7 @@ class Settings:
             actor_lease=_actor_lease(environ.get(ACTOR_LEASE) or "10s"),
             dead_letters_kept=_dead_letters_kept(environ.get(DEAD_LETTERS_KEPT) or "720h"),
             environ=dict(environ),
-            warnings=tuple(_unknown(environ)),
+            warnings=(*_unknown(environ), *_in_the_clear(broker)),
         )
 
 
@@ -113,8 +134,30 @@ def redacted(url: str) -> str:
     return re.sub(r"[?#].*", "?***", url, flags=re.DOTALL)
 
 
-def parse_broker(text: str) -> BrokerAddress:
+def parse_broker(text: str, environ: Mapping[str, str]) -> BrokerAddress:
+    """`environ` has what the address leaves open. Raises `ConfigurationError`."""
+    if kafka_settings.is_kafka(text):
+        servers, security, partitions = kafka_settings.parse(text, environ)
+        return BrokerAddress(kind="kafka", servers=servers, security=security, partitions=partitions)
+    kafka_settings.refuse(environ)
+    return _other_broker(text)
+
+
+def parse_requests(environ: Mapping[str, str], broker: BrokerAddress) -> BrokerAddress | None:
     """Raises `ConfigurationError`."""
+    text = environ.get(REQUESTS, "").strip()
+    if not text:
+        return None
+    if broker.kind != "kafka":
+        raise ConfigurationError(f"{REQUESTS}: has no use unless {BROKER} is Kafka: calls go by the broker: unset it")
+    if not text.lower().startswith(("nats://", "tls://")):
+        raise ConfigurationError(
+            f"{REQUESTS}: must be nats://host:port or tls://host:port (got '{clip(redacted(text))}')"
+        )
+    return BrokerAddress(kind="nats", servers=_nats_servers(REQUESTS, text))
+
+
+def _other_broker(text: str) -> BrokerAddress:
     if not text:
         raise ConfigurationError(
             f"{BROKER} is not set: say where the broker is, as in {BROKER}=nats://localhost:4222 "
@@ -127,31 +170,23 @@ def parse_broker(text: str) -> BrokerAddress:
         if not rest:
             raise ConfigurationError(f"{BROKER}: embedded: needs a folder, as in embedded:/var/lib/meshwire")
         return BrokerAddress(kind="embedded", folder=Path(rest))
-    if colon and scheme.lower() == "kafka":
-        return BrokerAddress(kind="kafka", servers=_kafka_servers(rest.removeprefix("//").rstrip("/")))
     if colon and scheme.lower() in ("ws", "wss"):
         raise ConfigurationError(f"{BROKER}: {scheme.lower()}:// is not there yet, nats://, tls:// and kafka:// are")
+    return BrokerAddress(kind="nats", servers=_nats_servers(BROKER, text))
+
+
+def _nats_servers(variable: str, text: str) -> tuple[str, ...]:
     # a password may contain a comma, so a comma parts servers only where a scheme follows
-    servers = tuple(_server(server.strip()) for server in re.split(r",(?=\s*[A-Za-z][A-Za-z0-9+.-]*://)", text))
-    return BrokerAddress(kind="nats", servers=servers)
+    found = re.split(r",(?=\s*[A-Za-z][A-Za-z0-9+.-]*://)", text)
+    return tuple(_server(variable, server.strip()) for server in found)
 
 
-def _kafka_servers(text: str) -> tuple[str, ...]:
-    servers = tuple(server.strip() for server in text.split(","))
-    for server in servers:
-        if not re.fullmatch(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", server):
-            raise ConfigurationError(
-                f"{BROKER}: must be kafka://host:port,host:port, without anything else (got '{clip(redacted(text))}')"
-            )
-    return tuple(server if re.search(r":[0-9]+$", server) else f"{server}:9092" for server in servers)
-
-
-def _server(url: str) -> str:
+def _server(variable: str, url: str) -> str:
     def fault(rule: str) -> ConfigurationError:
-        return ConfigurationError(f"{BROKER}: {rule} (got '{clip(redacted(url))}')")
+        return ConfigurationError(f"{variable}: {rule} (got '{clip(redacted(url))}')")
 
     if not url.lower().startswith(("nats://", "tls://")):
-        raise fault("must be nats://host:port, tls://host:port, memory or embedded:<folder>")
+        raise fault("must be nats://host:port, tls://host:port, kafka://host:port, memory or embedded:<folder>")
     if not url.isprintable() or " " in url:
         raise fault("a URL has no blanks and control characters")
     try:
@@ -230,6 +265,12 @@ def _host(text: str) -> str:
             f"{ALLOWED_HOSTS}: must be host names without scheme and port, IPv6 in brackets (got '{clip(text)}')"
         )
     return text.lower()
+
+
+def _in_the_clear(broker: BrokerAddress) -> list[str]:
+    if broker.security.mechanism in ("PLAIN", "OAUTHBEARER") and not broker.security.tls:
+        return [f"{broker} has no TLS: {broker.security.mechanism} shows what we sign in with to whoever can listen"]
+    return []
 
 
 def _unknown(environ: Mapping[str, str]) -> list[str]:

@@ -32,7 +32,7 @@ def execute(args: argparse.Namespace) -> int:
     """Returns 1 when something is wrong. Raises `ConfigurationError` for an address that is none."""
     folder = mesh_folder(args.mesh)
     patient = Patient(
-        broker=parse_broker(args.broker or os.environ.get("MESHWIRE_BROKER") or f"embedded:{folder}"),
+        broker=parse_broker(args.broker or os.environ.get("MESHWIRE_BROKER") or f"embedded:{folder}", os.environ),
         namespace=args.namespace or os.environ.get("NAMESPACE") or DEFAULT_NAMESPACE,
         prefix=os.environ.get("MESHWIRE_PREFIX") or DEFAULT_PREFIX,
         app_id=args.app_id,

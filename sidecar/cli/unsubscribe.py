@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Raises `MeshError` when there is no such subscription, or when the broker refuses or does not answer."""
     namespace = args.namespace or os.environ.get("NAMESPACE") or DEFAULT_NAMESPACE
-    broker = parse_broker(os.environ.get("MESHWIRE_BROKER") or f"embedded:{mesh_folder(args.mesh)}")
+    broker = parse_broker(os.environ.get("MESHWIRE_BROKER") or f"embedded:{mesh_folder(args.mesh)}", os.environ)
     topic = binding_topic(args.app_id, args.binding) if args.binding else Topic(args.pubsub, args.topic)
     group = Group(args.app_id, topic, args.group)
     with contextlib.ExitStack() as held:

@@ -22,7 +22,7 @@ def subscribe(broker: str, namespace: str, group: Group = GROUP) -> None:
     """Have a durable subscription of an app that is gone."""
 
     async def join_and_leave() -> None:
-        log = open_event_log(parse_broker(broker), name="test", namespace=namespace, prefix=DEFAULT_PREFIX)
+        log = open_event_log(parse_broker(broker, {}), name="test", namespace=namespace, prefix=DEFAULT_PREFIX)
         await log.start()
         await (await log.subscribe(group, lambda delivery: delivery.ack(), concurrency=1)).close()
         await log.close()
