@@ -186,8 +186,10 @@ def _print_runs(args: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
 
 
 def _wanted(args: argparse.Namespace, where: Address) -> list[dict[str, Any]]:
-    """The filters that are meant: one, or one for each letter that is named. Raises `MeshError` for a letter that is not
-    there: a filter just finds none."""
+    """The filters that are meant: one, or one for each letter that is named.
+
+    Raises `MeshError` for a letter that is not there; a filter just finds none.
+    """
     wanted = _filter(args)
     if args.ids and (wanted or args.all):
         raise UsageError("give IDs or a filter, not both")
