@@ -22,7 +22,7 @@ TTL = "meshwire-ttl"
 """Header: seconds after which a message is not delivered any more."""
 
 _CE = "ce_"
-_OWN = (_CE, "meshwire-")
+_OWN = frozenset((CONTENT_TYPE, TTL))
 
 OFFSET_DIGITS, PARTITION_DIGITS, TIME_DIGITS = 10, 5, 13
 MAX_DIGITS = OFFSET_DIGITS + PARTITION_DIGITS + TIME_DIGITS
@@ -45,11 +45,15 @@ def encode(message: Message) -> tuple[bytes | None, bytes | None, Headers]:
     if message.ttl is not None:
         headers.append((TTL, f"{message.ttl:.3f}".encode()))
     for name, text in message.headers.items():
-        if name.lower() == CONTENT_TYPE or name.lower().startswith(_OWN):
+        if _is_own(name.lower()):
             raise BrokerError(f"the header {clip(name)} cannot be stored: it is one of the event's")
         headers.append((name, text.encode()))
     value = message.payload if message.mode is Mode.BINARY else message.payload or b""
     return None if message.key is None else message.key.encode(), value, headers
+
+
+def _is_own(name: str) -> bool:
+    return name in _OWN or name.startswith(_CE)
 
 
 def _text(value: AttributeValue) -> bytes:
@@ -132,9 +136,7 @@ class KafkaRecord:
     @property
     def headers(self) -> Mapping[str, str]:
         return {
-            name: value.decode("utf-8", "replace")
-            for name, value in self._all_headers().items()
-            if name != CONTENT_TYPE and not name.startswith(_OWN)
+            name: value.decode("utf-8", "replace") for name, value in self._all_headers().items() if not _is_own(name)
         }
 
     @property

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brokers.kafka import codec
+from mesh import addressing
 from mesh.errors import BrokerError, InvalidEvent
 from mesh.ports import Message, Mode
 
@@ -92,6 +93,12 @@ def test_headers_that_are_no_event_are_refused_when_they_are_looked_at(headers: 
 def test_a_header_that_would_be_read_as_the_events_is_refused(name: str) -> None:
     with pytest.raises(BrokerError, match="cannot be stored"):
         codec.encode(Message(mode=Mode.RAW, payload=b"", headers={name: "x"}))
+
+
+def test_headers_by_which_the_mesh_says_whom_an_event_is_for_go_along() -> None:
+    given = {addressing.ONLY_FOR: "billing", addressing.REDRIVEN: "run"}
+    _, value, headers = codec.encode(Message(mode=Mode.RAW, payload=b"", headers=given))
+    assert record(value, *headers).headers == given
 
 
 def test_the_key_is_the_records_or_else_the_partitionkey() -> None:
