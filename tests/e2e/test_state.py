@@ -205,7 +205,7 @@ async def test_the_example(tmp_path: Path) -> None:
 async def test_state_waits_for_a_broker_that_starts_later(mesh: Mesh) -> None:
     mesh.server.kill()
     sidecar = mesh.add("shop").start()
-    await sidecar.says("no connection to NATS")
+    await sidecar.says("no connection to (NATS|Kafka)")
     saved = asyncio.create_task(save(sidecar, {"key": "a", "value": 1}))
     assert not (await asyncio.wait([saved], timeout=3))[0]
     mesh.server.start()
