@@ -28,6 +28,9 @@ TICKS = 32
 """Into how many ticks the idle timeout is cut: an actor is deactivated within one of them."""
 DEACTIVATIONS = 64
 """Of one type under way at the same time."""
+ABANDONED_LIMIT = 60.0
+"""Seconds that a turn has for its end when its caller has given up. What the app does cannot be taken back: two turns
+at once, under one lease, could both write."""
 LOST_DRAIN = 2.0
 """Seconds at most that a turn has for its end when its lease was lost: its answer is of no use any more."""
 
@@ -75,6 +78,7 @@ class Hosting:
         """Actors to look at when a tick has passed: each is in one list."""
         self._timer: Timer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turns: set[asyncio.Task[tuple[Response, int]]] = set()
         self._places = asyncio.Semaphore(DEACTIVATIONS)
 
     def start(self) -> None:
@@ -87,7 +91,7 @@ class Hosting:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-            await end(*self._tasks)
+            await end(*self._tasks, *self._turns)
 
     @property
     def active(self) -> int:
@@ -112,7 +116,10 @@ class Hosting:
         return self._partitions.token(partition) if turn is None or turn.token is None else turn.token
 
     async def turn(self, call: Call, caller: Peer) -> tuple[Response, int]:
-        """One turn of an actor: the answer, and the token under which it was made. Raises `NotMine`."""
+        """One turn of an actor: the answer, and the token under which it was made. Raises `NotMine`.
+
+        Cancelling it ends the wait for a turn, but not a turn: the app may still be at it.
+        """
         actor_id = call.actor.id
         partition = addressing.actor_partition(actor_id)
         while (closing := self._closing.get(actor_id)) is not None:
@@ -132,12 +139,34 @@ class Hosting:
             return Refusal(Code.ACTOR_BUSY, f"actor {call.actor} takes no more calls: {error}").response(), 0
         except TooDeep as error:
             return Refusal(Code.ACTOR_STACK_DEPTH, str(error)).response(), 0
+        work = asyncio.get_running_loop().create_task(
+            self._take_turn(call, caller, actor, turn, partition, chain), name="turn"
+        )
+        self._turns.add(work)
+        work.add_done_callback(self._turns.discard)
         try:
-            return await self._take_turn(call, caller, actor, turn, partition, chain)
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            if not work.done():
+                self._bound(work)
+            raise
+
+    def _bound(self, abandoned: asyncio.Task[tuple[Response, int]]) -> None:
+        def cut() -> None:
+            abandoned.cancel()
+
+        limit = self._clock.call_later(ABANDONED_LIMIT, cut)
+        abandoned.add_done_callback(lambda _: limit.cancel())
+
+    async def _take_turn(
+        self, call: Call, caller: Peer, actor: Actor, turn: Turn, partition: int, chain: str
+    ) -> tuple[Response, int]:
+        try:
+            return await self._act(call, caller, actor, turn, partition, chain)
         finally:
             actor.leave(turn)
 
-    async def _take_turn(
+    async def _act(
         self, call: Call, caller: Peer, actor: Actor, turn: Turn, partition: int, chain: str
     ) -> tuple[Response, int]:
         token = self._partitions.token(partition)  # it may have waited long

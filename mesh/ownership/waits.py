@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable
+from typing import Any
 
 from mesh.ports.clock import Clock
 
@@ -32,7 +33,7 @@ async def within(clock: Clock, limit: float, work: Awaitable[None]) -> bool:
         await end(working, limiting)
 
 
-async def end(*tasks: asyncio.Future[None]) -> None:
+async def end(*tasks: asyncio.Future[Any]) -> None:
     """Cancel them, and return when they have ended, in whatever way."""
     for task in tasks:
         task.cancel()

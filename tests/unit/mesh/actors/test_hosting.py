@@ -72,6 +72,34 @@ async def test_a_call_that_is_given_up_while_it_waits_has_no_turn(world: World) 
     assert app.begun == [b"0", b"2"]
 
 
+async def test_a_turn_goes_on_when_its_caller_gives_up(world: World) -> None:
+    app = Held()
+    node = await world.node(app)
+    first, second = node.call("x", body=b"0"), node.call("x", body=b"1")
+    await world.clock.settle()
+    first.cancel()
+    await world.clock.settle()
+    assert first.cancelled()
+    assert (app.begun, app.cancelled) == ([b"0"], 0)
+    app.release.set()
+    await second
+    assert app.begun == [b"0", b"1"]
+
+
+async def test_a_turn_that_nobody_waits_for_has_a_limit(world: World) -> None:
+    app = Held()
+    node = await world.node(app)
+    first, second = node.call("x", body=b"0"), node.call("x", body=b"1")
+    await world.clock.settle()
+    first.cancel()
+    await world.clock.advance(59)
+    assert app.begun == [b"0"]
+    await world.clock.advance(2)
+    assert (app.begun, app.cancelled) == ([b"0", b"1"], 1)
+    app.release.set()
+    await second
+
+
 async def test_a_mailbox_has_a_bound(world: World) -> None:
     app = Held()
     node = await world.node(app)
