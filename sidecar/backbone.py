@@ -27,6 +27,8 @@ class Backbone(NamedTuple):
     alarms: AlarmClocks
     line: Connection | None = None
     """The connection of `requests`, where they go to a broker of their own (`MESHWIRE_REQUESTS`)."""
+    connection: Connection | KafkaConnection | None = None
+    """That of all others; none in memory."""
 
     @property
     def problem(self) -> str | None:
@@ -82,6 +84,7 @@ def open_backbone(
         NatsRequests(connection, me, prefix=prefix),
         tables,
         NatsAlarmClocks(connection, namespace=me.namespace, prefix=prefix, replicas=replicas),
+        connection=connection,
     )
 
 
@@ -117,6 +120,7 @@ def _on_kafka(broker: BrokerAddress, me: Peer, *, prefix: str, replicas: int, ca
         KafkaRequests(connection, me, prefix=prefix, callers_verified=callers_verified),
         tables,
         TableAlarmClocks(tables, node=f"{platform.node()}:{os.getpid()}"),
+        connection=connection,
     )
 
 

@@ -72,6 +72,10 @@ COMMANDS = {
         "look for what is wrong, from the broker to the app's routes",
         ("meshwire doctor", "meshwire doctor --app-id orders -o json", "meshwire doctor --broker nats://host:4222"),
     ),
+    "brokers": Command(
+        "show what the broker offers, and what is done where it lacks something",
+        ("meshwire brokers", "meshwire brokers --broker kafka://host:9092", "meshwire brokers -o json"),
+    ),
     "components": Command(
         "show the types of components, with their settings",
         ("meshwire components", "meshwire components state.sqlite", "meshwire components -o json"),
