@@ -4,7 +4,17 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PYTEST := $(BIN)/python -P -m pytest
-BESIDE := -m "not servers and not quiet" -o cache_dir=.pytest_cache/beside
+BESIDE := -o cache_dir=.pytest_cache/beside
+
+# These suites put more processes on a machine than it has cores. What fails for that alone is told, not
+# hidden: up to ten failures (1 is the code for no worse, a colon the mark of a test) are tried again by themselves, and
+# may not fail again. To be called with the marked tests, and how to share them out.
+define beside
+	$(PYTEST) -m $(1) $(BESIDE) --cache-clear -n auto --dist $(2) --maxfail 11 || { test $$? -eq 1 && \
+		! grep '"[^:]*": true' .pytest_cache/beside/v/cache/lastfailed && \
+		echo 'Once more by themselves; what is PASSED below failed beside others and passes only alone:' && \
+		$(PYTEST) -m $(1) $(BESIDE) --last-failed --last-failed-no-failures none -rfEp; }
+endef
 
 .DEFAULT_GOAL := help
 # The listing of the tests compiles them for the workers, where the environment does not forbid it.
@@ -45,18 +55,13 @@ lint: install
 test: install lint
 	@echo 'Left out are these, which need more than wheels bring (make test-servers):'
 	@$(PYTEST) -m servers --collect-only -qq
-	@# These put more processes on the machine than it has cores. What a full machine alone makes fail is told, not hidden:
-	@# up to ten failures (1 is the code for no worse, a colon the mark of a test) are tried again, and may not fail again.
-	$(PYTEST) $(BESIDE) --cache-clear -n auto --dist worksteal --maxfail 11 || { test $$? -eq 1 && \
-		! grep '"[^:]*": true' .pytest_cache/beside/v/cache/lastfailed && \
-		echo 'Once more by themselves; what is PASSED below failed beside others and passes only alone:' && \
-		$(PYTEST) $(BESIDE) --last-failed --last-failed-no-failures none -rfEp; }
+	$(call beside,"not servers and not quiet",worksteal)
 	$(PYTEST) -m "quiet and not servers"
 
 # Where there is no Java, what needs Apache Kafka is skipped.
 test-servers: install
 	-@$(BIN)/python -P tests/servers/kafka_jars.py
-	$(PYTEST) -m servers
+	$(call beside,servers,loadfile)
 
 kafka: install
 	@$(BIN)/python -P tests/servers/kafka_jars.py

@@ -21,7 +21,6 @@ from mesh.ports.alarms import AlarmClocks
 from mesh.ports.tables import Tables
 from tests.contract.kafka_tables import kafka_tables
 from tests.contract.nats_server import NatsServer
-from tests.contract.nats_tables import nats_tables
 from tests.servers import kafka_jars
 from tests.servers.apache_kafka import ApacheKafka
 from tests.virtual_clock import VirtualClock
@@ -151,16 +150,9 @@ class MemoryTablesBacking:
         await self.clock.advance(seconds)
 
 
-class NatsTablesBacking(NatsBacking):
-    name = "nats-tables"
-
-    async def member(self, namespace: str) -> AlarmClocks:
-        return LoneTableAlarmClocks(await nats_tables([self._server.url], namespace), self.clock)
-
-
 class KafkaTablesBacking:
     name = "kafka-tables"
-    resolution = 1.5
+    resolution = 10.0
 
     def start(self, folder: Path) -> None:
         self.clock = SystemClock()
@@ -184,7 +176,6 @@ BACKINGS: list[Any] = [
     MemoryBacking,
     NatsBacking,
     MemoryTablesBacking,
-    pytest.param(NatsTablesBacking, marks=pytest.mark.servers),  # nobody has these: NATS holds alarms itself
     pytest.param(KafkaTablesBacking, marks=pytest.mark.servers),
 ]
 

@@ -271,7 +271,7 @@ async def test_nobody_there_is_known_at_once(shop: Requests, join: Join, namespa
     for target in (Peer(namespace, name), Peer(name, "stock")):
         with pytest.raises(NoResponder):
             await shop.request(target, get())
-    assert time.perf_counter() - begun < 0.1
+    assert time.perf_counter() - begun < 2, "nobody waited for one to come"
     assert (await shop.request(Peer(namespace, "stock"), post(b"still here"))).body == b"still here"
 
 
