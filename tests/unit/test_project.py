@@ -1,5 +1,6 @@
 """What the documents say about the project is true: links, commands, flags, variables, error codes, examples."""
 
+import dataclasses
 import re
 import shlex
 import unicodedata
@@ -8,10 +9,21 @@ from pathlib import Path
 import pytest
 import yaml
 
+from brokers.kafka.connection import Access, Offered
+from brokers.kafka.connection import Connection as KafkaConnection
+from brokers.kafka.event_log import KafkaEventLog
+from brokers.kafka.tables import KafkaTables
+from brokers.memory import MemoryEventLog
+from brokers.memory_tables import MemoryTables
+from brokers.nats.connection import Connection, Lookup
+from brokers.nats.event_log import NatsEventLog
+from brokers.nats.tables import NatsTables
 from mesh import configuration, resources, subscriptions
 from mesh.errors import Code
+from mesh.ports import Feature
 from mesh.ports.stores import StateFeature
-from sidecar import cli, flags
+from mesh.ports.tables import TableFeature
+from sidecar import cli, flags, kafka_settings, offers
 from sidecar.cli import run_file
 
 ROOT = Path(__file__).parents[2]
@@ -128,11 +140,11 @@ def test_variables_are_documented():
     """Those that any module reads, by our names."""
     page = text_of(ROOT / "docs" / "configuration.md")
     documented = set(re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE))
-    read = set()
+    read = set(kafka_settings.VARIABLES)
     for package in ("mesh", "brokers", "bindings", "sidecar"):
         for module in (ROOT / package).rglob("*.py"):
             read |= set(re.findall(r'"(MESHWIRE_[A-Z_]+)"', module.read_text()))
-    not_for_users = {"MESHWIRE_LIFELINE_FD", "MESHWIRE_REQUESTS"}
+    not_for_users = {"MESHWIRE_LIFELINE_FD"}
     no_variables = {code.reason for code in Code} | {feature.value for feature in StateFeature}
     assert {name for name in documented if name.startswith("MESHWIRE_")} == read - not_for_users - no_variables
 
@@ -142,6 +154,44 @@ def test_error_codes_are_those_of_the_catalogue():
     rows = re.findall(r"^\| (\d+) \| `(ERR_\w+)` \|", text_of(ROOT / "docs" / "pubsub.md"), re.MULTILINE)
     assert len(rows) >= 10
     assert {(name, int(status)) for status, name in rows} <= catalogue
+
+
+async def test_brokers_offer_what_the_page_says():
+    """Each table of docs/brokers.md beside the code: the rows, their texts, and the ticks of each broker."""
+    whole, bare = (Offered(**{each.name: can for each in dataclasses.fields(Offered)}) for can in (True, False))
+    nats, kafka = Connection(Lookup(lambda: None), name="x"), [kafka_that_offers(whole), kafka_that_offers(bare)]
+    logs = [
+        MemoryEventLog(),
+        NatsEventLog(nats, tables=NatsTables(nats, namespace="x")),
+        *(KafkaEventLog(connection) for connection in kafka),
+    ]
+    tables = [
+        MemoryTables(),
+        NatsTables(nats, namespace="x"),
+        *(KafkaTables(connection, namespace="x", prefix="x") for connection in kafka),
+    ]
+    shown = re.findall(r"^\| `(\w+)`: (.*?) \| (.*) \| (.*) \|$", text_of(ROOT / "docs" / "brokers.md"), re.MULTILINE)
+    expected = [
+        *expected_rows(Feature, [log.features for log in logs]),
+        *expected_rows(TableFeature, [each.table("x").features for each in tables]),
+        *((name, means, ["✓", "–"], without) for name, (means, without) in offers.SERVERS.items()),
+    ]
+    assert [
+        (name, means, [tick.strip(" ¹²") for tick in ticks.split("|")], without)
+        for name, means, ticks, without in shown
+    ] == expected
+
+
+def kafka_that_offers(offered):
+    connection = KafkaConnection(Access(servers=()), name="x")
+    connection._offered = offered
+    return connection
+
+
+def expected_rows(features, declared):
+    for feature in features:
+        ticks = ["✓" if feature in each else "–" for each in declared]
+        yield feature.name, feature.value, ticks, offers.WITHOUT[feature]
 
 
 def files():
