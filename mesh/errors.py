@@ -220,12 +220,13 @@ class BrokerUnavailable(BrokerError):
 
 
 class MessageTooLarge(BrokerError):
-    """Headers and payload together pass the broker's limit; nothing was sent. Sizes in bytes."""
+    """Headers and payload together pass the broker's limit; nothing was sent. Sizes in bytes. `setting` is what the
+    operator can raise, if there is anything."""
 
-    def __init__(self, size: int, limit: int) -> None:
+    def __init__(self, size: int, limit: int, setting: str | None = "max_payload on the server") -> None:
+        raised = f", or raise {setting}" if setting else ""
         super().__init__(
-            f"the message has {size} bytes with its headers, the broker takes at most {limit}; "
-            "send less, or raise max_payload on the server"
+            f"the message has {size} bytes with its headers, the broker takes at most {limit}; send less{raised}"
         )
         self.size = size
         self.limit = limit

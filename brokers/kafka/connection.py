@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
+import random
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -18,10 +19,11 @@ from typing import Any, TypeVar
 import aiokafka.errors as errors
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import RecordMetadata
 
-from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError, MessageTooLarge, clip
+from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError, MessageTooLarge
 
 logger = logging.getLogger("meshwire.kafka")
 
@@ -29,14 +31,20 @@ T = TypeVar("T")
 
 REQUEST_TIMEOUT = 5.0
 """Seconds that a server has for an answer."""
+ATTEMPTS = 4
+"""At a record, when others of its producer or of its batch were refused."""
 ACK_TIMEOUT = 10.0
 """Seconds after which a record that is not acknowledged has an unknown fate."""
 END_LIMIT = 5.0
 """Seconds that a client has for ending."""
 CHECK_INTERVAL = 2.0
 """Seconds between looks at whether the servers are there."""
+ASKED_AT_ONCE = 3
+"""Servers that are asked: one that answers is enough."""
 RETRY_PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds between attempts to reach a server; the last one is repeated."""
+MAX_BATCH = 64 * 1024
+"""Bytes of records that are sent together, unless a topic takes less."""
 MAX_REQUEST = 1024 * 1024
 """Bytes of a record with its headers that this client sends at most, unless a topic takes less: what Kafka takes."""
 RECORD_OVERHEAD = 128
@@ -44,6 +52,8 @@ RECORD_OVERHEAD = 128
 MAX_WAITING = 16_384
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 """Records, and their bytes, that wait for their acknowledgement at once."""
+LONGEST_REASON = 300
+"""Characters of what a server or aiokafka says that we repeat."""
 METADATA_AGE = 30.0
 """Seconds after which a client looks anew at where partitions are, when nothing told it before."""
 
@@ -58,6 +68,8 @@ _REFUSED = (
     errors.InvalidTopicError,
     errors.PolicyViolationError,
 )
+
+_TOPICS_LIMIT = "max.message.bytes of the topic"
 
 _PASSING = (0, errors.LeaderNotAvailableError.errno, errors.UnknownTopicOrPartitionError.errno)
 """What is said of a topic while it is made, or is not there."""
@@ -105,6 +117,10 @@ class Connection:
         self._connected = asyncio.Event()
         self._opening = asyncio.Lock()
         self._topics: dict[str, int] = {}  # partitions of those that are known to exist
+        self._limits: dict[str, int] = {}  # bytes of a record, where that is less than MAX_REQUEST
+        self._batch = MAX_BATCH
+        self._succession: asyncio.Task[None] | None = None
+        self._patience: set[asyncio.Timeout] = set()
         self._waiting = 0
         self._waiting_bytes = 0
         self._task: asyncio.Task[None] | None = None
@@ -128,13 +144,16 @@ class Connection:
         return 500 if self.offered.wakes else 5
 
     async def start(self) -> None:
-        """Returns when a server has answered. Raises `ConfigurationError` when waiting cannot help."""
+        """Returns when a server has answered. Raises `ConfigurationError` when waiting cannot help, `BrokerUnavailable`
+        when this is closed meanwhile."""
         self._task = self._loop.create_task(self._keep_connected(), name="kafka connection")
         connected = self._loop.create_task(self._connected.wait())
         try:
             await asyncio.wait({self._task, connected}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             connected.cancel()
+        if self.closed:
+            raise BrokerUnavailable("the connection to Kafka is closed")
         if self._task.done():
             await self._task
 
@@ -142,12 +161,17 @@ class Connection:
         """Publishes that wait fail with `BrokerUnavailable`."""
         self.closed = True
         self._problem = "closed"
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._task, self._succession) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._connected.set()
-        producer, admin, self._producer, self._admin = self._producer, self._admin, None, None
+        producer, self._producer = self._producer, None
+        async with self._opening:
+            admin, self._admin = self._admin, None
         await asyncio.gather(*(stop(client) for client in (producer, admin) if client is not None), *self._ending)
+        for patience in self._patience:
+            patience.reschedule(self._loop.time())
 
     async def wait_connected(self, timeout: float) -> None:
         """Raises `BrokerUnavailable` after `timeout` seconds without a server, or when this is closed."""
@@ -175,37 +199,78 @@ class Connection:
         nothing is known of it after `timeout` seconds: it may be stored later.
         """
         size = record_size(value, key, headers)
-        if size > MAX_REQUEST:
-            raise MessageTooLarge(size, MAX_REQUEST)
+        self._check_size(topic, size)
         if self._waiting >= MAX_WAITING or self._waiting_bytes + size > MAX_WAITING_BYTES:
             raise BrokerUnavailable("too many messages wait for the broker's acknowledgement; slow down and try again")
-        producer = self._producer
-        if producer is None:
+        if self._producer is None:
             raise BrokerUnavailable(f"no connection to Kafka: {self._problem}")
+        stored = _NOTHING if value is None else value
+        milliseconds = None if timestamp is None else int(timestamp * 1000)
+        patience = asyncio.timeout(timeout)
         self._waiting += 1
         self._waiting_bytes += size
+        self._patience.add(patience)
         try:
-            async with asyncio.timeout(timeout):
-                sent = await producer.send(
-                    topic,
-                    _NOTHING if value is None else value,
-                    key,
-                    partition,
-                    timestamp_ms=None if timestamp is None else int(timestamp * 1000),
-                    headers=headers,
-                )
-                return await sent
+            async with patience:
+                for _ in range(ATTEMPTS):
+                    producer = self._producer
+                    if producer is None:
+                        break
+                    try:
+                        await self._known_to(producer, topic)
+                        sent = await producer.send(topic, stored, key, partition, milliseconds, headers)
+                        return await sent
+                    except errors.ProducerClosed:  # there is another one by now
+                        continue
+                    except errors.OutOfOrderSequenceNumber:  # not stored: the producer was refused another record
+                        await self._replaced(producer)
+                    except errors.MessageSizeTooLargeError:
+                        await self._too_large(topic, size, producer)
+                    except errors.KafkaError as error:
+                        if not error.retriable and not isinstance(error, errors.KafkaTimeoutError):
+                            self._replace(producer)
+                        raise
+            raise BrokerUnavailable(
+                "the connection to Kafka is closed" if self.closed else "Kafka refuses again and again"
+            )
         except TimeoutError:
-            raise BrokerUnavailable("Kafka did not acknowledge the message in time") from None
-        except errors.MessageSizeTooLargeError:
-            self._replace(producer)
-            raise MessageTooLarge(size, MAX_REQUEST) from None
-        except errors.KafkaError as error:
-            self._replace(producer)
+            if self.closed:
+                raise BrokerUnavailable("the connection to Kafka is closed") from None
+            why = f": {self._problem}" if self._problem else ""
+            raise BrokerUnavailable(f"Kafka did not acknowledge the message in time{why}") from None
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            raise BrokerUnavailable("the connection to Kafka was lost") from None
+        except (errors.KafkaError, OSError, EOFError) as error:
             raise translated(error) from error
         finally:
             self._waiting -= 1
             self._waiting_bytes -= size
+            self._patience.discard(patience)
+
+    async def _known_to(self, producer: AIOKafkaProducer, topic: str) -> None:
+        """Servers that have just started say of any topic that there is none."""
+        while topic not in producer.client.cluster._partitions:  # `topics()` makes a set each time
+            with suppress(errors.UnknownTopicOrPartitionError):
+                await producer.client._wait_on_metadata(topic)
+
+    def _check_size(self, topic: str, size: int) -> None:
+        limit = self._limits.get(topic, MAX_REQUEST)
+        if size > limit:
+            raise MessageTooLarge(size, limit, _TOPICS_LIMIT if limit < MAX_REQUEST else None)
+
+    async def _too_large(self, topic: str, size: int, producer: AIOKafkaProducer) -> None:
+        """The topic takes less than we knew, or less than all the records that were sent together. Returns when `size`
+        may be tried again."""
+        known = self._limits.get(topic)
+        await self._learn_limit(await self.admin(), topic)
+        if self._limits.get(topic) == known:  # the servers do not tell, or it was too much at once
+            if producer._message_accumulator._batch_size <= size:
+                raise MessageTooLarge(size, size - 1, _TOPICS_LIMIT)
+            self._batch = min(self._batch, size)
+        self._check_size(topic, size)
+        await self._replaced(producer)
 
     async def partitions(self, topic: str) -> int | None:
         """How many it has; `None` when there is no such topic. Raises `BrokerError`, `BrokerUnavailable`."""
@@ -243,7 +308,23 @@ class Connection:
         if code not in _PASSING:
             raise errors.for_code(code)(topic)
         if code == 0 and partitions and all(leader >= 0 for _, _, leader, *_ in partitions):
+            await self._learn_limit(admin, topic)
             self._topics[topic] = len(partitions)
+
+    async def _learn_limit(self, admin: AIOKafkaAdminClient, topic: str) -> None:
+        """How large a record may be, where a server tells us: not all do, and not everybody may know."""
+        asked = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": None})
+        try:
+            [answer] = await admin.describe_configs([asked])
+            limit = next((int(entry[1]) for entry in answer.resources[0][4]), MAX_REQUEST)
+        except (errors.KafkaError, ValueError, LookupError, TypeError) as error:
+            logger.debug("how much the topic %s takes is not known: %s", topic, error)
+            return
+        if limit < MAX_REQUEST:
+            self._limits[topic] = limit
+            self._batch = min(self._batch, limit)
+        else:
+            self._limits.pop(topic, None)
 
     async def missing(self, topics: Sequence[str]) -> set[str]:
         """Those that are not there, as one server sees it now. Raises `BrokerError`, `BrokerUnavailable`."""
@@ -293,12 +374,10 @@ class Connection:
         except TimeoutError:
             raise BrokerUnavailable("Kafka did not answer in time") from None
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if _is_cancelled():
                 raise
-            # aiokafka cancels what waits for a connection that it closes
             raise BrokerUnavailable("the connection to Kafka was lost") from None
-        except errors.KafkaError as error:
+        except (errors.KafkaError, OSError, EOFError) as error:
             raise translated(error) from error
 
     def _common(self) -> dict[str, Any]:
@@ -316,7 +395,7 @@ class Connection:
             acks="all",
             enable_idempotence=self.offered.idempotence,
             linger_ms=0,
-            max_batch_size=64 * 1024,
+            max_batch_size=self._batch,
             value_serializer=_as_stored,
             max_request_size=2 * MAX_REQUEST,  # of a whole request; records are measured before
         )
@@ -328,25 +407,29 @@ class Connection:
         return producer
 
     def _replace(self, refused: AIOKafkaProducer) -> None:
-        """aiokafka counts a record that was refused, and the server misses it ever after."""
-        if self._producer is refused and not self.closed and self._offered is not None and self._offered.idempotence:
-            self._producer = None
-            self._own(self._successor(refused), "replace the producer")
+        """aiokafka counts a record that was refused, and the server misses it ever after: there, this producer is of no
+        use any more. It goes on elsewhere until there is another one."""
+        if self._producer is refused and not self.closed and (self._succession is None or self._succession.done()):
+            self._succession = self._loop.create_task(self._succeed(refused), name="replace the producer")
 
-    async def _successor(self, refused: AIOKafkaProducer) -> None:
+    async def _replaced(self, refused: AIOKafkaProducer) -> None:
+        """Returns when there is another one."""
+        self._replace(refused)
+        if self._succession is not None:
+            await asyncio.shield(self._succession)
+
+    async def _succeed(self, refused: AIOKafkaProducer) -> None:
         pauses = itertools.chain(RETRY_PAUSES, itertools.repeat(RETRY_PAUSES[-1]))
-        while not self.closed and self._producer is None:
+        while True:
             try:
                 self._producer = await self._new_producer()
-            except BrokerError as error:
-                logger.debug("no producer yet: %s", error)
+                break
+            except Exception as error:
+                logger.debug("no producer yet: %r", error)
                 await asyncio.sleep(next(pauses))
-        await stop(refused)
-
-    def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = self._loop.create_task(work, name=name)
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
+        ending = self._loop.create_task(stop(refused), name="end the producer")
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
     async def _keep_connected(self) -> None:
         """Until cancelled. Raises `ConfigurationError` before the first connection only."""
@@ -359,24 +442,53 @@ class Connection:
                 await asyncio.sleep(next(pauses))
             except BrokerError as error:
                 raise ConfigurationError(str(error)) from error
+            except Exception as error:  # what listens there need not be Kafka, and aiokafka trusts what it reads
+                self._note(f"unexpected {type(error).__name__}: {_printable(str(error))}")
+                await asyncio.sleep(next(pauses))
         logger.info("%s is connected to Kafka at %s", self.name, ", ".join(self.access.servers))
         self._problem = None
         self._connected.set()
         while True:
             await asyncio.sleep(CHECK_INTERVAL)
             try:
-                admin = await self.admin()
-                await self.within(admin.describe_cluster(), CHECK_INTERVAL)
+                await self.within(self._knock())
             except BrokerError as error:
                 self._note(str(error))
+            except Exception as error:
+                self._note(f"unexpected {type(error).__name__}: {_printable(str(error))}")
             else:
                 if not self._connected.is_set():
                     logger.info("%s is connected to Kafka again", self.name)
                     self._problem = None
                     self._connected.set()
 
+    async def _knock(self) -> None:
+        """Returns when one of the servers has answered. Raises what went wrong with the last one."""
+        client = (await self.admin())._client
+        nodes = [server.nodeId for server in client.cluster.brokers()]
+        asked = [
+            self._loop.create_task(client.send(node, MetadataRequest([])), name="knock at Kafka")
+            for node in random.sample(nodes, min(ASKED_AT_ONCE, len(nodes)))
+        ]
+        try:
+            for answer in asyncio.as_completed(asked):
+                try:
+                    await answer
+                    return
+                except asyncio.CancelledError:
+                    if _is_cancelled():
+                        raise
+                    failure: Exception = errors.KafkaConnectionError("the connection was lost")
+                except (errors.KafkaError, OSError, EOFError) as error:
+                    failure = error
+            raise failure if asked else errors.NodeNotReadyError("no server is known")
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+
     async def _open(self) -> None:
-        from brokers.kafka import probe
+        from brokers.kafka import probe  # which needs this module
 
         self._offered = await probe.offered(self)
         self._producer = await self._new_producer()
@@ -386,6 +498,17 @@ class Connection:
             logger.warning("no connection to Kafka: %s", problem)
             self._problem = problem
             self._connected.clear()
+
+
+def _printable(text: str) -> str:
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…"
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody wants this task to end. aiokafka, too, cancels what waits for a connection that it closes."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def record_size(value: bytes | None, key: bytes | None, headers: Headers) -> int:
@@ -408,8 +531,8 @@ def _as_stored(value: bytes) -> bytes | None:
 
 
 def translated(error: Exception) -> BrokerError:
-    """A `KafkaError` as ours: refused for good, or not available at the moment."""
-    text = clip(" ".join(str(error).split()) or type(error).__name__)
+    """An error of aiokafka's as ours: refused for good, or not available at the moment."""
+    text = _printable(" ".join(str(error).split()) or type(error).__name__)
     if isinstance(error, errors.MessageSizeTooLargeError):
         return BrokerError(f"Kafka takes no message of this size: {text}")
     if isinstance(error, _REFUSED):

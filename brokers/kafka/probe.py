@@ -1,8 +1,12 @@
-"""What the servers of Kafka offer, found out by asking them."""
+"""What the servers of Kafka offer, found out by asking them.
+
+Only idempotence is tried. The rest follows from the requests that a server knows: no version tells whether offsets are
+found by time or a waiting fetch ends early, but every server that knows how to add partitions to a topic does both, and
+those that do not (tansu) lack much else (`tests/contract/test_kafka_probe.py`, `test_kafka_lesser_server.py`).
+"""
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 import aiokafka.errors as errors
@@ -28,8 +32,10 @@ async def offered(connection: Connection) -> Offered:
         answer = await connection.within(server.send(InitProducerIdRequest(None, 2**31 - 1)))
         if answer.error_code in _NOT_THERE_YET:
             raise BrokerUnavailable("Kafka is still starting")
+        if answer.error_code == errors.IllegalSaslStateError.errno:  # all that a server says of a token
+            raise BrokerError("Kafka refused: the token is not valid")
         versions = server._versions
-        whole = _CREATE_PARTITIONS in versions  # servers that lack it lack much that no version tells
+        whole = _CREATE_PARTITIONS in versions
         idempotence = answer.error_code == 0
         return Offered(
             idempotence=idempotence,
@@ -60,9 +66,9 @@ async def _dial(connection: Connection) -> Any:
                 )
             )
         except BrokerError as error:
-            failure = error
-        except (OSError, asyncio.IncompleteReadError) as error:
-            failure = BrokerUnavailable(f"{host}:{port}: {error}")
+            failure = type(error)(f"{host}:{port}: {error}")
+        except Exception as error:  # what listens there need not be Kafka, and aiokafka trusts what it reads
+            failure = BrokerUnavailable(f"{host}:{port} does not speak as Kafka does ({type(error).__name__})")
         if not isinstance(failure, BrokerUnavailable):
             break
     raise failure or BrokerUnavailable("no server of Kafka is named")
