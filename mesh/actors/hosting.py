@@ -155,8 +155,13 @@ class Hosting:
         def cut() -> None:
             abandoned.cancel()
 
+        def ended(turn: asyncio.Task[tuple[Response, int]]) -> None:
+            limit.cancel()
+            if not turn.cancelled():
+                turn.exception()  # nobody else asks for it
+
         limit = self._clock.call_later(ABANDONED_LIMIT, cut)
-        abandoned.add_done_callback(lambda _: limit.cancel())
+        abandoned.add_done_callback(ended)
 
     async def _take_turn(
         self, call: Call, caller: Peer, actor: Actor, turn: Turn, partition: int, chain: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gc
 import tracemalloc
 from collections.abc import AsyncIterator
 
@@ -98,6 +99,23 @@ async def test_a_turn_that_nobody_waits_for_has_a_limit(world: World) -> None:
     assert (app.begun, app.cancelled) == ([b"0", b"1"], 1)
     app.release.set()
     await second
+
+
+async def test_a_turn_that_nobody_waits_for_may_fail_without_a_word(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Held()
+    node = await world.node(app)
+    call = node.call("x")
+    await world.clock.settle()
+    call.cancel()
+    await world.clock.settle()
+    closing = asyncio.ensure_future(node.hosting.close())  # the actor moves
+    while not closing.done():
+        await world.clock.advance(1)
+    assert app.cancelled == 1
+    gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 async def test_a_mailbox_has_a_bound(world: World) -> None:
