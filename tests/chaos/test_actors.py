@@ -27,6 +27,7 @@ import pytest
 from mesh.addressing import ACTOR_PARTITIONS, actor_partition
 from tests.chaos import turns
 from tests.chaos.actor_host import TYPE
+from tests.chaos.brokers import kafka
 from tests.e2e.mesh import JSON, Mesh, Process, Sidecar, until
 from tests.ports import free_port
 
@@ -51,7 +52,7 @@ PREFIX = "error invoke actor method: "
 SLACK = 10.0
 """Seconds that a busy machine may take for what is due at once."""
 
-pytestmark = [pytest.mark.quiet, pytest.mark.timeout(120 + 3 * SECONDS)]
+pytestmark = [pytest.mark.quiet, pytest.mark.timeout(200 + 3 * SECONDS)]
 
 
 class Host(NamedTuple):
@@ -278,10 +279,11 @@ def quantile(calls: list[Call], share: float = 0.99) -> float:
     return waits[int(share * (len(waits) - 1))] if waits else 0.0
 
 
-@pytest.fixture
-async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
+@pytest.fixture(params=["nats", pytest.param("kafka", marks=pytest.mark.servers)])
+async def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Fleet]:
     async with AsyncExitStack() as stack:
-        fleet = Fleet(await stack.enter_async_context(Mesh(tmp_path)))
+        server = stack.enter_context(kafka()) if request.param == "kafka" else None
+        fleet = Fleet(await stack.enter_async_context(Mesh(tmp_path, server)))
         await fleet.start()
         yield fleet
 
