@@ -31,8 +31,9 @@ def configure(app_id: str, level: str, *, as_json: bool, file: Path | None) -> N
         old.close()
     root.addHandler(handler)
     root.setLevel(LEVELS[level])
-    # nats-py logs each failed attempt with a traceback; brokers.nats.connection says it in one line.
-    logging.getLogger("nats").setLevel(logging.CRITICAL)
+    # They log each failed attempt, some with a traceback; the connections of brokers/ say it in one line.
+    for library in ("nats", "aiokafka"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 class _Formatter(logging.Formatter):

@@ -38,7 +38,7 @@ def test_scopes_do_not_depend_on_where_a_module_is() -> None:
         for name in re.findall(r"getLogger\((.+?)\)", module.read_text())
     }
     ours = {name for name in named if name.startswith('"meshwire.')}
-    assert named - ours == {'"dapr.runtime.http-info"', '"nats"'}
+    assert named - ours == {'"dapr.runtime.http-info"', "library"}
     assert len(ours) > 5
 
 
@@ -93,3 +93,13 @@ async def test_api_calls_are_logged_without_their_query(log_file: Path) -> None:
         }.items()
     )
     assert "secret" not in log_file.read_text()
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_libraries_say_nothing_by_themselves(log_file: Path, level: str) -> None:
+    """Our connections say it in one line; at DEBUG aiokafka would show the password that signs in."""
+    logs.configure("shop", level, as_json=False, file=log_file)
+    for library in ("nats.aio.client", "aiokafka.conn"):
+        logging.getLogger(library).error("Unable connect to node")
+        logging.getLogger(library).debug("Request: SaslAuthenticateRequest(password)")
+    assert log_file.read_text() == ""
