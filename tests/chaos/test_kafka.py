@@ -1,8 +1,10 @@
 """Sidecars on a cluster of three Apache Kafkas, whoever of them is killed or restarted; and what holds up whom.
 
-Two cores, which three servers, three sidecars, an app and its load share, bear the default rate:
+Two cores, which three servers, three sidecars, an app and its load share, bear the default rate; most of the time goes
+into the starts of servers, half a minute each when the machine is full. For more:
 
-    KAFKA_CHAOS_RATE=1000 KAFKA_CHAOS_SLOW=60 python -P -m pytest tests/chaos/test_kafka.py
+    KAFKA_CHAOS_RATE=1000 KAFKA_CHAOS_CALM=3 KAFKA_CHAOS_SLOW=60 KAFKA_CHAOS_NEIGHBOURS=500 \\
+        python -P -m pytest -s tests/chaos/test_kafka.py
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from tests.servers.apache_kafka import ApacheKafka, cluster
 
 RATE = float(os.environ.get("KAFKA_CHAOS_RATE", "300"))
 """Events per second while sidecars and servers end."""
-CALM = 1.5
+CALM = float(os.environ.get("KAFKA_CHAOS_CALM", "0.5"))
 """Seconds of load before each of these ends."""
 ARRIVAL_LIMIT = 60.0
 """Seconds from the last restart in which everything must have arrived."""
@@ -132,7 +134,7 @@ async def test_sidecars_and_servers_are_killed_and_restarted_under_load(tmp_path
 
     async def flows() -> None:
         before = len(arrived())
-        await until(lambda: len(arrived()) > before + 100, lambda: "nothing arrives any more")
+        await until(lambda: len(arrived()) > before + 20, lambda: "nothing arrives any more")
         await asyncio.sleep(CALM)
 
     try:
