@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -53,8 +54,20 @@ def parse(text: str, environ: Mapping[str, str]) -> KafkaSettings:
     if at and not (user and password):
         raise ConfigurationError(f"{BROKER}: {_RULE}: both a user and a password stand before '@'")
     own = _Own(environ)
-    security = _security(own, tls, unquote(user) or None, unquote(password) or None)
+    security = _security(own, tls, _decoded(user) or None, _decoded(password) or None)
     return KafkaSettings(_servers(servers), security, own.number(PARTITIONS, DEFAULT_PARTITIONS, most=10_000))
+
+
+def _decoded(text: str) -> str:
+    """Of a user or a password: what is not what was meant would be refused by the servers without a reason."""
+    if not re.search("%(?![0-9A-Fa-f]{2})", text):
+        with suppress(UnicodeDecodeError):
+            decoded = unquote(text, errors="strict")
+            if decoded.isprintable():
+                return decoded
+    raise ConfigurationError(
+        f"{BROKER}: {_RULE}: user and password are percent-encoded UTF-8 without control characters; '%' is '%25'"
+    )
 
 
 def refuse(environ: Mapping[str, str]) -> None:

@@ -75,6 +75,12 @@ def test_no_message_shows_credentials(text: str) -> None:
     assert SECRET not in str(refused.value)
 
 
+@pytest.mark.parametrize("credentials", ["u:%ff", "u:100%", "u:%zz", "u%00x:p", "u:p%0A"])
+def test_credentials_that_cannot_be_meant(credentials: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"user and password are percent-encoded UTF-8 .* '%' is '%25'"):
+        settings(f"kafka://{credentials}@a")
+
+
 def test_no_repr_shows_secrets() -> None:
     told = settings(f"kafka://user:{SECRET}@a")
     assert told.broker.security.password == SECRET
