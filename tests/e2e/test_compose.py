@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -20,15 +21,27 @@ import yaml
 
 from tests.contract.nats_server import BINARY
 from tests.ports import free_port
+from tests.servers import kafka_jars
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = (ROOT / "compose.yaml").read_text()
 TOKEN = "a-token-of-the-test"
 LOCAL = {"MESHWIRE_LISTEN_HOST": "127.0.0.1", "MESHWIRE_PUBLISH_HOST": "127.0.0.1", "DAPR_API_TOKEN": TOKEN}
-LIMIT = 30.0
+LIMIT = 90.0
 """Seconds until every service is healthy, and until an event has arrived."""
 
-VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
+FOR_TESTS = ("-XX:+UseSerialGC", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
+"""What spares a small machine, and the log."""
+
+VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^{}]*))?\}")
+"""One that holds no other."""
+
+
+def replaced(text, value):
+    """With `value(match)` in place of each variable, those within others first."""
+    while VARIABLE.search(text):
+        text = VARIABLE.sub(value, text)
+    return text
 
 
 def interpolated(text, environment):
@@ -42,12 +55,16 @@ def interpolated(text, environment):
             raise LookupError(f"{name} {rest}")
         return rest if operator == "-" else ""
 
-    return VARIABLE.sub(value, text)
+    return replaced(text, value)
 
 
-def services(environment):
+def services(environment, profile=""):
+    """Those that `docker compose --profile` starts."""
     found = yaml.safe_load(interpolated(COMPOSE, environment))["services"]
+    for name in [name for name, service in found.items() if profile not in service.get("profiles", [profile])]:
+        del found[name]
     for service in found.values():
+        service.setdefault("command", [])
         service["environment"] = {name: str(value) for name, value in service.get("environment", {}).items()}
     return found
 
@@ -81,7 +98,7 @@ def test_follows_the_compose_specification():
 def test_every_port_and_every_host_is_a_variable_with_a_default():
     for name, service in yaml.safe_load(COMPOSE)["services"].items():
         for text in texts({key: service.get(key) for key in ("command", "environment", "ports", "healthcheck")}):
-            fixed = VARIABLE.sub("", text).replace("http://127.0.0.1:", "")  # a probe asks its own container
+            fixed = replaced(text, "").replace("127.0.0.1", "")  # a container's own
             assert not re.search(r"\d{4}|\d+\.\d+\.\d+|localhost", fixed), f"{name}: {text}"
     for name, operator, default in VARIABLE.findall(COMPOSE):
         if name.endswith(("_PORT", "_HOST")):
@@ -90,19 +107,20 @@ def test_every_port_and_every_host_is_a_variable_with_a_default():
 
 def test_no_two_services_share_a_port():
     used = {}
-    for name, service in services({"DAPR_API_TOKEN": TOKEN}).items():
+    for name, service in services({"DAPR_API_TOKEN": TOKEN}, "kafka").items():
         own = set(re.findall(r"-port=(\d+)|--(?:http_)?port=(\d+)", " ".join(service["command"])))
         own = {first or second for first, second in own} | {service["environment"].get("APP_PORT")} - {None}
+        own |= set(re.findall(r":(\d+)", service["environment"].get("KAFKA_LISTENERS", "")))
         if name.endswith("-sidecar"):  # where its app listens is not its own
             own -= set(re.findall(r"--app-port=(\d+)", " ".join(service["command"])))
         assert own, name
         for port in own:
             assert used.setdefault(port, name) == name, f"{port} is used by {used[port]} and {name}"
-    assert len(used) == 6
+    assert len(used) == 8
 
 
 def test_containers_listen_everywhere_and_ask_for_a_token():
-    found = services({"DAPR_API_TOKEN": TOKEN})
+    found = services({"DAPR_API_TOKEN": TOKEN}, "kafka")
     for name, service in found.items():
         assert "0.0.0.0" in " ".join(texts([service["command"], service["environment"]])), name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
@@ -112,10 +130,46 @@ def test_containers_listen_everywhere_and_ask_for_a_token():
         services({})
 
 
+def test_the_mesh_is_on_the_broker_that_is_named():
+    """Kafka is there with its profile only, and what is named is what all sidecars get."""
+    plain = services({"DAPR_API_TOKEN": TOKEN})
+    assert "kafka" not in plain
+    told, *_ = re.findall(r"(MESHWIRE_BROKER=\S+) docker compose --profile kafka", COMPOSE)
+    name, _, broker = told.partition("=")
+    beside = services({"DAPR_API_TOKEN": TOKEN, name: broker}, "kafka")
+    for sidecar in ("orders-sidecar", "inventory-sidecar"):
+        assert plain[sidecar]["environment"][name] == "nats://nats:4222"
+        assert beside[sidecar]["environment"][name] == broker
+        assert beside[sidecar]["depends_on"]["kafka"] == {"condition": "service_healthy", "required": False}
+    kafka = beside["kafka"]
+    assert kafka["environment"]["KAFKA_ADVERTISED_LISTENERS"] == broker.replace("kafka://", "CLIENTS://")
+    assert kafka["image"] == f"apache/kafka:{kafka_jars.VERSION}"  # what is tested
+
+
+def kafka_here(service, folder):
+    """As the image does it: variables become properties, and the folder is formatted before the first start."""
+    folder.mkdir()
+    own = {
+        name.removeprefix("KAFKA_").lower().replace("_", "."): value
+        for name, value in service["environment"].items()
+        if name not in ("CLUSTER_ID", "KAFKA_HEAP_OPTS")
+    }
+    properties = folder / "server.properties"
+    own["log.dirs"] = str(folder / "data")
+    properties.write_text("".join(f"{name}={value}\n" for name, value in own.items()))
+    heap = service["environment"]["KAFKA_HEAP_OPTS"]
+    java = [str(kafka_jars.java()), heap, *FOR_TESTS, "-cp", f"{kafka_jars.folder()}/*"]
+    identity = ["-t", service["environment"]["CLUSTER_ID"]]
+    subprocess.run([*java, "kafka.tools.StorageTool", "format", *identity, "-c", properties], check=True, timeout=60)
+    return [*java, "kafka.Kafka", str(properties)]
+
+
 def local_command(name, service, folder):
     """The command of a container, as a process of this machine: the entry point of its image, and its mounts."""
-    first, *rest = service["command"]
-    if name == "nats":
+    first, *rest = service["command"] or [""]
+    if name == "kafka":
+        words = kafka_here(service, folder / name)
+    elif name == "nats":
         words = [str(BINARY), first, *rest]
     elif first in ("./daprd", "/daprd"):
         words = [sys.executable, "-P", "-m", "sidecar", *rest]
@@ -133,6 +187,11 @@ def is_healthy(service):
     """The service's own health check; the one of the NATS image is made by a program that may be missing here."""
     kind, *words = service["healthcheck"]["test"]
     assert kind == "CMD"
+    if words[0] == "nc":
+        option, host, port = words[1:]
+        assert option == "-z"
+        with socket.socket() as probe:
+            return probe.connect_ex((host, int(port))) == 0
     if words[0] == "wget":
         words = [
             sys.executable,
@@ -163,11 +222,15 @@ def ask(port, path, body=None, headers=None):
             return error.code, error.read()
 
 
-@pytest.fixture
-def system(tmp_path):
-    """All services, healthy, as local processes; gives the variables that they were started with."""
+@pytest.fixture(params=["", pytest.param("kafka", marks=[pytest.mark.servers, pytest.mark.timeout(240)])])
+def system(request, tmp_path):
+    """All services of a profile, healthy, as local processes; gives the variables that they were started with."""
     environment = host_and_port_variables()
-    found = services(environment)
+    if request.param == "kafka":
+        if reason := kafka_jars.missing():
+            pytest.skip(reason)
+        environment["MESHWIRE_BROKER"] = f"kafka://127.0.0.1:{environment['MESHWIRE_KAFKA_PORT']}"
+    found = services(environment, request.param)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DAPR_", "APP_", "MESHWIRE_"))}
     with ExitStack() as stack:
         for name, service in found.items():
