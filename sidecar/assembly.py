@@ -94,7 +94,7 @@ def assemble(
     def check_manifests(found: resources.Resources) -> None:
         components.check(found.components)
         policies = Resiliency(found.resiliency, clock=clock)
-        _check_plans(flags.app_id, components, found.components, policies)
+        _check_plans(flags.app_id, components, found.components, policies, events.features)
         check_stores(components.preview("state", found.components))
         OutsideWorld(found.http_endpoints)
 
@@ -110,6 +110,7 @@ def assemble(
         requests=settings.requests,
         callers_verified=settings.callers_verified,
     )
+    events = backbone.log
     components = _components(settings, configuration, backbone, clock, observers.telemetry.meter)
     components.check(manifests.components)
     components.use_shared(manifests.components)
@@ -126,7 +127,7 @@ def assemble(
     resiliency = Resiliency(manifests.resiliency, clock=clock)
     for warning in (*resiliency.warnings, *resiliency.without_effect(components.categories(manifests.components))):
         logger.warning("%s", warning)
-    _check_plans(flags.app_id, components, manifests.components, resiliency)
+    _check_plans(flags.app_id, components, manifests.components, resiliency, events.features)
     check_stores(components.preview("state", manifests.components))
     common = Common(
         settings=settings,
@@ -302,9 +303,14 @@ def _components(
 
 
 def _check_plans(
-    app_id: str, components: Components, manifests: Sequence[resources.Component], resiliency: Resiliency
+    app_id: str,
+    components: Components,
+    manifests: Sequence[resources.Component],
+    resiliency: Resiliency,
+    features: frozenset[Feature],
 ) -> None:
-    """Whether what is said of deliveries goes together; of pub/sub, where that can be told without secrets.
+    """Whether what is said of deliveries goes together, and the broker of the mesh, which has these `features`, can do
+    it; of pub/sub, where that can be told without secrets.
 
     Raises `ConfigurationError`, with the place.
     """
@@ -314,7 +320,7 @@ def _check_plans(
         if manifest.type.startswith("bindings.") and not manifest.ignore_errors:
             stated, policies = statements_of(manifest, app_id), resiliency.inbound(manifest.name, "bindings")
             if stated:
-                compile_plan(stated, {}, policies, features=frozenset(Feature))
+                compile_plan(stated, {}, policies, features=features)
 
 
 def _problem(*logs: EventLog | Backbone) -> str | None:

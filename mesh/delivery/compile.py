@@ -98,7 +98,8 @@ def _with_dead_letter(
 
 def check_plan(component: Component, resiliency: Resiliency) -> None:
     """Whether a subscription that says nothing of its own could have a plan. Raises `ConfigurationError`."""
-    compile_plan(component.delivery, {}, resiliency.inbound(component.name, "pubsub"), features=frozenset(Feature))
+    policies = resiliency.inbound(component.name, "pubsub")
+    compile_plan(component.delivery, {}, policies, features=component.log.features)
 
 
 def _dead_letter(spec: SubscriptionSpec, component: Component) -> Stated | None:
