@@ -12,8 +12,9 @@ from brokers.nats.embedded import mesh_folder
 from mesh.addressing import DEFAULT_NAMESPACE, DEFAULT_PREFIX
 from sidecar import registry
 from sidecar.cli import FAILED, OK
-from sidecar.doctor import Finding, Patient, Status, examine
-from sidecar.settings import parse_broker
+from sidecar.doctor import examine
+from sidecar.findings import Finding, Patient, Status
+from sidecar.settings import parse_broker, parse_requests
 
 MARKS = {Status.OK: "✓", Status.FAILED: "✗", Status.SKIPPED: "–"}
 
@@ -31,8 +32,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Returns 1 when something is wrong. Raises `ConfigurationError` for an address that is none."""
     folder = mesh_folder(args.mesh)
+    broker = parse_broker(args.broker or os.environ.get("MESHWIRE_BROKER") or f"embedded:{folder}", os.environ)
     patient = Patient(
-        broker=parse_broker(args.broker or os.environ.get("MESHWIRE_BROKER") or f"embedded:{folder}", os.environ),
+        broker=broker,
+        requests=parse_requests(os.environ, broker),
         namespace=args.namespace or os.environ.get("NAMESPACE") or DEFAULT_NAMESPACE,
         prefix=os.environ.get("MESHWIRE_PREFIX") or DEFAULT_PREFIX,
         app_id=args.app_id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import pytest
 from tests.contract.nats_server import BINARY, NatsServer
 from tests.e2e.mesh import MESHWIRE, App, Mesh, Process, subscription
 from tests.ports import free_port
+from tests.servers import kafka_jars
+from tests.servers.apache_kafka import ApacheKafka
 
 
 @pytest.fixture
@@ -192,3 +194,71 @@ async def test_an_address_that_is_none(tmp_path: Path) -> None:
     code, log = await Visit(tmp_path).tells("--broker", "http://x")
     assert code == 1
     assert log.startswith("meshwire doctor: MESHWIRE_BROKER: must be nats://host:port")
+
+
+# on Kafka
+
+
+@pytest.fixture(scope="module")
+def kafka() -> Iterator[ApacheKafka]:
+    if reason := kafka_jars.missing():
+        pytest.skip(reason)
+    server = ApacheKafka(auto_create_topics_enable="false", group_initial_rebalance_delay_ms=0)
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.mark.servers
+@pytest.mark.timeout(240)
+async def test_a_mesh_on_kafka(tmp_path: Path, kafka: ApacheKafka) -> None:
+    async with Mesh(tmp_path, kafka) as mesh, App([subscription("A")]) as app:
+        orders = await mesh.sidecar("orders", app=app, topics=["A"])
+        shell = await mesh.sidecar("shell")
+        prefix = shell.environment["MESHWIRE_PREFIX"]
+        visit = Visit(tmp_path, kafka.url, MESHWIRE_PREFIX=prefix)
+        for _ in range(2):  # it leaves nothing that makes a second one fail
+            code, log = await visit.tells()
+            assert code == 0, log
+        for pattern in (
+            r"✓ broker: 127.0.0.1:\d+ answers",
+            r"✓ credentials: accepted",
+            r"✓ topics: events of namespace 'default': \d+ topics; 1 server",
+            r"✓ sidecar of orders: 127.0.0.1:\d+ is healthy",
+            r"✓ subscription of orders to A \(pubsub\): 0 waiting, 0 tried and not done",
+            r"✓ app orders: 127.0.0.1:\d+ answers; it subscribes to A",
+            r"✓ canary event: published, stored and received in \d+ ms",
+            r"✓ canary call: called and answered in \d+ ms",
+            r"✓ canary call through the sidecar of orders: answered in \d+ ms",
+            r"✓ canary call to orders: answered 200 in \d+ ms",
+        ):
+            assert re.search(f"^{pattern}$", log, re.MULTILINE), log
+        assert log.count("subscription of") == 1
+        assert not app.events
+        await orders.end()
+        for _ in range(3):
+            await shell.publish(b"{}")
+        check, told, advice = await visit.culprit()
+        assert check == "subscription of orders to A (pubsub)"
+        assert told == "3 waiting, 0 tried and not done; nobody takes them"
+        assert "meshwire unsubscribe -a orders -t A -p pubsub" in advice
+        # which is what one does then
+        environment = {**visit.environment, "MESHWIRE_PREFIX": prefix}
+        command = [*MESHWIRE, "unsubscribe", "-a", "orders", "-t", "A"]
+        process = Process(tmp_path, "unsubscribe", command, environment).start()
+        assert await process.end(None) == 0, process.log
+        code, log = await visit.tells("--app-id", "orders")
+        assert "– subscriptions: the broker keeps none" in log
+
+
+async def test_no_kafka(tmp_path: Path) -> None:
+    code, log = await Visit(tmp_path).tells("--broker", f"kafka://me:secret@127.0.0.1:{free_port()}")
+    assert (code, "secret" in log) == (1, False)
+    assert re.search(r"✗ broker: 127.0.0.1:\d+: Connection refused → start the broker", log), log
+
+
+async def test_something_that_is_no_kafka(tmp_path: Path) -> None:
+    async with App() as app:
+        check, told, _ = await Visit(tmp_path, f"kafka://127.0.0.1:{app.port}").culprit()
+        assert check == "credentials"
+        assert "no login within 5 s" in told

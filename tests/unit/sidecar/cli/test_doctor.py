@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from brokers.nats.inspection import Lane
-from sidecar import doctor
 from sidecar.cli import main
-from sidecar.doctor import Status
+from sidecar.doctor_nats import _bytes, _subscription
+from sidecar.findings import Status
 
 
 def lane(**state: object) -> Lane:
@@ -31,7 +31,7 @@ def lane(**state: object) -> Lane:
     ],
 )
 def test_what_a_subscription_suffers_from(lanes: list[Lane], status: Status, told: str) -> None:
-    found = doctor._subscription("orders", "pubsub", "A", lanes)
+    found = _subscription("orders", "pubsub", "A", lanes)
     assert found.check == "subscription of orders to A (pubsub)"
     assert (found.status, bool(found.advice)) == (status, status is Status.FAILED)
     assert told in found.told
@@ -41,7 +41,7 @@ def test_what_a_subscription_suffers_from(lanes: list[Lane], status: Status, tol
     ("count", "told"), [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (5 << 20, "5 MiB"), (3 << 29, "1.5 GiB")]
 )
 def test_sizes(count: int, told: str) -> None:
-    assert doctor._bytes(count) == told
+    assert _bytes(count) == told
 
 
 @pytest.mark.usefixtures("folder")
