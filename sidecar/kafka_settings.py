@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -42,6 +43,8 @@ def is_kafka(text: str) -> bool:
 
 def parse(text: str, environ: Mapping[str, str]) -> KafkaSettings:
     """Raises `ConfigurationError`, never with a secret in it."""
+    if importlib.util.find_spec("aiokafka") is None:
+        raise ConfigurationError(f"{BROKER}: Kafka needs a library: pip install 'meshwire[kafka]'")
     scheme, _, rest = text.partition("://")
     tls = SCHEMES[scheme.lower()]
     rest = re.sub(rf",\s*{re.escape(scheme)}://", ",", rest, flags=re.IGNORECASE)

@@ -1,5 +1,7 @@
 """What the environment says about Kafka."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from sidecar.flags import SidecarFlags
 from sidecar.settings import BrokerAddress, Settings
 
 SECRET = "S3CRET"
+ROOT = Path(__file__).parents[3]
 
 
 def settings(broker: str = "kafka://h", **environ: str) -> Settings:
@@ -249,3 +252,28 @@ def test_certificates_that_are_of_no_use(tmp_path: Path) -> None:
         options(Security(tls=True, ca=path))
     with pytest.raises(ConfigurationError, match=f"^{path}: .*: must be a certificate and its private key"):
         options(Security(tls=True, certificate=path))
+
+
+def test_who_uses_another_broker_needs_no_client_of_kafka() -> None:
+    script = """if True:
+        import asyncio, sys
+        sys.modules["aiokafka"] = None  # importing it fails
+        import sidecar.assembly, sidecar.doctor
+        from mesh.ports import Peer
+        from sidecar.backbone import open_backbone
+        from sidecar.settings import parse_broker
+        async def main():
+            backbone = open_backbone(parse_broker("nats://127.0.0.1:1", {}), Peer("n", "a"), prefix="p")
+            await backbone.close()
+        asyncio.run(main())
+    """
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_library_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aiokafka", None)
+    with pytest.raises(
+        ConfigurationError, match=r"^MESHWIRE_BROKER: Kafka needs a library: pip install 'meshwire\[kafka\]'$"
+    ):
+        settings()
