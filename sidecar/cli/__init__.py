@@ -254,6 +254,10 @@ def _dispatch(words: list[str]) -> int:
         args = parser.parse_args(rest)
     except SystemExit as shown:  # --help
         return int(shown.code or OK)
+    import logging
+
+    # a command says by itself what went wrong: no warnings of the brokers' clients in between
+    logging.getLogger().addHandler(logging.NullHandler())
     code: int = module.execute(args)
     return code
 
