@@ -354,6 +354,11 @@ def invocation_root(prefix: str, target: Peer) -> str:
         raise NoResponder(f"the name '{clip(target.app_id)}' is no valid Unicode text") from None
 
 
+def inbox(app_id: str) -> str:
+    """What the addresses begin with under which an app takes answers."""
+    return f"_INBOX.{token(app_id)}"
+
+
 def caller_token(caller: Peer, namespace: str) -> str:
     """How `caller` is shown in the address of a call to an app of `namespace`.
 
@@ -500,9 +505,14 @@ def kafka_event_topic(prefix: str, namespace: str, topic: Topic) -> str:
 
 
 def kafka_group(prefix: str, namespace: str, group: Group) -> str:
-    """The id of the consumer group. An app's begin with `<prefix>.<namespace>.<app id>.`, for permissions."""
-    parts = (prefix, namespace, group.app_id, group.topic.pubsub, *group.topic.name.split("."))
-    return ".".join(map(token, parts)) + (f"#{token(group.name)}" if group.name else "")
+    """The id of the consumer group."""
+    topic = ".".join(map(token, (group.topic.pubsub, *group.topic.name.split("."))))
+    return kafka_groups(prefix, namespace, group.app_id) + topic + (f"#{token(group.name)}" if group.name else "")
+
+
+def kafka_groups(prefix: str, namespace: str, app_id: str) -> str:
+    """What the ids of all groups of an app begin with."""
+    return f"{token(prefix)}.{token(namespace)}.{token(app_id)}."
 
 
 def kafka_state_topic(prefix: str, namespace: str, scope: str) -> str:

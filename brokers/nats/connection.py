@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import nats.errors
 
 from brokers.nats.client import DirectCallback, MeshClient
+from mesh import addressing
 from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError, MessageTooLarge, clip
 
 logger = logging.getLogger("meshwire.nats")
@@ -123,7 +124,7 @@ class Connection:
 
     def new_inbox(self) -> str:
         """Prefix of subjects of this app's own. Who learns `inbox` from a reply subject cannot guess this one."""
-        return f"_INBOX.{self._name}.{secrets.token_hex(8)}"
+        return f"{addressing.inbox(self._name)}.{secrets.token_hex(8)}"
 
     @property
     def problem(self) -> str | None:

@@ -235,7 +235,7 @@ class NatsEventLog:
         infos = await asyncio.gather(
             *(
                 jetstream.find_consumer(self._connection, self._stream, addressing.durable(group, lane))
-                for lane in _ALL_LANES
+                for lane in ALL_LANES
                 if lane not in own[order]
             )
         )
@@ -298,13 +298,13 @@ class NatsEventLog:
         return lambda _subject: topic.name
 
     async def unsubscribe(self, group: Group) -> bool:
-        return await self._forget_lanes(group, [addressing.durable(group, lane) for lane in _ALL_LANES])
+        return await self._forget_lanes(group, [addressing.durable(group, lane) for lane in ALL_LANES])
 
     async def backlog(self, group: Group) -> Backlog | None:
         infos = await asyncio.gather(
             *(
                 jetstream.find_consumer(self._connection, self._stream, addressing.durable(group, lane))
-                for lane in _ALL_LANES
+                for lane in ALL_LANES
             )
         )
         found = [info for info in infos if info is not None]
@@ -339,7 +339,8 @@ class NatsEventLog:
             self._stream_check = None
 
 
-_ALL_LANES = (UNKEYED_LANE, KEYED_LANE, WIDE_LANE, *ordered.KEYED_LANES, ordered.STRICT_LANE)
+ALL_LANES = (UNKEYED_LANE, KEYED_LANE, WIDE_LANE, *ordered.KEYED_LANES, ordered.STRICT_LANE)
+"""Of a group, whatever its order."""
 
 
 def _is_deep(topic: Topic) -> bool:

@@ -137,6 +137,14 @@ COMMANDS = {
         "show the events of an app that are to be published later, or cancel them",
         ("meshwire scheduled list --topic orders", "meshwire scheduled cancel pubsub/orders/7"),
     ),
+    "acl": Command(
+        "print what the broker has to be told, so that each app can act in its own name only",
+        (
+            "meshwire acl kafka mesh.yaml --servers kafka-1:9092 | sh",
+            "meshwire acl nats mesh.yaml > authorization.conf",
+            "MESHWIRE_BROKER=nats://admin:secret@host:4222 meshwire acl nats mesh.yaml --prepare",
+        ),
+    ),
     "unsubscribe": Command(
         "forget a durable subscription, and with it every event that still waits in it",
         (
