@@ -215,6 +215,8 @@ class KafkaEventLog:
         partitions = placed(name, range(count))
         group_id = addressing.kafka_group(self._prefix, self._namespace, group)
         stored = await self._asked(lambda admin: admin.list_consumer_group_offsets(group_id, partitions=partitions))
+        if not stored:  # a coordinator that is still loading
+            raise BrokerUnavailable(f"the place of the group {group_id} is not known yet")
         if all(place.offset < 0 for place in stored.values()):
             return None
         ends = await self._reader.ends(partitions)

@@ -22,6 +22,7 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.structs import OffsetAndMetadata
 
 from brokers.kafka.assignor import Assignor, Claim
+from brokers.kafka.committed import committed
 from brokers.kafka.connection import REQUEST_TIMEOUT, Connection, placed, stop, translated
 from brokers.kafka.lane import KafkaDelivery, Lane
 from brokers.kafka.offsets import Progress, decode
@@ -184,7 +185,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         nothing. None but members can do it once there are some; they have done it before they joined."""
         coordinator = self._consumer._coordinator
         for _ in range(FOUND_ATTEMPTS):
-            stored = await self._connection.within(coordinator.fetch_committed_offsets(partitions))
+            stored = await self._connection.within(committed(coordinator, partitions))
             missing = [partition for partition in partitions if partition not in stored]
             if not missing:
                 return
@@ -249,7 +250,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
         for pause in _pauses():
             try:
                 coordinator = self._consumer._coordinator
-                stored = await self._connection.within(coordinator.fetch_committed_offsets(list(new)))
+                stored = await self._connection.within(committed(coordinator, new))
                 if missing := [partition for partition in new if partition not in stored]:
                     begin = await self._connection.within(beginnings(self._consumer, missing, OLDEST))
                     stored |= {partition: OffsetAndMetadata(offset, "") for partition, offset in begin.items()}
