@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from functools import lru_cache
 from typing import NamedTuple
@@ -67,7 +66,7 @@ class Callbacks:
         )
 
     async def call(self, call: Call, caller: Peer, turn: Turn, chain: str) -> Response:
-        """The answer for the client, whatever the app says. `turn.break_off` ends it with `CancelledError`."""
+        """The answer for the client, whatever the app says."""
         path = f"{call.actor.path}/method/{call.method}"
         own = self._own_headers(caller)
         if turn.token is not None:
@@ -78,9 +77,9 @@ class Callbacks:
             method="PUT", path=f"{path}?{call.query}" if call.query else path, headers=call.headers, body=call.body
         )
         try:
-            response = await _watched(self._channel.call(request, own), turn)
+            response = await self._channel.call(request, own)
             if not isinstance(response.body, bytes):
-                response = await _watched(asyncio.ensure_future(_complete(response)), turn)
+                response = await _complete(response)
             return _judged(call, response)
         except MeshError as error:
             return Refusal(Code.ACTOR_INVOKE, f"error invoke actor method: {error}").response()
@@ -93,15 +92,6 @@ class Callbacks:
                 logger.warning("the app answered %d to the deactivation of %s", response.status, actor)
         except AppError as error:
             logger.warning("the app was not told of the deactivation of %s: %s", actor, error)
-
-
-async def _watched(work: asyncio.Future[Response], turn: Turn) -> Response:
-    """As something that the turn can break off."""
-    turn.calls.append(work)  # type: ignore[arg-type]  # only to be cancelled
-    try:
-        return await work
-    finally:
-        turn.calls.remove(work)  # type: ignore[arg-type]
 
 
 async def _complete(response: Response) -> Response:

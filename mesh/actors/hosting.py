@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import NamedTuple, Protocol
 
 from mesh import addressing, ids
-from mesh.actors.callbacks import Call, Callbacks, Refusal
+from mesh.actors.callbacks import DEACTIVATION_LIMIT, Call, Callbacks, Refusal
 from mesh.actors.configuration import Settings
 from mesh.actors.names import ActorName
 from mesh.actors.turns import Actor, MailboxFull, NotMine, TooDeep, Turn
@@ -29,8 +29,10 @@ TICKS = 32
 DEACTIVATIONS = 64
 """Of one type under way at the same time."""
 ABANDONED_LIMIT = 60.0
-"""Seconds that a turn has for its end when its caller has given up. What the app does cannot be taken back: two turns
-at once, under one lease, could both write."""
+"""Seconds that a turn has for its end when nobody waits for it any more. What the app is at cannot be taken back, and
+of two turns at once here nobody could say which of them writes."""
+LOOK_PAUSE = 1.0
+"""Seconds between two looks whether an actor whose last turn has not ended is still to be had here."""
 LOST_DRAIN = 2.0
 """Seconds at most that a turn has for its end when its lease was lost: its answer is of no use any more."""
 
@@ -91,7 +93,10 @@ class Hosting:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-            await end(*self._tasks, *self._turns)
+            await end(*self._turns)
+            if self._tasks:
+                await within(self._clock, DEACTIVATION_LIMIT, _settled(self._tasks))
+            await end(*self._tasks)
 
     @property
     def active(self) -> int:
@@ -122,10 +127,10 @@ class Hosting:
         """
         actor_id = call.actor.id
         partition = addressing.actor_partition(actor_id)
+        self._check_mine(call.actor, partition)
         while (closing := self._closing.get(actor_id)) is not None:
-            await asyncio.shield(closing.done)
-        if partition not in self._tokens or self._partitions.token(partition) is None:
-            raise NotMine(f"{call.actor} is not here")
+            await within(self._clock, LOOK_PAUSE, _wait_for(asyncio.shield(closing.done)))
+            self._check_mine(call.actor, partition)
         actor = self._actors[partition].get(actor_id)
         if actor is None:
             actor = self._actors[partition][actor_id] = Actor(actor_id)
@@ -144,12 +149,23 @@ class Hosting:
         )
         self._turns.add(work)
         work.add_done_callback(self._turns.discard)
+        answer = asyncio.shield(work)
+        turn.waits.append(answer)
         try:
-            return await asyncio.shield(work)
+            return await answer
         except asyncio.CancelledError:
             if not work.done():
                 self._bound(work)
+            task = asyncio.current_task()
+            if turn.is_broken_off() and task is not None and not task.cancelling():
+                raise NotMine(f"the turn of {call.actor} was broken off: it moves") from None
             raise
+        finally:
+            turn.waits.remove(answer)
+
+    def _check_mine(self, actor: ActorName, partition: int) -> None:
+        if partition not in self._tokens or self._partitions.token(partition) is None:
+            raise NotMine(f"{actor} is not here")
 
     def _bound(self, abandoned: asyncio.Task[tuple[Response, int]]) -> None:
         def cut() -> None:
@@ -180,13 +196,7 @@ class Hosting:
         if token is None or turn.token != token or turn.is_broken_off():
             raise NotMine(f"{call.actor} is not here any more")
         self._expect(actor)
-        try:
-            response = await self._bounded(call, caller, turn, chain if self.settings.reentrant else call.chain)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if turn.is_broken_off() and task is not None and not task.cancelling():
-                raise NotMine(f"the turn of {call.actor} was broken off: it moves") from None
-            raise
+        response = await self._bounded(call, caller, turn, chain if self.settings.reentrant else call.chain)
         if self._partitions.token(partition) != token:
             raise NotMine(f"{call.actor} moved during its turn")
         return response, token.revision
@@ -227,14 +237,25 @@ class Hosting:
     # The end of actors
 
     async def _close(self, actor: Actor, limit: float) -> None:
-        """The turn ends, then the app hears of it. Whoever waits for that goes on, whatever happens."""
+        """The turn ends, then the app hears of it. One that does not end in time is waited for in the background:
+        until then the actor is not activated here again, whoever owns it."""
+        turn = actor.turn
+        if turn is not None:
+            turn.ended = asyncio.get_running_loop().create_future()
+            in_time = limit and await within(self._clock, limit, _wait_for(asyncio.shield(turn.ended)))
+            if not in_time:
+                turn.break_off()
+            actor.turn_away(NotMine(f"{self.type}/{actor.id} moves"))
+            if not in_time:
+                self._run(self._bury(actor, turn.ended), f"last turn of {self.type}/{actor.id}")
+                return
+        await self._bury(actor)
+
+    async def _bury(self, actor: Actor, ended: asyncio.Future[None] | None = None) -> None:
+        """Whoever waits for that goes on, whatever happens."""
         try:
-            turn = actor.turn
-            if turn is not None:
-                turn.ended = asyncio.get_running_loop().create_future()
-                if not (limit and await within(self._clock, limit, _wait_for(turn.ended))):
-                    turn.break_off()
-                actor.turn_away(NotMine(f"{self.type}/{actor.id} moves"))
+            if ended is not None:
+                await ended
             async with self._places:
                 await self._callbacks.deactivate(ActorName(self.type, actor.id))
         finally:
@@ -292,6 +313,10 @@ class Hosting:
 
 async def _wait_for(future: asyncio.Future[None]) -> None:
     await future
+
+
+async def _settled(tasks: set[asyncio.Task[None]]) -> None:
+    await asyncio.wait(tasks)
 
 
 def _never(_outcome: object) -> Failure | None:

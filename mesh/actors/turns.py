@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from typing import Any
 
 from mesh.errors import MeshError
 from mesh.fencing import FenceToken
@@ -32,7 +33,7 @@ class TooDeep(MeshError):
 class Turn:
     """The turn that an actor has now."""
 
-    __slots__ = ("_cut", "calls", "chain", "depth", "ended", "token")
+    __slots__ = ("_cut", "chain", "depth", "ended", "token", "waits")
 
     def __init__(self, chain: str) -> None:
         self.token: FenceToken | None = None
@@ -40,8 +41,8 @@ class Turn:
         self.chain = chain
         """The id of the chain of calls that may enter it again; empty for none."""
         self.depth = 1
-        self.calls: list[asyncio.Future[object]] = []
-        """Calls of the app that are under way."""
+        self.waits: list[asyncio.Future[Any]] = []
+        """Those who wait for an answer."""
         self._cut = False
         self.ended: asyncio.Future[None] | None = None
         """Done at its end, if somebody waits for that."""
@@ -50,10 +51,10 @@ class Turn:
         return self._cut
 
     def break_off(self) -> None:
-        """Cancel its calls of the app. Nobody gets their answers."""
+        """Nobody gets its answers, and nothing that it writes from now on is stored. It ends when the app is done."""
         self._cut = True
-        for call in self.calls:
-            call.cancel()
+        for wait in self.waits:
+            wait.cancel()
 
 
 class Actor:
