@@ -33,6 +33,8 @@ REQUEST_TIMEOUT = 5.0
 """Seconds that a server has for an answer."""
 ATTEMPTS = 4
 """At a record, when others of its producer or of its batch were refused."""
+LOOK_AGAIN = 1.0
+"""Seconds for one look-up of a topic's leader."""
 ACK_TIMEOUT = 10.0
 """Seconds after which a record that is not acknowledged has an unknown fate."""
 END_LIMIT = 5.0
@@ -70,6 +72,11 @@ _REFUSED = (
 )
 
 _TOPICS_LIMIT = "max.message.bytes of the topic"
+
+_FORBIDDEN = {
+    errors.TopicAuthorizationFailedError: "the topic",
+    errors.GroupAuthorizationFailedError: "the group",
+}
 
 _PASSING = (0, errors.LeaderNotAvailableError.errno, errors.UnknownTopicOrPartitionError.errno)
 """What is said of a topic while it is made, or is not there."""
@@ -216,8 +223,9 @@ class Connection:
                     producer = self._producer
                     if producer is None:
                         break
+                    if not await self._known_to(producer, topic):
+                        continue
                     try:
-                        await self._known_to(producer, topic)
                         sent = await producer.send(topic, stored, key, partition, milliseconds, headers)
                         return await sent
                     except errors.ProducerClosed:  # there is another one by now
@@ -249,11 +257,17 @@ class Connection:
             self._waiting_bytes -= size
             self._patience.discard(patience)
 
-    async def _known_to(self, producer: AIOKafkaProducer, topic: str) -> None:
-        """Servers that have just started say of any topic that there is none."""
-        while topic not in producer.client.cluster._partitions:  # `topics()` makes a set each time
-            with suppress(errors.UnknownTopicOrPartitionError):
-                await producer.client._wait_on_metadata(topic)
+    async def _known_to(self, producer: AIOKafkaProducer, topic: str) -> bool:
+        """Returns `True` when `producer` knows where the topic is; `False` when another one took its place meanwhile.
+        Servers that have just started say of any topic that there is none."""
+        client = producer.client
+        while topic not in client.cluster._partitions:  # `topics()` makes a set each time
+            if self._producer is not producer:
+                return False
+            with suppress(errors.UnknownTopicOrPartitionError, TimeoutError):
+                async with asyncio.timeout(LOOK_AGAIN):  # where the producer ends, aiokafka waits for ever
+                    await client._wait_on_metadata(topic)
+        return True
 
     def _check_size(self, topic: str, size: int) -> None:
         limit = self._limits.get(topic, MAX_REQUEST)
@@ -535,6 +549,12 @@ def translated(error: Exception) -> BrokerError:
     text = _printable(" ".join(str(error).split()) or type(error).__name__)
     if isinstance(error, errors.MessageSizeTooLargeError):
         return BrokerError(f"Kafka takes no message of this size: {text}")
+    for kind, what in _FORBIDDEN.items():
+        if isinstance(error, kind):
+            name = _printable(" ".join(str(arg) for arg in error.args))
+            return BrokerError(
+                f"Kafka refused: this user lacks a right to {what} {name}; `meshwire acl kafka` lists all"
+            )
     if isinstance(error, _REFUSED):
         return BrokerError(f"Kafka refused: {text}")
     return BrokerUnavailable(f"Kafka: {text}")

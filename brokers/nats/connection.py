@@ -101,6 +101,7 @@ class Connection:
         self._connected = asyncio.Event()
         self._lost = asyncio.Event()
         self._problem: str | None = "not connected yet"
+        self._deaf: str | None = None
         self._listeners: list[_Listener] = []
         self._reconnected: list[Callable[[], None]] = []
         self._on_loss: list[Callable[[str], None]] = []
@@ -128,8 +129,8 @@ class Connection:
 
     @property
     def problem(self) -> str | None:
-        """Why there is no connection, in one line; `None` when there is one."""
-        return self._problem
+        """Why there is no connection, or none that answers can come by, in one line; `None` when there is one."""
+        return self._problem or self._deaf
 
     async def start(self) -> None:
         """Returns when the first connection stands. Raises `ConfigurationError` when waiting cannot help."""
@@ -242,6 +243,8 @@ class Connection:
         client = self._client
         if client is None:
             raise Disconnected(f"no connection to NATS: {self._problem}")
+        if self._deaf is not None:
+            raise BrokerUnavailable(self._deaf)
         size = len(headers) + len(payload)
         if size > self.max_payload:
             # nats-py compares the payload alone; the server counts both, and answers by closing the connection.
@@ -286,7 +289,14 @@ class Connection:
         self._sweeper = self._loop.call_later(SWEEP_INTERVAL, self._sweep) if self._calls else None
 
     def _on_denied(self, text: str) -> None:
-        """Fail the calls to a subject that the server forbids; it answers them by this error line only."""
+        """Fail the calls to a subject that the server forbids; it answers them by this error line only. Without our
+        inbox no call has an answer."""
+        if f'"{self.inbox.lower()}.r.*"' in text:
+            self._deaf = f"NATS refused: {text}; grant this user the permission"
+            for number in list(self._calls):
+                future = self._take(number)
+                if future is not None:
+                    future.set_exception(BrokerUnavailable(self._deaf))
         denied = [number for number, call in self._calls.items() if f'"{call.subject.lower()}"' in text]
         for number in denied:
             future = self._take(number)
@@ -298,6 +308,7 @@ class Connection:
 
     def _disconnect(self, reason: str) -> None:
         self._client = None
+        self._deaf = None
         self._problem = reason
         self._connected.clear()
         self._lost.set()

@@ -98,7 +98,7 @@ class NatsEventLog:
         while True:
             try:
                 await self._ensure_stream()
-            except BrokerUnavailable as error:  # a cluster, for one, that is still electing its leader
+            except BrokerError as error:  # a cluster that is still electing its leader; a permission that is to come
                 if isinstance(error, jetstream.NobodyAnswers) and not self._connection.has_jetstream:
                     raise ConfigurationError(str(error)) from None
                 logger.warning("not ready yet: %s", error)

@@ -15,10 +15,12 @@ import nats
 import pytest
 from aiokafka.errors import GroupAuthorizationFailedError, TopicAuthorizationFailedError
 from aiokafka.protocol.admin import CreateAclsRequest
-from aiokafka.structs import TopicPartition
+from aiokafka.protocol.fetch import FetchRequest
 
 from brokers.kafka.connection import Access, Connection, stop
+from mesh import addressing
 from mesh.errors import BrokerError
+from mesh.ports import Group, Topic
 from tests.contract.nats_server import NatsServer
 from tests.e2e.mesh import JSON, LIMIT, MESHWIRE, Answer, App, Mesh, Request, Sidecar, subscription, until
 from tests.servers import kafka_jars
@@ -83,6 +85,12 @@ class Guarded(Protocol):
 
     async def begin(self, file: Path) -> None: ...
 
+    complaint: str
+    """In the log of a sidecar that signs in as somebody else."""
+
+    async def forge(self) -> None:
+        """Try, as mallory, what is not hers. Asserts that the server refuses it."""
+
     def remove(self) -> None: ...
 
 
@@ -94,6 +102,8 @@ def acl(broker: str, file: Path, *flags: str, **environment: str) -> str:
 
 
 class OnNats:
+    complaint = r"not ready yet: NATS refused: permissions violation for subscription to \\*\"_inbox\.shop\."
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._server = NatsServer(folder)
@@ -116,11 +126,54 @@ class OnNats:
             self._server.start()
         acl("nats", file, "--prepare", MESHWIRE_BROKER=self.url(ADMIN))
 
+    async def forge(self) -> None:
+        refused: list[str] = []
+
+        async def on_error(error: Exception) -> None:
+            refused.append(str(error).lower())
+
+        events, state = "mesh-default-events", "mesh-default-state-stock"
+        durable = addressing.durable(Group("stock", Topic("pubsub", "orders")), "u")
+        forged = [
+            "mesh.default.invoke.stock.shop",
+            "mesh.default.invoke.stock.shop.cancel",
+            "mesh.default.invoke.%24actors%2Estock.stock",
+            "mesh.default.event.pubsub.orders.u",
+            "mesh.default.state.stock.state.statestore.a",
+            f"$JS.API.STREAM.MSG.GET.{state}",
+            f"$JS.API.DIRECT.GET.{state}",
+            f"$JS.API.CONSUMER.CREATE.{state}.mine",
+            f"$JS.API.CONSUMER.CREATE.{events}.mine",
+            f"$JS.API.CONSUMER.DELETE.{events}.{durable}",
+            f"$JS.API.CONSUMER.MSG.NEXT.{events}.{durable}",
+            f"$JS.ACK.{events}.{durable}.1.1.1.1.0",
+            *(f"$JS.API.STREAM.{verb}.{state}" for verb in ("CREATE", "UPDATE", "DELETE", "PURGE", "MSG.DELETE")),
+            "$JS.API.STREAM.CREATE.mirror",
+        ]
+        heard = ["_INBOX.shop.>", "_INBOX.>", "mesh.default.invoke.stock.*", "mesh.default.event.>", ">"]
+        mallory = await nats.connect(self.url("mallory"), error_cb=on_error, inbox_prefix="_INBOX.mallory")
+        try:
+            for subject in forged:
+                await mallory.publish(subject, b"{}", reply="_INBOX.mallory.x")
+            for subject in heard:
+                await mallory.subscribe(subject)
+            await mallory.flush()
+            await until(lambda: len(refused) == len(forged) + len(heard), lambda: f"{refused}")
+            for subject in (*forged, *heard):
+                assert any(f'to "{subject.lower()}"' in error for error in refused), subject
+            # the server answers wherever it is told to, but with no address for answers; so no call comes of it
+            await mallory.publish("mesh.default.event.pubsub.spam.u", b"x", reply="mesh.default.invoke.stock.shop")
+            await mallory.flush()
+        finally:
+            await mallory.close()
+
     def remove(self) -> None:
         self._server.kill()
 
 
 class OnKafka:
+    complaint = r"cannot subscribe to topic paid .* lacks a right to the topic mesh\.default\.event\.pubsub\.paid"
+
     def __init__(self, _folder: Path) -> None:
         if reason := kafka_jars.missing():
             pytest.skip(reason)
@@ -152,6 +205,29 @@ class OnKafka:
             "sasl_plain_password": PASSWORDS[user],
         }
         return Connection(Access(servers=(self._server.address,), options=options), name=user)
+
+    async def forge(self) -> None:
+        mallory = self.connection("mallory")
+        await mallory.start()
+        call, replies, state = "mesh.default.invoke.stock.shop", "mesh.default.replies.shop", "mesh.default.state.stock"
+        admin = await mallory.admin()
+        try:
+            for topic in (call, replies, state, "mesh.default.event.pubsub.orders", "mesh.default.invoke.stock"):
+                with pytest.raises(BrokerError, match=f"lacks a right to the topic {re.escape(topic)}"):
+                    await mallory.publish(topic, b"forged", timeout=LIMIT)
+                # aiokafka would ask for the leader first, which the server does not tell her; who knows it, asks it
+                read = await admin._send_request(FetchRequest(100, 1, 1024, 0, [(topic, [(0, 0, 1024)])]))
+                assert [partitions[0][1] for _, partitions in read.topics] == [TopicAuthorizationFailedError.errno]
+            other = mallory.consumer(group_id="mesh.default.stock.pubsub.orders")
+            await other.start()
+            with pytest.raises(GroupAuthorizationFailedError):
+                other.subscribe(["mesh.default.event.pubsub.spam"])
+                await asyncio.wait_for(other.getone(), LIMIT)
+            await stop(other)
+            answer = await admin.delete_topics([state])
+            assert [code for _, code, *_ in answer.topic_error_codes] == [TopicAuthorizationFailedError.errno]
+        finally:
+            await mallory.close()
 
     def remove(self) -> None:
         self._server.remove()
@@ -232,3 +308,46 @@ async def test_apps_with_no_rights_but_their_own_do_all_there_is(guarded: Guarde
         )
         for each in (shop, stock):
             assert not re.findall(r"(?i)refused|denied|not authorized|Authorization", each.log), each.log
+
+
+async def test_a_sidecar_with_the_wrong_credentials_says_what_it_lacks(guarded: Guarded, tmp_path: Path) -> None:
+    async with App([subscription("paid")]) as app, Mesh(tmp_path) as mesh:
+        posing = await sidecar(mesh, guarded, "shop", user="mallory", app=app)
+        await posing.says("HTTP server is running")
+        await posing.says(guarded.complaint)
+        for path, body, lacks in (
+            ("/v1.0/publish/pubsub/orders", b"1", r"mesh\.default\.event\.pubsub\.orders|_inbox"),
+            ("/v1.0/invoke/stock/method/reserve", b"1", r"mesh\.default\.(invoke\.stock\.shop|replies\.shop)"),
+            ("/v1.0/jobs/soon", b'{"dueTime": "1s"}', "refused"),
+        ):
+            answer = await posing.call("POST", path, [JSON], body)
+            assert answer.status in {500, 503}
+            assert re.search(lacks, answer.json["message"]), answer
+            assert re.search("refused", answer.json["message"]), answer
+        assert not app.events
+
+
+async def test_a_sidecar_that_may_not_use_a_stream_waits_until_it_may(tmp_path: Path) -> None:
+    guarded = OnNats(tmp_path / "broker")
+    (tmp_path / "mesh.yaml").write_text(FILE)
+    try:
+        await guarded.begin(tmp_path / "mesh.yaml")
+        async with Mesh(tmp_path) as mesh:
+            elsewhere = await sidecar(mesh, guarded, "shop", NAMESPACE="other")
+            await elsewhere.says(r"not ready yet: NATS refused: .*stream\.info\.mesh-other-events.*grant", times=2)
+            answer = await elsewhere.call("POST", "/v1.0/publish/pubsub/orders", [JSON], b"1")
+            assert (answer.status, "mesh.other.event.pubsub.orders" in answer.json["message"]) == (500, True)
+    finally:
+        guarded.remove()
+
+
+async def test_the_server_refuses_what_is_forged(guarded: Guarded, tmp_path: Path) -> None:
+    async with App() as app, Mesh(tmp_path) as mesh:
+        shop = await (await sidecar(mesh, guarded, "shop")).ready()
+        stock = await (await sidecar(mesh, guarded, "stock", app=app)).ready()
+        await done(await stock.call("POST", STATE, [JSON], b'[{"key": "a", "value": 1}]'), 204)
+        await done(await shop.call("POST", "/v1.0/invoke/stock/method/first"), 200)
+        await guarded.forge()
+        await done(await shop.call("POST", "/v1.0/invoke/stock/method/last"), 200)
+        assert [request.path for request in app.events] == ["/first", "/last"]
+        assert (await stock.call("GET", f"{STATE}/a", [("metadata.consistency", "strong")])).json == 1
