@@ -4,13 +4,17 @@ POST /echo            the body of the request
 POST /upload          how many bytes came, in decimal
 GET  /download/<n>    n bytes
 PUT  /actors/…        the body of the request; actors of the type Bench
+PUT  /actors/…/method/save?port=<port>&keys=<n>
+                      the same, once n items were read and written in one transaction at the sidecar there
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections import defaultdict
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import httptools
 import uvloop
@@ -25,8 +29,35 @@ ACTOR_TYPE = "Bench"
 _CONFIG = b'{"entities": ["%b"]}' % ACTOR_TYPE.encode()
 
 PIECE = bytes(256 * 1024)
+SAVE = "/method/save?"
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 _NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+
+
+_FAILED = b"HTTP/1.1 500 Not Saved\r\nContent-Length: 0\r\n\r\n"
+
+_saving: set[asyncio.Task[None]] = set()
+_idle: defaultdict[int, list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]] = defaultdict(list)
+"""Connections to the sidecar at a port."""
+
+
+async def _turn(port: int, url: str, keys: int, value: bytes) -> bool:
+    """What an actor does with its state in a turn: whether all was read and saved."""
+    reader, writer = _idle[port].pop() if _idle[port] else await asyncio.open_connection("127.0.0.1", port)
+    operation = b'{"operation":"upsert","request":{"key":"k%d","value":%b}}'
+    body = b"[%b]" % b",".join(operation % (number, value) for number in range(keys))
+    asked = [b"GET %b/k%d HTTP/1.1\r\nHost: localhost\r\n\r\n" % (url.encode(), number) for number in range(keys)]
+    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (url.encode(), len(body))
+    asked.append(head + body)
+    good = True
+    for request in asked:
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        good &= head[9:10] == b"2"
+        if head[9:12] != b"204":
+            await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]))
+    _idle[port].append((reader, writer))
+    return good
 
 
 class Connection(asyncio.Protocol):
@@ -59,7 +90,11 @@ class Connection(asyncio.Protocol):
             self._body.append(body)
 
     def on_message_complete(self) -> None:
-        if self._path == ECHO or self._path.startswith(ACTORS):
+        if SAVE in self._path:
+            saving = asyncio.get_running_loop().create_task(self._save(self._path, b"".join(self._body)))
+            _saving.add(saving)
+            saving.add_done_callback(_saving.discard)
+        elif self._path == ECHO or self._path.startswith(ACTORS):
             self._transport.write(_HEAD % self._received + b"".join(self._body))
         elif self._path == UPLOAD:
             count = b"%d" % self._received
@@ -72,6 +107,12 @@ class Connection(asyncio.Protocol):
             self._go_on()
         else:
             self._transport.write(_NOT_FOUND)
+
+    async def _save(self, path: str, body: bytes) -> None:
+        actor, _, query = path.partition(SAVE)
+        asked = parse_qs(query)
+        saved = await _turn(int(asked["port"][0]), f"/v1.0{actor}/state", int(asked["keys"][0]), body)
+        self._transport.write(_HEAD % len(body) + body if saved else _FAILED)
 
     def _go_on(self) -> None:
         while self._left and not self._full:

@@ -33,9 +33,11 @@ class Pair(NamedTuple):
         """Where the caller's sidecar takes calls of the app's `method`, which begins with `/`."""
         return f"/v1.0/invoke/{CALLEE}/method{method}"
 
-    def actor(self, actor_id: str) -> str:
-        """Where the caller's sidecar takes calls of an actor that the app hosts."""
-        return f"/v1.0/actors/{ACTOR_TYPE}/{actor_id}/method/echo"
+    def actor(self, actor_id: str, *, keys: int = 0) -> str:
+        """Where the caller's sidecar takes calls of an actor that the app hosts, which reads and writes so many items
+        of its state in each turn."""
+        method = f"save?port={self.callee.port}&keys={keys}" if keys else "echo"
+        return f"/v1.0/actors/{ACTOR_TYPE}/{actor_id}/method/{method}"
 
     def cpu(self) -> tuple[float, float]:
         """Seconds of CPU that each used until now."""
@@ -71,11 +73,19 @@ def app(here: Place) -> Iterator[App]:
 
 
 def small_calls(
-    port: int, path: str, *, seconds: float, rate: float | None = None, numbers: int | None = None
+    port: int,
+    path: str,
+    *,
+    seconds: float,
+    rate: float | None = None,
+    numbers: int | None = None,
+    requests: int | None = None,
 ) -> load.Result:
-    """Calls with 1 KiB of data and as much in the answer, to the app itself or to a sidecar. Raises `RuntimeError`
-    unless all were answered."""
-    plan = load.Plan(port=port, request=request(path, HEADERS), seconds=seconds, rate=rate, numbers=numbers)
+    """Calls with 1 KiB of data and as much in the answer, to the app itself or to a sidecar: for so long, or so many.
+    Raises `RuntimeError` unless all were answered."""
+    plan = load.Plan(
+        port=port, request=request(path, HEADERS), seconds=seconds, rate=rate, numbers=numbers, requests=requests
+    )
     result = worker.run("benchmarks.load", plan, load.Result)
     result.check()
     return result
