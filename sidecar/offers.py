@@ -18,7 +18,7 @@ from sidecar.settings import BrokerAddress
 
 if TYPE_CHECKING:
     from brokers.kafka.connection import Connection as KafkaConnection
-    from brokers.kafka.connection import Offered
+    from brokers.kafka.probe import Offered
     from brokers.nats.connection import Connection as NatsConnection
 
 NAME = "meshwire-brokers"

@@ -23,6 +23,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import RecordMetadata
 
+from brokers.kafka.probe import Offered, offered
 from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError, MessageTooLarge
 
 logger = logging.getLogger("meshwire.kafka")
@@ -94,18 +95,6 @@ class Access:
     """What every client of aiokafka is given for TLS and SASL."""
     replicas: int = 1
     """Copies of the topics that are made."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Offered:
-    """What the servers can do beyond the protocol's core."""
-
-    idempotence: bool
-    transactions: bool
-    offsets_by_time: bool
-    delete_records: bool
-    wakes: bool
-    """A fetch that waits ends with the first record. Where it does not, `fetch_wait` is what a record takes."""
 
 
 class Connection:
@@ -502,9 +491,10 @@ class Connection:
             await asyncio.gather(*asked, return_exceptions=True)
 
     async def _open(self) -> None:
-        from brokers.kafka import probe  # which needs this module
 
-        self._offered = await probe.offered(self)
+        self._offered = await offered(
+            self.access.servers, self.access.options, self.within, name=self.name, timeout=REQUEST_TIMEOUT
+        )
         self._producer = await self._new_producer()
 
     def _note(self, problem: str) -> None:

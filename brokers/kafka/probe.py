@@ -7,7 +7,9 @@ those that do not (tansu) lack much else (`tests/contract/test_kafka_probe.py`, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import aiokafka.errors as errors
 from aiokafka.conn import collect_hosts, create_conn
@@ -15,21 +17,37 @@ from aiokafka.protocol.transaction import InitProducerIdRequest
 
 from mesh.errors import BrokerError, BrokerUnavailable
 
-if TYPE_CHECKING:
-    from brokers.kafka.connection import Connection, Offered
-
 _DELETE_RECORDS, _ADD_PARTITIONS_TO_TXN, _CREATE_PARTITIONS = 21, 24, 37
 _NOT_THERE_YET = (errors.CoordinatorLoadInProgressError.errno, errors.GroupCoordinatorNotAvailableError.errno)
 
 
-async def offered(connection: Connection) -> Offered:
-    """Ask the first server that answers. Raises `BrokerUnavailable` when none does, `BrokerError` when signing in is
-    refused."""
-    from brokers.kafka.connection import Offered
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Offered:
+    """What the servers can do beyond the protocol's core."""
 
-    server = await _dial(connection)
+    idempotence: bool
+    transactions: bool
+    offsets_by_time: bool
+    delete_records: bool
+    wakes: bool
+    """A fetch that waits ends with the first record. Where it does not, the wait is what a record takes."""
+
+
+Within = Callable[[Awaitable[Any]], Awaitable[Any]]
+"""Awaits, but not for ever, and raises our own errors for those of Kafka."""
+
+
+async def offered(
+    servers: Sequence[str], options: Mapping[str, Any], within: Within, *, name: str, timeout: float
+) -> Offered:
+    """Ask the first of `servers` that answers, as the client `name`, with what aiokafka is told in `options`. Each
+    request may take `timeout` seconds.
+
+    Raises `BrokerUnavailable` when none answers, `BrokerError` when signing in is refused.
+    """
+    server = await _dial(servers, options, within, name, timeout)
     try:
-        answer = await connection.within(server.send(InitProducerIdRequest(None, 2**31 - 1)))
+        answer = await within(server.send(InitProducerIdRequest(None, 2**31 - 1)))
         if answer.error_code in _NOT_THERE_YET:
             raise BrokerUnavailable("Kafka is still starting")
         if answer.error_code == errors.IllegalSaslStateError.errno:  # all that a server says of a token
@@ -48,20 +66,18 @@ async def offered(connection: Connection) -> Offered:
         server.close()
 
 
-async def _dial(connection: Connection) -> Any:
+async def _dial(servers: Sequence[str], options: Mapping[str, Any], within: Within, name: str, timeout: float) -> Any:
     """A bare connection. It tells wrong credentials from a server that is away, which no client of aiokafka does."""
-    from brokers.kafka.connection import REQUEST_TIMEOUT
-
-    options = {"security_protocol": "PLAINTEXT", **connection.access.options}
+    options = {"security_protocol": "PLAINTEXT", **options}
     failure: BrokerError | None = None
-    for host, port, _ in collect_hosts(list(connection.access.servers)):
+    for host, port, _ in collect_hosts(list(servers)):
         try:
-            return await connection.within(
+            return await within(
                 create_conn(
                     host,
                     port,
-                    client_id=connection.name,
-                    request_timeout_ms=int(REQUEST_TIMEOUT * 1000),
+                    client_id=name,
+                    request_timeout_ms=int(timeout * 1000),
                     **options,
                 )
             )

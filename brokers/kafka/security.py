@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from brokers.kafka.secret_file import read_secret
 from mesh.errors import ConfigurationError
 
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER")
-LONGEST_SECRET = 64 * 1024
-"""Bytes of a file that holds a secret."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,19 +64,6 @@ def options(security: Security) -> dict[str, Any]:
             )
         return found | {"sasl_oauth_token_provider": provider}
     return found | {"sasl_plain_username": security.user, "sasl_plain_password": _password(security)}
-
-
-def read_secret(path: Path) -> str:
-    """What a file holds, without the blanks around it. Raises `OSError`; `ValueError` for what is no line of text."""
-    with path.open("rb") as file:
-        content = file.read(LONGEST_SECRET + 1)
-    try:
-        text = content.decode().strip()
-    except UnicodeDecodeError:
-        raise ValueError("is no text") from None
-    if not text or not text.isprintable() or len(content) > LONGEST_SECRET:
-        raise ValueError("must hold one line of text")
-    return text
 
 
 def _password(security: Security) -> str:

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 import aiokafka.errors as errors
 from aiokafka.abc import AbstractTokenProvider
 
-from brokers.kafka.security import read_secret
+from brokers.kafka.secret_file import read_secret
 from mesh.errors import clip
 
 ENDPOINT_LIMIT = 4.0

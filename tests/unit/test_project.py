@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from brokers.kafka.connection import Access, Offered
+from brokers.kafka.connection import Access
 from brokers.kafka.connection import Connection as KafkaConnection
 from brokers.kafka.event_log import KafkaEventLog
+from brokers.kafka.probe import Offered
 from brokers.kafka.tables import KafkaTables
 from brokers.memory import MemoryEventLog
 from brokers.memory_tables import MemoryTables

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from brokers.kafka.connection import Offered
+from brokers.kafka.probe import Offered
 from mesh.ports import Feature
 from mesh.ports.tables import TableFeature
 from sidecar import offers
