@@ -163,11 +163,19 @@ def test_server_dies_with_its_keeper_and_the_next_keeper_brings_it_back(used):
     assert answers(used)
 
 
+def taken(port: int) -> socket.socket | None:
+    """The port, unless the server that ended has not let it go yet."""
+    try:
+        return socket.create_server(("127.0.0.1", port))
+    except OSError:
+        return None
+
+
 def test_a_stolen_port_costs_the_port_and_the_token(used):
     before, pid = embedded.endpoint(used), server_pid(used)
     os.kill(keeper_pid(used), signal.SIGKILL)
     wait_for(lambda: not runs(pid))
-    with socket.create_server(("127.0.0.1", int(before.url.rpartition(":")[2]))):
+    with wait_for(lambda: taken(int(before.url.rpartition(":")[2]))):
         embedded.ensure_keeper(used)
         after = wait_for(lambda: server_pid(used) != pid and embedded.endpoint(used))
         assert after.url != before.url
