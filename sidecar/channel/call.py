@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol
 
-from mesh.errors import AppError
+from mesh.errors import AppError, clip
 from mesh.ports import AppResponse, HeaderList, Response
 from sidecar.channel.streaming import WHOLE, AnswerBody, Upload
 
@@ -19,15 +19,11 @@ class CallHolder(Protocol):
 
 
 class Call(asyncio.Future[Any]):
-    """A call is the future of its answer, an `AppResponse`, so that a small one costs no second object.
+    """A call is the future of its answer, an `AppResponse`, so that a small one costs no second object."""
 
-    `name` ("POST /orders") begins its error messages, without the query, which may hold secrets.
-    """
-
-    __slots__ = ("body", "deadline", "head", "holder", "name", "replay", "without_body")
+    __slots__ = ("body", "deadline", "head", "holder", "replay", "without_body")
 
     holder: CallHolder
-    name: str
     head: bytes
     body: bytes
     deadline: float
@@ -37,6 +33,12 @@ class Call(asyncio.Future[Any]):
     """The answer has none, whatever its headers say (HEAD)."""
     upload: Upload | None = None
     """Writes a body that comes in pieces."""
+
+    @property
+    def name(self) -> str:
+        """Begins its error messages, as in "POST /orders": without the query, which may hold secrets."""
+        request_line = self.head[: self.head.index(b" HTTP/1.1\r\n")]
+        return clip(request_line.partition(b"?")[0].decode())
 
     def takes_head(self, length: int | None) -> bool:
         """Whether the answer is wanted before its body, which says that it has `length` bytes, is there."""

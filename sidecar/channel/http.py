@@ -126,7 +126,8 @@ class HttpAppChannel:
 
     def prepare(self, method: str, path: str, fixed_headers: Sequence[tuple[Text, Text]] = ()) -> HttpRoute:
         """As `AppChannel.prepare`. `fixed_headers` may be `dapr-*`, but for the token. Raises `UnsafeRequest`."""
-        lines = b"%b%b%b" % (self._host_line, self._token_line, header_lines(fixed_headers, own=True))
+        fixed = header_lines(fixed_headers, own=True) if fixed_headers else b""
+        lines = b"%b%b%b" % (self._host_line, self._token_line, fixed)
         return HttpRoute(self._pool, method, path, lines)
 
     def header_lines(self, headers: Sequence[tuple[Text, Text]]) -> HeaderLines:
@@ -165,12 +166,11 @@ class HttpAppChannel:
 class HttpRoute:
     """`AppRoute`; made by `HttpAppChannel.prepare`. `lines` are the headers of all its calls."""
 
-    __slots__ = ("_head", "_is_head", "_name", "_pool", "_says_length")
+    __slots__ = ("_head", "_is_head", "_pool", "_says_length")
 
     def __init__(self, pool: ConnectionPool, method: str, path: str, lines: bytes) -> None:
         self._head = b"%b\r\n%b" % (request_line(method, path), lines)
         self._pool = pool
-        self._name = clip(f"{method} {path.partition('?')[0]}")
         self._is_head = method == "HEAD"
         self._says_length = method not in NO_LENGTH_WHEN_EMPTY
 
@@ -190,7 +190,6 @@ class HttpRoute:
         pool = self._pool
         loop = pool.loop
         call = Call(loop=loop)
-        call.name = self._name
         if body or self._says_length:
             call.head = b"%bcontent-length: %d\r\n%b\r\n" % (self._head, len(body), extra_headers or b"")
         else:
@@ -206,7 +205,6 @@ class HttpRoute:
         """As `AppChannel.call`."""
         body = request.body
         call = StreamedCall(loop=self._pool.loop)
-        call.name = self._name
         call.answer = None
         if isinstance(body, bytes):
             call.upload = None

@@ -112,6 +112,8 @@ class MeteredApi:
         self._paths = PathLabels(settings.path_patterns, every_path=settings.every_path)
         self._with_verbs = not settings.exclude_verbs
         self._series: dict[tuple[str, bytes, int], _RequestSeries] = {}
+        self._labelled: dict[tuple[str, str, str], _RequestSeries] = {}
+        """The same by labels: there may be many paths to one."""
         labels = ("method", "path", "status")
         dapr = "dapr_http_server"
         self._counts: list[Family[Counter]] = [registry.counter(f"{dapr}_request_count", "API calls.", labels)]
@@ -141,10 +143,15 @@ class MeteredApi:
         method, path, status = key
         verb = method if method in VERBS else "UNKNOWN"
         labels = verb if self._with_verbs else "", self._paths.label(path.decode("ascii", "replace")), str(status)
-        counters = tuple(family.labels(*labels) for family in self._counts)
         if len(self._series) >= KEPT_PATHS:
             self._series.clear()
-        series = self._series[key] = _RequestSeries(counters, self._latency.labels(*labels), self._received, self._sent)
+            self._labelled.clear()
+        series = self._labelled.get(labels)
+        if series is None:
+            counters = tuple(family.labels(*labels) for family in self._counts)
+            series = _RequestSeries(counters, self._latency.labels(*labels), self._received, self._sent)
+            self._labelled[labels] = series
+        self._series[key] = series
         return series
 
 
