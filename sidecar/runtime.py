@@ -36,7 +36,7 @@ logger = logging.getLogger("meshwire.runtime")
 INIT_TIMEOUT = 10.0
 """Seconds in which the app must answer `GET /dapr/config` and `GET /dapr/subscribe`."""
 DRAIN_LIMIT = 30.0
-"""Seconds that events in the hands of the app get to be settled when no other limit is set."""
+"""Seconds that what is under way gets to be finished when no other limit is set."""
 DRAIN_SHARE = 0.7
 """The part of the whole grace that they get."""
 REQUEST_GRACE = 10.0
@@ -283,7 +283,7 @@ class Runtime:
     async def _app_is_healthy(self) -> None:
         """Ask the app what it wants, at the first time; then subscribe."""
         self._unhealthy.clear()
-        if self._app is None or self._subscriber is None:
+        if self._app is None or self._subscriber is None or self._end.done():
             return
         if self._specs is None:
             if self._app.ask_config:
@@ -344,6 +344,9 @@ class Runtime:
     async def _shut_down(self) -> bool:
         """False when the grace was not enough."""
         grace = self._grace if self._grace > 0 else None
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         end = self._end
         if end.done() and not end.cancelled() and end.exception() is None:  # else there is nothing to go on with
             logger.info("dapr shutting down")
@@ -351,15 +354,9 @@ class Runtime:
                 await self._block(self._block_shutdown)
         for end_now in self.ending:
             end_now()
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
         try:
             async with asyncio.timeout(grace):
-                await asyncio.gather(*(companion.close() for companion in self.companions))
-                await asyncio.gather(
-                    self._stop_subscriptions(grace), self._stop_inputs(grace), self._stop_service(grace)
-                )
+                await self._drain(DRAIN_LIMIT if grace is None else DRAIN_SHARE * grace)
                 for server in self._servers:
                     await server.stop(REQUEST_GRACE if grace is None else min(REQUEST_GRACE, REQUEST_SHARE * grace))
                 for close in self.closing:
@@ -378,35 +375,44 @@ class Runtime:
     async def _block(self, seconds: float) -> None:
         """Dapr: take no more events, but serve the API until the time is over or the app is unhealthy."""
         logger.info("blocking the shutdown for %.0f s, or until the app is unhealthy", seconds)
-        if self._subscriber is not None:
-            await self._subscriber.stop(seconds)
-        await self._end_inputs(seconds)
+        await self._stop_deliveries(seconds)
         try:
             async with asyncio.timeout(seconds):
                 await self._unhealthy.wait()
         except TimeoutError:
             pass
 
-    async def _stop_subscriptions(self, limit: float | None) -> None:
-        if self._app is not None and self._subscriber is not None:
+    async def _drain(self, within: float) -> None:
+        """Take nothing new from anybody, all at once: whoever has much to finish must not let others begin more."""
+        if self._app is not None:
             await self._app.health.stop()
-            await self._subscriber.stop(DRAIN_LIMIT if limit is None else DRAIN_SHARE * limit)
+        await asyncio.gather(
+            self._stop_deliveries(within),
+            _within(within, self._close_service(), "calls that other apps make and the app has not answered"),
+            _within(within, self._close_companions(), "what this sidecar does by itself, which takes too long"),
+        )
 
-    async def _stop_inputs(self, limit: float | None) -> None:
-        await self._end_inputs(DRAIN_LIMIT if limit is None else DRAIN_SHARE * limit)
+    async def _stop_deliveries(self, within: float) -> None:
+        stopping = [self._inputs.stop(within), *(follower.stop(within) for follower in self.followers)]
+        if self._subscriber is not None:
+            stopping.append(self._subscriber.stop(within))
+        await asyncio.gather(*stopping)
 
-    async def _end_inputs(self, within: float) -> None:
-        await asyncio.gather(self._inputs.stop(within), *(follower.stop(within) for follower in self.followers))
-
-    async def _stop_service(self, limit: float | None) -> None:
+    async def _close_service(self) -> None:
         """Take no more calls; those under way may be answered."""
-        if self._service is None:
-            return
-        try:
-            async with asyncio.timeout(DRAIN_LIMIT if limit is None else DRAIN_SHARE * limit):
-                await self._service.close()
-        except TimeoutError:
-            logger.warning("cutting off calls that other apps make and the app has not answered")
+        if self._service is not None:
+            await self._service.close()
+
+    async def _close_companions(self) -> None:
+        await asyncio.gather(*(companion.close() for companion in self.companions))
+
+
+async def _within(seconds: float, work: Awaitable[None], what: str) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await work
+    except TimeoutError:
+        logger.warning("cutting off %s", what)
 
 
 def _unreachable(outcome: object) -> Failure | None:

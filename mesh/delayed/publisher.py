@@ -51,9 +51,10 @@ class DelayedPublisher:
                     await self._subscription.close()
         except TimeoutError:
             logger.warning("some delayed events were not published in %.0f s; they come again", CLOSE_LIMIT)
-        for task in self._under_way:
-            task.cancel()
-        await asyncio.gather(*self._under_way, return_exceptions=True)
+        finally:
+            for task in self._under_way:
+                task.cancel()
+            await asyncio.gather(*self._under_way, return_exceptions=True)
 
     async def _serve(self) -> None:
         pause = FIRST_PAUSE

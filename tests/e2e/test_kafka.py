@@ -50,6 +50,7 @@ from tests.e2e.test_schedules import (
     test_the_command_line,
     test_what_was_scheduled_before_everything_died_happens_after_it_came_back,
 )
+from tests.e2e.test_shutdown import test_it_takes_nothing_new_while_others_hold_it_up
 from tests.e2e.test_state import (
     test_a_broker_that_is_away,
     test_an_outbox_survives_the_sudden_end_of_its_sidecar,
