@@ -65,6 +65,8 @@ class Witness:
         self._clock = clock
         self._answer = answer
         self._tasks: list[asyncio.Future[None]] = []
+        self.seen = asyncio.Event()
+        """Set once questions are heard here, and others know that they are."""
 
     def start(self) -> None:
         """In the background: the broker may be away, for as long as it likes."""
@@ -113,6 +115,8 @@ class Witness:
                 await self._table.commit([Put(key=self._key, value=b"", ttl=WITNESS_TTL)])
             except BrokerError as error:
                 logger.debug("%s: others cannot see that this sidecar is there: %s", self._subject, error)
+            else:
+                self.seen.set()
             await self._clock.sleep(WITNESS_TTL / RENEWALS)
 
     async def _leave(self) -> None:

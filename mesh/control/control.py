@@ -14,6 +14,7 @@ from mesh.control.gate import Gate
 from mesh.control.setting import KIND, NOTHING, Action, Name, Setting
 from mesh.errors import BrokerError
 from mesh.inquiry import Inquirer, Witness
+from mesh.ownership.waits import within
 from mesh.ports import Clock
 from mesh.ports.tables import ABSENT, Conflict, Current, Delete, Entry, Gone, Put, Table
 
@@ -21,10 +22,11 @@ logger = logging.getLogger("meshwire.control")
 
 SUBJECT = "subscriptions"
 """Of the questions that replicas ask each other, in the app's table."""
-OPERATOR, UNKNOWN = "operator", "unknown"
-"""Whose wishes of a gate these are: what was set, and that what was set is not known yet."""
+OPERATOR = "operator"
+"""Whose wishes of a gate these are: what was set."""
 KNOWN_LIMIT = 10.0
-"""Seconds for which subscriptions wait to learn what was set; a paused one must not begin with every new replica."""
+"""Seconds for which subscriptions wait to learn what was set, and to be seen by whoever sets it: a paused one must not
+begin with every new replica, nor one that nobody counts."""
 RETRY_PAUSE = 1.0
 """Seconds from the loss of the watch to the next one."""
 ATTEMPTS = 5
@@ -79,6 +81,7 @@ class Control:
         self._gates: dict[Name, Gate] = {}
         self._settings: dict[Name, tuple[Setting, int]] = {}
         self._known = False
+        self._shown = asyncio.Event()
         self._watching: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -89,7 +92,7 @@ class Control:
         create_task = asyncio.get_running_loop().create_task
         self._watching = [
             create_task(self._watch(), name="control: settings"),
-            create_task(self._give_up_waiting(), name="control: begin without settings"),
+            create_task(self._begin(), name="control: begin"),
         ]
         self._witness.start()
 
@@ -104,8 +107,11 @@ class Control:
     # Subscriptions of this sidecar
 
     def steer(self, name: Name, gate: Gate) -> None:
-        """From now on `gate` obeys what is set for `name`. To be called before the subscription begins."""
+        """From now on `gate` obeys what is set for `name`. To be called before the subscription begins: it waits until
+        that is known."""
         self._gates[name] = gate
+        if not self._known:
+            gate.known.clear()
         self._apply(name)
         self.start()
 
@@ -126,20 +132,19 @@ class Control:
         gate = self._gates.get(name)
         if gate is not None:
             setting = self.setting(name)
-            gate.wish(UNKNOWN, None if self._known else 0)
             gate.wish(OPERATOR, 0 if setting.stopped else setting.concurrency)
             gate.limit(setting.rate)
 
-    async def _give_up_waiting(self) -> None:
-        await self._clock.sleep(KNOWN_LIMIT)
-        if not self._known:
+    async def _begin(self) -> None:
+        if not await within(self._clock, KNOWN_LIMIT, self._shown_and_seen()):
             logger.warning("what was set for subscriptions is not known after %g s: they begin as planned", KNOWN_LIMIT)
-            self._now_known()
-
-    def _now_known(self) -> None:
         self._known = True
-        for name in self._gates:
-            self._apply(name)
+        for gate in self._gates.values():
+            gate.known.set()
+
+    async def _shown_and_seen(self) -> None:
+        await self._shown.wait()
+        await self._witness.seen.wait()
 
     async def _watch(self) -> None:
         shown = ABSENT
@@ -148,8 +153,7 @@ class Control:
                 async with aclosing(self._table.watch((KIND,), after=shown)) as changes:
                     async for change in changes:
                         if isinstance(change, Current):
-                            if not self._known:
-                                self._now_known()
+                            self._shown.set()
                         else:
                             self._note(change)
                         shown = max(shown, change.revision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable
 
@@ -24,6 +25,9 @@ class Gate:
         self._clock = clock
         self._in_hand = in_hand
         self._wishes: dict[str, int] = {}
+        self.known = asyncio.Event()
+        """Whether the wishes are those that the subscription may begin with; who has to find them out clears it."""
+        self.known.set()
         self._subscription: Subscription | None = None
         self._bucket: _Bucket | None = None
         self._timer: Timer | None = None

@@ -74,6 +74,7 @@ class Live:
     async def _subscribe(self, after: asyncio.Task[None] | None) -> None:
         if after is not None:
             await asyncio.wait([after], timeout=END_LIMIT)
+        await self.gate.known.wait()
         topic, pause = self.group.topic, FIRST_PAUSE
         handler = self.gate.around(self.deliverer.handle)
         while True:

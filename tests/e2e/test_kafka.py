@@ -58,7 +58,10 @@ from tests.e2e.test_state import (
     test_state_outlives_everything,
 )
 from tests.e2e.test_state_watch import test_a_watch_goes_on_when_the_server_is_back
-from tests.e2e.test_where_and_control import test_a_story_over_two_apps_is_told_by_any_sidecar
+from tests.e2e.test_where_and_control import (
+    test_a_story_over_two_apps_is_told_by_any_sidecar,
+    test_what_is_set_holds_for_both_replicas_and_over_a_restart,
+)
 from tests.servers import kafka_jars
 from tests.servers.apache_kafka import ApacheKafka
 

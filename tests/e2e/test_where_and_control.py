@@ -55,12 +55,12 @@ async def test_a_story_over_two_apps_is_told_by_any_sidecar(mesh):
 
 async def test_what_is_set_holds_for_both_replicas_and_over_a_restart(mesh):
     async with App(SUBSCRIBED) as app:
-        one = await mesh.sidecar("app", app=app)
-        two = await mesh.sidecar("app", app=app)
+        one = await mesh.sidecar("app", app=app, topics=["A"])
+        two = await mesh.sidecar("app", app=app, name="two", topics=["A"])
         assert [len((await act(one, "pause"))["replicas"])] == [2]
         await asyncio.gather(*(two.publish(event(number), EVENT) for number in range(5)))
         await two.end()
-        later = await mesh.sidecar("app", app=app)
+        later = await mesh.sidecar("app", app=app, name="later", topics=["A"])
         [told] = (await later.call("GET", "/mesh/v1/subscriptions")).json["subscriptions"]
         assert (told["state"], told["backlog"], told["inHand"]) == ("paused", {"waiting": 5, "unsettled": 0}, 0)
         assert app.events == []
