@@ -33,6 +33,9 @@ from mesh.ports.tables import ABSENT, Conflict, Key
 SOON = 1.0
 """Seconds. An alarm that becomes due within them is not replaced: the server may already be at it, and would then
 remove what came in its place. It is awaited instead. Also how far two clocks may part after they were compared."""
+SOONEST = 0.25
+"""The least of that, for an alarm that was set shortly before it is due: half of that time. Clocks are compared anew
+then. Otherwise a series that fires every second would always be about to."""
 LOOK_AGAIN = 0.05
 """Seconds between looks at an alarm that is awaited."""
 
@@ -103,6 +106,8 @@ class _Found(NamedTuple):
     """`None` for a cancellation."""
     fired: bool
     event_id: str
+    stored: float = 0.0
+    """When, by the server's clock."""
 
     @property
     def place(self) -> int:
@@ -275,9 +280,10 @@ class NatsAlarms:
             found = await self._find(key)
             if found is None or found.fired or found.alarm is None:
                 return found
-            standing = await self._stream.ensure()
+            soon = max(SOONEST, min(SOON, (found.alarm.due - found.stored) / 2))
+            standing = await (self._stream.ensure() if soon == SOON else self._stream.restore())
             left = found.alarm.due - time.time() - standing.ahead
-            if left > SOON:
+            if left > soon:
                 return found
             await asyncio.sleep(min(LOOK_AGAIN + max(0.0, left), SOON))
 
@@ -293,7 +299,8 @@ class NatsAlarms:
         message = answer["message"]
         headers = codec.parse_block(base64.b64decode(message.get("hdrs", "")))
         payload = base64.b64decode(message.get("data", ""))
-        return self._decode(message["subject"], int(message["seq"]), headers, payload)
+        found = self._decode(message["subject"], int(message["seq"]), headers, payload)
+        return found and found._replace(stored=datetime.fromisoformat(message["time"]).timestamp())
 
     def _decode(self, subject: str, sequence: int, headers: Mapping[str, str], payload: bytes) -> _Found | None:
         address = addressing.parse_alarm(self._root, subject)

@@ -47,7 +47,7 @@ class Standing(NamedTuple):
     last: int
     """The sequence of its last message."""
     ahead: float = 0.0
-    """Seconds by which the server's clock is ahead of ours, as of then."""
+    """Seconds by which the server's clock is ahead of ours, as of then. At most so many: its answer took time."""
 
 
 class ScopeStream:
@@ -99,6 +99,7 @@ class ScopeStream:
     async def _look_after(self) -> Standing:
         try:
             await jetstream.ensure_stream(self._connection, self._config)
+            asked = time.time()
             info = await jetstream.call(self._connection, f"STREAM.INFO.{self.name}")
         except ConfigurationError as refusal:
             raise BrokerError(str(refusal)) from None
@@ -110,11 +111,11 @@ class ScopeStream:
                 raise BrokerError(
                     f"the stream {self.name} has {setting} {found.get(setting)}; set it to {self._config[setting]}"
                 )
-        told = datetime.fromisoformat(info["ts"]).timestamp() if "ts" in info else time.time()
+        told = datetime.fromisoformat(info["ts"]).timestamp() if "ts" in info else asked
         self.standing = Standing(
             str(info["created"]),
             bool(found["allow_direct"]) and int(found["num_replicas"]) == 1,
             int(info["state"]["last_seq"]),
-            told - time.time(),
+            told - asked,
         )
         return self.standing

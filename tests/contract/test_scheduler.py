@@ -244,6 +244,26 @@ async def test_a_series_that_is_cancelled_while_its_tick_is_handled_ends(
     assert not await scheduler.cancel(NIGHTLY)
 
 
+async def test_a_series_of_every_second_can_be_overwritten_and_cancelled(
+    scheduler: Scheduler, inbox: Callable[..., Inbox[Tick]], backing: Backing, now: Callable[[], float]
+) -> None:
+    """Though it is always about to fire."""
+    ticks = inbox()
+    await scheduler.serve("job", ticks, concurrency=5)
+    first = now()
+    await scheduler.schedule(NIGHTLY, Schedule(first=first, recurrence=EVERY_SECOND), b"old", overwrite=False)
+    await ticks.reaches(2)
+    await scheduler.schedule(NIGHTLY, Schedule(first=first, recurrence=EVERY_SECOND), b"new", overwrite=True)
+    seen = len(ticks.items)
+    await ticks.reaches(seen + 2)
+    assert {tick.payload for tick in ticks.items[seen + 1 :]} == {b"new"}
+    assert await scheduler.cancel(NIGHTLY)
+    seen = len(ticks.items)
+    await backing.elapse(1.5)
+    assert len(ticks.items) <= seen + 1
+    assert await scheduler.get(NIGHTLY) is None
+
+
 async def test_a_scan_lists_schedules(scheduler: Scheduler, now: Callable[[], float]) -> None:
     for name in "abc":
         await scheduler.schedule(("reminder", "cart", name), Schedule(first=now() + 99), overwrite=True)
