@@ -47,6 +47,8 @@ from tests.e2e.test_replay import (
     test_the_last_hour_to_a_second_app_while_live_traffic_flows,
 )
 from tests.e2e.test_schedules import (
+    test_actors_are_woken_by_reminders_and_timers_until_they_end_or_are_deleted,
+    test_series_of_jobs_and_events_go_on_until_they_end_or_are_deleted,
     test_the_command_line,
     test_what_was_scheduled_before_everything_died_happens_after_it_came_back,
 )

@@ -1,4 +1,5 @@
-"""Jobs and delayed events over the end of everything: real processes, a real broker, `kill -9`."""
+"""Jobs, delayed events, reminders and timers, also over the end of everything: real processes, a real broker,
+`kill -9`."""
 
 from __future__ import annotations
 
@@ -13,9 +14,11 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.e2e.mesh import JSON, MESHWIRE, App, Mesh, Sidecar, subscription
+from tests.actor_app import ActorApp
+from tests.e2e.mesh import JSON, MESHWIRE, App, Mesh, Sidecar, subscription, until
 
 LIMIT = 60.0
+CART = "/v1.0/actors/Cart/7"
 
 
 @pytest.fixture
@@ -25,14 +28,20 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
 
 
 async def make(sidecar: Sidecar, name: str, **job: object) -> None:
-    answer = await sidecar.call("POST", f"/v1.0/jobs/{quote(name)}", [JSON], json.dumps(job).encode())
+    await post(sidecar, f"/v1.0/jobs/{quote(name)}", **job)
+
+
+async def post(sidecar: Sidecar, path: str, **body: object) -> None:
+    answer = await sidecar.call("POST", path, [JSON], json.dumps(body).encode())
     assert answer.status == 204, answer
 
 
+def at(due: float) -> str:
+    return datetime.fromtimestamp(due, UTC).isoformat().replace("+00:00", "Z")
+
+
 async def publish_later(sidecar: Sidecar, event_id: str, due: float) -> None:
-    moment = datetime.fromtimestamp(due, UTC).isoformat().replace("+00:00", "Z")
-    query = f"?metadata.deliverAt={moment}&metadata.cloudevent.id={event_id}"
-    await sidecar.publish(b"1", query=query)
+    await sidecar.publish(b"1", query=f"?metadata.deliverAt={at(due)}&metadata.cloudevent.id={event_id}")
 
 
 async def meshwire(sidecar: Sidecar, *words: str, code: int = 0) -> str:
@@ -48,30 +57,112 @@ async def meshwire(sidecar: Sidecar, *words: str, code: int = 0) -> str:
 
 
 async def test_what_was_scheduled_before_everything_died_happens_after_it_came_back(mesh: Mesh) -> None:
-    """One falls due while all is down, one after."""
-    app = App([subscription()])
-    async with app:
-        sidecar = await mesh.sidecar("app1", app=app, topics=["A"])
+    """One falls due while all is down, one after. Whichever replica takes it."""
+    apps = [ActorApp(subscribe=[subscription()]) for _ in range(2)]
+    async with apps[0], apps[1]:
+        sidecars = [
+            mesh.add("app1", app=app, name=name, MESHWIRE_ACTOR_LEASE="6s").start()
+            for app, name in zip(apps, ("one", "two"), strict=True)
+        ]
+        await asyncio.gather(*(sidecar.ready("A") for sidecar in sidecars))
+        await sidecars[0].says("hosting actors of type Cart")
         soon, later = time.time() + 2, time.time() + 7
         for name, due in (("soon", soon), ("later", later)):
-            moment = datetime.fromtimestamp(due, UTC).isoformat()
-            await make(sidecar, name, dueTime=moment.replace("+00:00", "Z"), data=name)
-            await publish_later(sidecar, name, due)
-        sidecar.kill()
+            await make(sidecars[0], name, dueTime=at(due), data=name)
+            await publish_later(sidecars[0], name, due)
+            await post(sidecars[0], f"{CART}/reminders/{name}", dueTime=at(due))
+        for sidecar in sidecars:
+            sidecar.kill()
     mesh.server.kill()
     await asyncio.sleep(max(0.0, soon + 0.5 - time.time()))
     mesh.server.start()
-    async with app:
-        sidecar.start()
-        got = [(one.path, json.loads(one.body)) for one in await app.got(4, limit=LIMIT)]
+
+    def got() -> list[str]:
+        calls = [call for app in apps for call in app.calls]
+        return [call.event["id"] if call.path == "/A" else call.path for call in calls]
+
+    due_later = {"later", "/job/later", "/actors/Cart/7/method/remind/later"}
+    all_due = due_later | {path.replace("later", "soon") for path in due_later}
+    async with apps[0], apps[1]:
+        for sidecar in sidecars:
+            sidecar.start()
+        await until(lambda: all_due <= set(got()), lambda: f"never came: {all_due - set(got())}", LIMIT)
         assert time.time() >= later
-        jobs = {data for path, data in got if path.startswith("/job/")}
-        events = {event["id"] for path, event in got if path == "/A"}
-        assert jobs == events == {"soon", "later"}
         async with asyncio.timeout(LIMIT):
-            while (await sidecar.call("GET", "/mesh/v1/jobs")).json["jobs"]:
-                await asyncio.sleep(0.05)
+            for path in ("/mesh/v1/jobs", "/mesh/v1/scheduled", "/mesh/v1/actors/Cart/7/reminders"):
+                while any((await sidecars[1].call("GET", path)).json.values()):
+                    await asyncio.sleep(0.05)
+
+
+async def test_series_of_jobs_and_events_go_on_until_they_end_or_are_deleted(mesh: Mesh) -> None:
+    async with App([subscription()]) as app:
+        sidecar = await mesh.sidecar("app1", app=app, topics=["A"])
+        every = "metadata.deliverEvery=@every%201s&metadata.cloudevent.id"
+        await make(sidecar, "twice", schedule="@every 1s", repeats=2, dueTime="0s")
+        await make(sidecar, "on and on", schedule="* * * * * *")
+        await sidecar.publish(b"1", query=f"?{every}=twice&metadata.deliverTimes=2")
+        await sidecar.publish(b"1", query=f"?{every}=on")
+        begun = time.time()
+        await sidecar.publish(b"1", query="?metadata.deliverAfter=1s&metadata.cloudevent.id=once")
+
+        def got() -> Counter[str]:
+            ids = [one.path if one.path != "/A" else one.event["id"].partition("@")[0] for one in app.events]
+            return Counter(ids)
+
+        least = Counter({"/job/twice": 2, "/job/on%20and%20on": 2, "twice": 2, "on": 2, "once": 1})
+        await until(lambda: got() >= least, lambda: f"{got()}", LIMIT)
+        assert time.time() >= begun + 1
+        [job] = (await sidecar.call("GET", "/mesh/v1/jobs")).json["jobs"]
+        [event] = (await sidecar.call("GET", "/mesh/v1/scheduled")).json["scheduled"]
+        assert (job["name"], event["name"], event["deliverEvery"]) == ("on and on", "pubsub/A/on", "@every 1s")
+
+        assert (await sidecar.call("DELETE", "/mesh/v1/jobs?prefix=on")).json == {"deleted": 1}
+        assert (await sidecar.call("DELETE", "/mesh/v1/scheduled/pubsub/A/on")).status == 204
+        deleted = got()
+        await sidecar.publish(b"1", query="?metadata.deliverAfter=1500ms&metadata.cloudevent.id=end")
+        await until(lambda: got()["end"], lambda: f"{got()}", LIMIT)
+        # one of each may have been on its way
+        assert got() <= deleted + Counter({"/job/on%20and%20on": 1, "on": 1, "end": 1})
+        assert (got()["/job/twice"], got()["twice"], got()["once"]) == (2, 2, 1)
+        assert (await sidecar.call("GET", "/mesh/v1/jobs")).json == {"jobs": []}
         assert (await sidecar.call("GET", "/mesh/v1/scheduled")).json == {"scheduled": []}
+
+
+async def test_actors_are_woken_by_reminders_and_timers_until_they_end_or_are_deleted(mesh: Mesh) -> None:
+    remind, timer = "/actors/Cart/7/method/remind/", "/actors/Cart/7/method/timer/"
+    async with ActorApp() as app:
+        sidecar = await mesh.sidecar("app1", app=app)
+        await sidecar.says("hosting actors of type Cart")
+        for name in ("twice", "on"):
+            repeats = "R2/" if name == "twice" else ""
+            await post(sidecar, f"{CART}/reminders/{name}", dueTime="0s", period=f"{repeats}PT1S", data={"n": name})
+            await post(sidecar, f"{CART}/timers/{name}", dueTime="0s", period=f"{repeats}PT1S", data=name, callback="c")
+        await post(sidecar, f"{CART}/reminders/in-an-hour", dueTime="1h", data=1)
+
+        def got() -> Counter[str]:
+            return Counter(call.path for call in app.calls if call.method == "PUT")
+
+        least = Counter({f"{kind}{name}": 2 for kind in (remind, timer) for name in ("twice", "on")})
+        await until(lambda: got() >= least, lambda: f"{got()}", LIMIT)
+        assert app.called(f"{remind}twice")[0].event["data"] == {"n": "twice"}
+        assert app.called(f"{timer}twice")[0].event["callback"] == "c"
+        shown = (await sidecar.call("GET", f"{CART}/reminders/on")).json
+        assert (shown["period"], shown["data"]) == ("@every 1s", {"n": "on"})
+        async with asyncio.timeout(LIMIT):
+            while len(left := (await sidecar.call("GET", "/mesh/v1/actors/Cart/7/reminders")).json["reminders"]) != 2:
+                await asyncio.sleep(0.05)
+        assert {row["name"] for row in left} == {"in-an-hour", "on"}
+
+        for kind in ("reminders", "timers"):
+            assert (await sidecar.call("DELETE", f"{CART}/{kind}/on")).status == 204
+        assert (await sidecar.call("DELETE", f"{CART}/reminders/in-an-hour")).status == 204
+        deleted = got()
+        await post(sidecar, f"{CART}/reminders/end", dueTime="1500ms")
+        await until(lambda: got()[f"{remind}end"], lambda: f"{got()}", LIMIT)
+        # one of each may have been on its way
+        assert got() <= deleted + Counter({f"{remind}on": 1, f"{timer}on": 1, f"{remind}end": 1})
+        assert (got()[f"{remind}twice"], got()[f"{timer}twice"]) == (2, 2)
+        assert app.overlaps == 1
 
 
 async def test_replicas_share_and_each_fires_once(mesh: Mesh) -> None:
@@ -81,9 +172,8 @@ async def test_replicas_share_and_each_fires_once(mesh: Mesh) -> None:
             await mesh.sidecar("app1", app=app, topics=["A"], name=name) for app, name in ((one, "one"), (two, "two"))
         ]
         due = time.time() + 2
-        moment = datetime.fromtimestamp(due, UTC).isoformat().replace("+00:00", "Z")
         for number, name in enumerate(names):
-            await make(sidecars[number % 2], name, dueTime=moment)
+            await make(sidecars[number % 2], name, dueTime=at(due))
             await publish_later(sidecars[number % 2], name, due)
         async with asyncio.timeout(LIMIT):
             while (await sidecars[0].call("GET", "/mesh/v1/jobs")).json["jobs"] or (
