@@ -20,6 +20,8 @@ MISSED_BEATS = 2.125
 """Silence, in times between beats, after which an instance counts as gone: two beats are missing."""
 SURE_PULSES = 2
 """Own beats that must have been read back without one of another, before that one is called silent."""
+LATE = 1.25
+"""Silence, in the same measure, after which others are asked first, if there are any."""
 FORGOTTEN = 15.0
 """Silence, in the same measure, after which nothing is known of it any more."""
 LONGEST_EVERY = 60.0
@@ -167,6 +169,9 @@ class Presence:
     def is_silent(self, member: Member, now: float) -> bool:
         return now - member.heard > member.beat.every * MISSED_BEATS and self.pulse - member.pulse >= SURE_PULSES
 
+    def is_late(self, member: Member, now: float) -> bool:
+        return now - member.heard > member.beat.every * LATE and self.pulse > member.pulse
+
     def purge(self, now: float) -> None:
         """Forget those who have been silent for long."""
         for member in list(self.members.values()):
@@ -176,14 +181,22 @@ class Presence:
             del self._serving[key]
 
     def take(self, app: str, instance: str, now: float, but: Sequence[str] = ()) -> Member | None:
-        """Who is to get the next call: those who serve it take turns, without those in `but`."""
+        """Who is to get the next call: those who serve it take turns, without those in `but`. One that is late gets it
+        where all are."""
         found = self._serving.get((app, instance), [])
+        late = None
         for _ in range(len(found)):
             member = found.pop(0)
             found.append(member)
-            if not (member.suspect or member.id in but or self.is_silent(member, now)):
+            if member.suspect or member.id in but or self.is_silent(member, now):
+                continue
+            if not self.is_late(member, now):
                 return member
-        return None
+            late = late or member
+        if late is not None:
+            found.remove(late)
+            found.append(late)
+        return late
 
     def holder(self, name: str, partition: int) -> str | None:
         """The instance whose place it is."""

@@ -136,10 +136,9 @@ class KafkaRequests:
         headers = request_codec.read(record.headers)
         frame = request_codec.parse_frame(headers)
         if frame is not None and frame.kind == "beat":
-            now = self._loop.time()
             for text in (record.value or b"").decode("latin-1").split():
                 if (call := self._calls.get(text)) is not None:
-                    call.heard = now
+                    call.on_sign()
             return
         call = self._calls.get(headers.get(request_codec.CALL, b"").decode("latin-1"))
         if call is None:
@@ -178,7 +177,7 @@ class KafkaRequests:
                 each.heard += late
         limit = self._beat * MISSED_BEATS
         for call in calls:
-            if now - call.heard > limit:
+            if now - call.heard > limit or call.has_lost_its_callee(now):
                 call.on_silence(limit)
         for incoming in served:
             if incoming.beats and now - incoming.heard > limit:
@@ -242,6 +241,7 @@ class OutgoingCall:
         "partition",
         "reply_topic",
         "spoke",
+        "taken",
         "target",
         "topic",
         "writer",
@@ -259,6 +259,8 @@ class OutgoingCall:
         self.id = random_id()
         self.answer: asyncio.Future[Response] = loop.create_future()
         self.heard = self.spoke = loop.time()
+        self.taken = False
+        """Whether the callee has said anything about it."""
         self.callee = ""
         """The id of the instance that has the call."""
         self.topic = ""
@@ -296,6 +298,7 @@ class OutgoingCall:
             headers.append((request_codec.NAME, self.instance.encode()))
         self.topic, self.partition, self.callee = topic, partition, member.id
         self._offset = self._left = None
+        self.taken = False
         self._tried.append(member.id)
         self.heard = self.spoke = asyncio.get_running_loop().time()
         body = request.body if isinstance(request.body, bytes) and not self._streamed else b""
@@ -332,10 +335,15 @@ class OutgoingCall:
 
     # what comes
 
+    def on_sign(self) -> None:
+        """The callee works on it."""
+        self.heard = asyncio.get_running_loop().time()
+        self.taken = True
+
     def on_answer(self, headers: dict[str, bytes], payload: bytes) -> None:
         if self.answer.done():
             return
-        self.heard = asyncio.get_running_loop().time()
+        self.on_sign()
         body: Body = payload
         if request_codec.STREAM in headers:
             self._inflow = Inflow(
@@ -355,7 +363,7 @@ class OutgoingCall:
         self.answer.set_result(response)
 
     def on_frame(self, frame: Frame, value: bytes) -> None:
-        self.heard = asyncio.get_running_loop().time()
+        self.on_sign()
         if frame.kind == "error":
             self.fail(PeerLost(value.decode("utf-8", "replace")))
         elif frame.kind == "refused":
@@ -393,10 +401,18 @@ class OutgoingCall:
         except Exception as error:
             self.fail(error)
 
+    def has_lost_its_callee(self, now: float) -> bool:
+        """Whether it was sent to one that was dead by then, or died before it said anything."""
+        if self.taken or self._register is None:
+            return False
+        member = self._register.presence.members.get(self.callee)
+        return member is not None and self._register.presence.is_silent(member, now)
+
     def on_silence(self, limit: float) -> None:
         if self._register is not None and (member := self._register.presence.members.get(self.callee)) is not None:
             member.suspect = True
-        self.cancel(PeerLost(f"{self.target.app_id} took the call and has been silent for {limit:g} s"))
+        how = f"took the call and has been silent for {limit:g} s" if self.taken else "is silent, and may have the call"
+        self.cancel(PeerLost(f"{self.target.app_id} {how}"))
 
     # bodies
 

@@ -209,6 +209,21 @@ async def test_a_call_to_an_instance_that_stands_still_is_lost_and_never_handled
             assert await soon(answered()) == b"peer"
 
 
+async def test_a_call_to_one_that_died_ends_when_its_presence_does(server: ApacheKafka) -> None:
+    """It need not wait as long as one that was taken: its callee was silent before."""
+    async with connected(server, Peer(PEER.namespace, "shop")) as shop:
+        with peer_process(server) as process:
+            assert (await soon(shop.request(PEER, get()))).body == b"peer"
+            process.kill()
+            process.wait()
+            under_way = asyncio.ensure_future(shop.request(PEER, get()))
+            await until(lambda: shop._calls)
+            for call in shop._calls.values():
+                call.heard += LIMIT
+            with pytest.raises(PeerLost, match="silent, and may have the call"):
+                await soon(under_way)
+
+
 async def test_who_died_before_the_caller_came_is_not_asked(server: ApacheKafka) -> None:
     with peer_process(server) as process:
         process.kill()

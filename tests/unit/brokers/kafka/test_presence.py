@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brokers.kafka import presence
-from brokers.kafka.presence import FORGOTTEN, MISSED_BEATS, Beat, Offer, Place, Presence
+from brokers.kafka.presence import FORGOTTEN, LATE, MISSED_BEATS, Beat, Offer, Place, Presence
 
 STOCK = (Offer("stock"),)
 INVOKE = presence.invoke_place("stock")
@@ -263,3 +263,22 @@ def test_a_program_without_a_sidecar_says_little() -> None:
     beat = presence.decode(b'{"app":"greeter","serves":[{"app":"greeter"}],"more":1}')
     assert beat == Beat("greeter", serves=(Offer("greeter"),))
     assert presence.decode(presence.encode(beat)) == beat
+
+
+def test_one_whose_beat_is_late_is_asked_where_there_is_nobody_else() -> None:
+    seen = Presence()
+    seen.apply(0, "dead", Beat("stock", serves=STOCK), heard=0.0)
+    seen.apply(1, "live", Beat("stock", serves=STOCK), heard=1.0)
+
+    def taken(now: float) -> set[str]:
+        found = [seen.take("stock", "", now) for _ in range(4)]
+        return {"" if member is None else member.id for member in found}
+
+    late = 2 * LATE + 0.01
+    assert taken(late) == {"dead", "live"}, "we may be the ones who are late"
+    seen.pulse += 1
+    assert taken(late) == {"live"}
+    assert taken(1 + late) == {"dead", "live"}
+    seen.pulse += 1
+    assert taken(2 * MISSED_BEATS + 0.01) == {"live"}
+    assert taken(1 + 2 * MISSED_BEATS + 0.01) == {""}
