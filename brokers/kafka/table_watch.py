@@ -34,10 +34,11 @@ class Watch:
 
 
 class Watches:
-    """Those of one table. `state` tells what it is now: it may become another one."""
+    """Those of one table."""
 
-    def __init__(self, state: Callable[[], State]) -> None:
-        self._state = state
+    def __init__(self) -> None:
+        self._state = State()
+        """As it was when it was last up to date: one that is still being read must not pass for all there is."""
         self._watches: set[Watch] = set()
         self._closed = False
 
@@ -67,20 +68,21 @@ class Watches:
             watch.failure = error
             watch.woken.set()
 
-    def on_found(self) -> None:
+    def on_found(self, state: State) -> None:
         """Everything that had not arrived has."""
+        self._state = state
         for watch in self._watches:
             if watch.is_lost:
                 watch.is_lost = False
                 watch.is_to_be_current = True
-                watch.beginning = self._state().revision
+                watch.beginning = state.revision
                 watch.woken.set()
 
     async def watch(
-        self, path: str, after: int | None, lost: Callable[[], None]
+        self, state: State, path: str, after: int | None, lost: Callable[[], None]
     ) -> AsyncGenerator[Entry | Gone | Current, None]:
-        """See `Table.watch`; `path` is that of the prefix. To be called once the state is up to date."""
-        state = self._state()
+        """See `Table.watch`; `path` is that of the prefix, and `state` is up to date."""
+        self._state = state
         watch = Watch(path, state.revision if after is None else after, state.revision, lost)
         from_nothing = after == ABSENT
         self._watches.add(watch)
@@ -88,8 +90,8 @@ class Watches:
             while not self._closed:
                 if watch.failure is not None:
                     raise watch.failure
-                if self._state() is not state or watch.position > state.revision:
-                    state = self._state()
+                if self._state is not state or watch.position > state.revision:
+                    state = self._state
                     if watch.position > state.revision:  # another log, which counts from the beginning again
                         watch.position = ABSENT
                         from_nothing = watch.is_to_be_current = True
@@ -113,7 +115,7 @@ class Watches:
                     if watch.is_to_be_current:
                         watch.is_to_be_current = from_nothing = False
                         yield Current(watch.position)
-                    elif self._state() is state:
+                    elif self._state is state:
                         watch.woken.clear()
                         if not self._closed:
                             await watch.woken.wait()

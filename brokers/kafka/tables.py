@@ -184,7 +184,7 @@ class KafkaTable:
         self._state = State()
         self._follower: Follower | None = None  # once the state is there
         self._loading: asyncio.Future[None] | None = None
-        self._watches = Watches(lambda: self._state)
+        self._watches = Watches()
         self._pending: dict[str, asyncio.Future[Outcome]] = {}  # by the id of the operation
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []  # for a position
         self._limits: set[asyncio.Timeout] = set()  # of operations under way
@@ -238,13 +238,13 @@ class KafkaTable:
         path = self._prefix_path(prefix)
         while True:
             try:
-                await self._patiently(self._current)
+                state = await self._patiently(self._current)
                 break
             except BrokerUnavailable as error:
                 if self._closed or self._connection.closed:
                     return
                 logger.debug("watch of %s: %s", self._log, error)
-        watch = self._watches.watch(path, after, lost or _nobody_asks)
+        watch = self._watches.watch(state, path, after, lost or _nobody_asks)
         try:
             async for change in watch:
                 yield change
@@ -309,10 +309,10 @@ class KafkaTable:
         """Find out whether changes arrive."""
         if not self._watches:
             return
-        position, before = self._state.position, self._pulse_position
+        before = self._pulse_position
         try:
-            if self._follower is None:
-                await self._ready()
+            await self._ready()
+            position = self._state.position  # others may write while the answer is on its way
             end = await self._ends.end(self._log)
         except BrokerError as error:
             logger.debug("%s: %s", self._log, error)
@@ -323,10 +323,10 @@ class KafkaTable:
                 self._watches.on_refused(error)
             return
         self._pulse_position = end
-        if end < self._state.position and self._follower is not None:
-            self._on_broken(BrokerUnavailable(f"the topic {self._log} ends at {end}, and had {self._state.position}"))
+        if end < position and self._follower is not None:
+            self._on_broken(BrokerUnavailable(f"the topic {self._log} ends at {end}, and had {position}"))
         elif self._state.position >= end:
-            self._watches.on_found()
+            self._watches.on_found(self._state)
         elif 0 <= position < before and position == self._state.position:
             self._watches.on_lost()  # there were records a pulse ago already, and none has come
             await self._tick_quietly()  # see `ARRIVAL`

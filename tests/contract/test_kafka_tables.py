@@ -321,6 +321,45 @@ async def test_the_end_of_somebodys_transaction_stops_nobody(
 # Faults
 
 
+async def test_what_is_written_while_the_end_of_the_log_is_asked_for_does_not_make_it_look_cut(
+    client: LoneKafkaTables, table: KafkaTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = table.watch(("state",))
+    assert isinstance(await asyncio.wait_for(anext(watch), LIMIT), Current)
+    end_of = client._ends.end
+
+    async def late(topic: str) -> int:
+        end = await end_of(topic)
+        monkeypatch.undo()
+        await put(table, "state", "a")
+        return end
+
+    monkeypatch.setattr(client._ends, "end", late)
+    follower = table._follower
+    await table.feel_pulse()
+    assert client._ends.end == end_of
+    assert table._follower is follower, "it is read anew"
+    await watch.aclose()
+
+
+async def test_those_who_watch_do_not_see_how_a_log_is_read_anew(table: KafkaTable, connect: Connect) -> None:
+    other = (await connect()).table(SCOPE)
+    await asyncio.gather(*(put(table, "state", f"k{number}") for number in range(600)))
+    lost = asyncio.Event()
+    watch = other.watch(("state",), lost=lost.set)
+    begun = await asyncio.wait_for(anext(watch), LIMIT)
+    assert isinstance(begun, Current)
+    other._on_broken(BrokerUnavailable("as if it had been"))
+    assert lost.is_set()
+    end = await put(table, "state", "end")
+    seen: list[Entry | Gone | Current] = []
+    while not seen or seen[-1].revision < end:
+        seen.append(await asyncio.wait_for(anext(watch), LIMIT))
+    assert all(change.revision >= begun.revision for change in seen), "the table looks younger than it was"
+    assert [change.key for change in seen if not isinstance(change, Current)] == [("state", "end")]
+    await watch.aclose()
+
+
 async def test_a_topic_that_is_deleted_is_made_anew(
     client: LoneKafkaTables, table: KafkaTable, connect: Connect, namespace: str
 ) -> None:
