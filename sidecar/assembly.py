@@ -260,9 +260,14 @@ def assemble(
 
 
 def pubsubs_of(
-    manifests: Sequence[resources.Component], app_id: str, namespace: str, denied: Sequence[str]
+    manifests: Sequence[resources.Component],
+    app_id: str,
+    namespace: str,
+    denied: Sequence[str],
+    events: EventLog | None = None,
 ) -> tuple[Mapping[str, Component], Clock]:
-    """The pub/sub components of an app without a broker: to read, not to use. Those that need a secret are left out.
+    """The pub/sub components of an app: to read, not to use. Those that need a secret are left out. What they can do is
+    what the log of `events` can, which needs no start; else what memory can.
 
     Raises `ConfigurationError`.
     """
@@ -275,7 +280,7 @@ def pubsubs_of(
             clock=clock,
             tables=backbone.tables,
             alarms=backbone.alarms,
-            events=backbone.log,
+            events=events or backbone.log,
             templates=resources.Templates(app_id, namespace, None),
         ),
         denied=denied,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Returns 1 when a subscription cannot have a plan. Raises `UsageError`, or `MeshError` when the files say what is
     impossible, or no sidecar answers."""
-    found = _running(args) if args.resources_path is None else _declared(args)
+    found = _running(args) if args.resources_path is None else asyncio.run(_declared(args))
     plans = [
         plan for plan in found.plans if args.topic in (None, plan.topic) and args.pubsub in (None, plan.pubsubname)
     ]
@@ -68,14 +70,18 @@ def _running(args: argparse.Namespace) -> _Plans:
     return msgspec.json.decode(answer.body, type=_Plans)
 
 
-def _declared(args: argparse.Namespace) -> _Plans:
-    """The subscriptions that files declare; what the app asks for in code, nobody knows before it runs."""
+async def _declared(args: argparse.Namespace) -> _Plans:
+    """The subscriptions that files declare; what the app asks for in code, nobody knows before it runs. The broker of
+    the mesh is not asked: it is taken to offer what all of its kind do."""
+    from brokers.kafka.security import Security
     from mesh import resources, subscriptions
     from mesh.configuration import load_configuration
     from mesh.delivery.compile import check_plan, plan_of
     from mesh.delivery.explanation import explain
     from mesh.resiliency.targets import Resiliency
     from sidecar.assembly import pubsubs_of
+    from sidecar.backbone import open_event_log
+    from sidecar.settings import parse_broker
 
     if args.app_id is None:
         raise UsageError("--resources-path needs --app-id: scopes and templates depend on it")
@@ -89,7 +95,9 @@ def _declared(args: argparse.Namespace) -> _Plans:
         environ=environ,
         denied=configuration.components_deny,
     )
-    components, clock = pubsubs_of(manifests.components, app_id, namespace, configuration.components_deny)
+    broker = parse_broker(environ.get("MESHWIRE_BROKER") or f"embedded:{mesh_folder(args.mesh)}", environ)
+    log = open_event_log(dataclasses.replace(broker, security=Security()), name=app_id, namespace=namespace, prefix="")
+    components, clock = pubsubs_of(manifests.components, app_id, namespace, configuration.components_deny, log)
     resiliency = Resiliency(manifests.resiliency, clock=clock)
     for one in components.values():
         check_plan(one, resiliency)

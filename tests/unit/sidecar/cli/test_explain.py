@@ -143,3 +143,48 @@ def test_without_files_the_running_sidecar_is_asked(
     assert main(["explain"]) == 0
     assert (api.requests[0].method, api.requests[0].path) == ("GET", "/mesh/v1/plans")
     assert capsys.readouterr().out.startswith("pubsub/A  (GET /dapr/subscribe: entry 0)\n  attempts  1  default\n")
+
+
+KAFKA = "kafka+tls://kafka.example:9093"
+BEYOND_KAFKA = """\
+apiVersion: dapr.io/v2alpha1
+kind: Subscription
+metadata: {name: strict}
+spec: {pubsubname: shop, topic: strict, routes: {default: /s}, metadata: {order: strict}}
+---
+apiVersion: dapr.io/v2alpha1
+kind: Subscription
+metadata: {name: many}
+spec: {pubsubname: shop, topic: many.*, routes: {default: /m}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "lacking"),
+    [
+        ({}, []),
+        ({"MESHWIRE_BROKER": "nats://nats.example:4222"}, []),
+        ({"MESHWIRE_BROKER": KAFKA, "MESHWIRE_KAFKA_SASL": "PLAIN"}, ["handles all events of a topic", "subscribes"]),
+        ({"MESHWIRE_BROKER": KAFKA, "MESHWIRE_KAFKA_PARTITIONS": "1"}, ["subscribes to many topics by a pattern"]),
+    ],
+    ids=["embedded", "nats", "kafka", "one partition"],
+)
+def test_what_the_broker_cannot_is_told_though_it_does_not_run(
+    files: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    lacking: list[str],
+) -> None:
+    (files / "all.yaml").write_text(FILES.replace('concurrency, value: "8"', 'broadcast, value: "false"'))
+    (files / "beyond.yaml").write_text(BEYOND_KAFKA)
+    if "MESHWIRE_KAFKA_SASL" in environment:  # it is somewhere else
+        environment = environment | {"MESHWIRE_KAFKA_USER": "u", "MESHWIRE_KAFKA_PASSWORD_FILE": "/run/not/here"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(["explain", "-a", "warehouse", "-d", str(files)]) == (1 if lacking else 0)
+    problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("✗")]
+    assert len(problems) == len(lacking)
+    for problem, what in zip(sorted(problems), sorted(lacking), strict=True):
+        assert "beyond.yaml" in problem
+        assert f"the broker of this component cannot: {what}" in problem
