@@ -41,7 +41,7 @@ def run(options: Options) -> list[Row]:
 
 @contextmanager
 def _server() -> Iterator[ApacheKafka]:
-    server = ApacheKafka(group_initial_rebalance_delay_ms=0)
+    server = ApacheKafka(measured=True, group_initial_rebalance_delay_ms=0)
     server.start()
     try:
         yield server

@@ -344,7 +344,7 @@ async def failover() -> None:
 
 async def main() -> None:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    server = ApacheKafka()
+    server = ApacheKafka(measured=True)
     try:
         begun = time.perf_counter()
         server.start()
