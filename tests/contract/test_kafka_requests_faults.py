@@ -213,7 +213,7 @@ async def test_a_call_to_one_that_died_ends_when_its_presence_does(server: Apach
     """It need not wait as long as one that was taken: its callee was silent before."""
     async with connected(server, Peer(PEER.namespace, "shop")) as shop:
         with peer_process(server) as process:
-            assert (await soon(shop.request(PEER, get()))).body == b"peer"
+            assert (await soon(eventually(shop, PEER))).body == b"peer"
             process.kill()
             process.wait()
             under_way = asyncio.ensure_future(shop.request(PEER, get()))
