@@ -72,6 +72,8 @@ _REFUSED = (
     errors.PolicyViolationError,
 )
 
+_HARMLESS = (errors.KafkaTimeoutError, errors.TopicAuthorizationFailedError)
+"""What is no reason for another producer: a topic that is forbidden misses records by itself, once it is allowed."""
 _TOPICS_LIMIT = "max.message.bytes of the topic"
 
 _FORBIDDEN = {
@@ -224,7 +226,7 @@ class Connection:
                     except errors.MessageSizeTooLargeError:
                         await self._too_large(topic, size, producer)
                     except errors.KafkaError as error:
-                        if not error.retriable and not isinstance(error, errors.KafkaTimeoutError):
+                        if not error.retriable and not isinstance(error, _HARMLESS):
                             self._replace(producer)
                         raise
             raise BrokerUnavailable(
@@ -491,7 +493,6 @@ class Connection:
             await asyncio.gather(*asked, return_exceptions=True)
 
     async def _open(self) -> None:
-
         self._offered = await offered(
             self.access.servers, self.access.options, self.within, name=self.name, timeout=REQUEST_TIMEOUT
         )

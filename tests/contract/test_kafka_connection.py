@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.protocol.admin import AlterConfigsRequest, CreateAclsRequest
+from aiokafka.protocol.admin import AlterConfigsRequest, CreateAclsRequest, DeleteAclsRequest
 
 from brokers.kafka import connection as tuning
 from brokers.kafka.connection import MAX_REQUEST, Access, Connection, record_size
@@ -379,10 +379,48 @@ async def test_what_may_not_be_asked_is_found_out(guarded: Guarded) -> None:
         assert (await connection.publish(topic, b"after")).offset == 51
 
 
-async def _allow(connection: Connection, topic: str, user: str) -> None:
-    of_topics, literal, to_write, allow = 2, 3, 4, 3
+async def test_a_topic_that_is_forbidden_disturbs_no_other(guarded: Guarded) -> None:
+    admin = Security(tls=True, ca=guarded.authority.path, mechanism="PLAIN", user=ADMIN, password=USERS[ADMIN])
+    orders = Security(tls=True, ca=guarded.authority.path, mechanism="PLAIN", user="orders", password=USERS["orders"])
+    async with connected(guarded.server.address, admin) as master, connected(guarded.server.address, orders) as mine:
+        allowed, forbidden = await topic_of(master), await topic_of(master)
+        await _allow(master, allowed, "orders")
+        await _allow(master, forbidden, "orders")
+        producer = mine._producer
+
+        async def publish(topic: str) -> int | str:
+            try:
+                return (await mine.publish(topic, b"x")).offset
+            except BrokerError as error:
+                assert not isinstance(error, BrokerUnavailable), error
+                return str(error)
+
+        async def comes_to(outcome: type) -> None:
+            while not isinstance(await publish(forbidden), outcome):
+                await asyncio.sleep(0.05)
+
+        async with asyncio.timeout(LIMIT):
+            await comes_to(int)
+            await _allow(master, forbidden, "orders", but=True)
+            await comes_to(str)
+            outcomes = await asyncio.gather(*(publish(topic) for _ in range(100) for topic in (allowed, forbidden)))
+            assert sorted(outcomes[0::2]) == list(range(100))
+            assert {type(each) for each in outcomes[1::2]} == {str}
+            assert forbidden in str(outcomes[1])
+            assert (mine._producer, mine._succession) == (producer, None)
+            await _allow(master, forbidden, "orders", but=False)
+            await comes_to(int)
+            [first, *later] = [await publish(forbidden) for _ in range(3)]
+            assert isinstance(first, int)
+            assert later == [first + 1, first + 2]
+
+
+async def _allow(connection: Connection, topic: str, user: str, *, but: bool | None = None) -> None:
+    """Let `user` write. With `but` forbid it all the same, or take that back."""
+    of_topics, literal, to_write, deny, allow = 2, 3, 4, 2, 3
+    rule = (of_topics, topic, literal, f"User:{user}", "*", to_write, allow if but is None else deny)
+    request = DeleteAclsRequest(*rule) if but is False else CreateAclsRequest(*rule)
     admin = await connection.admin()
-    request = CreateAclsRequest(of_topics, topic, literal, f"User:{user}", "*", to_write, allow)
     await connection.within(admin._send_to_controller(request))
 
 
