@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote_plus
 
@@ -162,10 +163,9 @@ class KafkaInput(KafkaBinding):
 
         consumer = self._new_consumer()
         stored = _Stored(self.library, asyncio.Lock())
-        consumer.subscribe(self.settings["topics"], listener=stored.listener)
         try:
             # a member that went without a word is waited for
-            await self.within(consumer.start(), self.settings["sessionTimeout"])
+            await self.within(self._join(consumer, stored.listener), self.settings["sessionTimeout"])
             while True:
                 batches = await consumer.getmany(timeout_ms=_milliseconds(SILENCE), max_records=BATCH)
                 if not batches:
@@ -179,6 +179,18 @@ class KafkaInput(KafkaBinding):
             raise translated(error) from error
         finally:
             await _stop(consumer)
+
+    async def _join(self, consumer: Any, listener: Any) -> None:
+        """The library takes a coordinator that is still loading for one that knows no group: we ask in its place."""
+        from brokers.kafka.committed import committed
+
+        await consumer.start()
+        for topic in self.settings["topics"]:
+            await consumer._client._wait_on_metadata(topic)
+        coordinator = consumer._coordinator
+        coordinator._do_fetch_commit_offsets = partial(committed, coordinator)
+        consumer.subscribe(self.settings["topics"], listener=listener)
+        await consumer._subscription.wait_for_assignment()
 
     async def _commit(self, consumer: Any, offsets: dict[Any, int]) -> None:
         import aiokafka.errors as errors

@@ -13,6 +13,9 @@ import aiomqtt
 import nats
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.errors import GroupLoadInProgressError
+from aiokafka.protocol.commit import OffsetFetchRequest, OffsetFetchResponse_v3
 
 from bindings.bindings import kafka, mqtt3
 from bindings.bindings import nats as nats_binding
@@ -133,6 +136,27 @@ async def test_the_offsets_stay_behind_what_is_stored(kafka_server: KafkaServer)
             while not {b"7", b"19"} <= {item.data for item in inbox}:
                 await asyncio.sleep(0.02)
     assert {item.data for item in inbox} >= {b"%d" % number for number in range(7, 20)}
+
+
+async def test_a_coordinator_that_is_still_loading_does_not_make_the_group_begin_anew(
+    kafka_server: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic, first, second = kafka_bindings.Topic(kafka_server), Inbox(), Inbox()
+    for number in range(3):
+        await topic.offer(number)
+    async with running(topic.binding(), first):
+        await first.holds(3)
+    loading = [OffsetFetchResponse_v3(0, [], GroupLoadInProgressError.errno)]
+    ask = GroupCoordinator._send_req
+
+    async def answer(coordinator: GroupCoordinator, request: object) -> object:
+        return loading.pop() if loading and isinstance(request, OffsetFetchRequest) else await ask(coordinator, request)
+
+    monkeypatch.setattr(GroupCoordinator, "_send_req", answer)
+    async with running(topic.binding(), second):
+        last = await topic.offer(3)
+        await second.holds(1)
+    assert (loading, [item.data for item in second]) == ([], [last])
 
 
 async def test_a_server_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
