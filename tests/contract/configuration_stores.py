@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
 import psycopg
+import pytest
 from psycopg.types.json import Jsonb
 
 from bindings.configuration import postgresql, redis
@@ -15,7 +16,9 @@ from brokers.memory_tables import MemoryTables
 from mesh.appconfig.backbone import MeshConfigurationStore
 from mesh.ports.stores import ConfigurationStore
 from mesh.ports.tables import Tables
+from tests.contract.kafka_tables import KafkaBacking
 from tests.contract.nats_tables import NatsBacking
+from tests.contract.tables import DurableBacking
 from tests.opened import opened
 from tests.servers.postgres import PASSWORD, PostgresServer
 from tests.servers.redis import RedisServer
@@ -95,8 +98,10 @@ class MeshOverNats:
     metadata = True
     durable = True
 
+    def __init__(self, backing: DurableBacking | None = None) -> None:
+        self._backing = backing or NatsBacking()
+
     def start(self, folder: Path) -> None:
-        self._backing = NatsBacking()
         self._backing.start(folder)
 
     def stop(self) -> None:
@@ -124,6 +129,13 @@ class MeshOverNats:
 
     def recover(self) -> None:
         self._backing.recover()
+
+
+class MeshOverKafka(MeshOverNats):
+    name = "meshwire-kafka"
+
+    def __init__(self) -> None:
+        super().__init__(KafkaBacking())
 
 
 class Redis:
@@ -224,4 +236,7 @@ class Postgres:
         self.server.start()
 
 
-CONFIGURATION_BACKINGS: list[Callable[[], ConfigurationBacking]] = [MeshOverMemory, MeshOverNats, Redis, Postgres]
+CONFIGURATION_BACKINGS: list[Any] = [
+    *(MeshOverMemory, MeshOverNats, Redis, Postgres),
+    pytest.param(MeshOverKafka, marks=pytest.mark.servers),
+]

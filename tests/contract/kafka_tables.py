@@ -35,6 +35,10 @@ class KafkaBacking:
     def stop(self) -> None:
         self._server.remove()
 
+    @property
+    def url(self) -> str:
+        return self._server.url
+
     async def client(self, namespace: str) -> Tables:
         return await kafka_tables([self._server.address], namespace, max_message=MAX_MESSAGE)
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+import pytest
 
 from bindings.lock import redis
 from brokers.memory_tables import MemoryTables
 from mesh.locks.backbone import MeshLockStore
 from mesh.ports.stores import LockStore
 from mesh.ports.tables import Tables
+from tests.contract.kafka_tables import KafkaBacking
 from tests.contract.nats_tables import NatsBacking
+from tests.contract.tables import DurableBacking
 from tests.opened import opened
 from tests.servers.redis import redis_server
 from tests.virtual_clock import VirtualClock
@@ -71,8 +74,10 @@ class MeshOverNats:
     name = "meshwire-nats"
     fences = True
 
+    def __init__(self, backing: DurableBacking | None = None) -> None:
+        self._backing = backing or NatsBacking()
+
     def start(self, folder: Path) -> None:
-        self._backing = NatsBacking()
         self._backing.start(folder)
 
     def stop(self) -> None:
@@ -83,6 +88,13 @@ class MeshOverNats:
 
     async def elapse(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+class MeshOverKafka(MeshOverNats):
+    name = "meshwire-kafka"
+
+    def __init__(self) -> None:
+        super().__init__(KafkaBacking())
 
 
 class Redis:
@@ -103,4 +115,4 @@ class Redis:
         await asyncio.sleep(seconds)
 
 
-LOCK_BACKINGS: list[Callable[[], LockBacking]] = [MeshOverMemory, MeshOverNats, Redis]
+LOCK_BACKINGS: list[Any] = [MeshOverMemory, MeshOverNats, Redis, pytest.param(MeshOverKafka, marks=pytest.mark.servers)]

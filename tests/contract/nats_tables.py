@@ -31,6 +31,10 @@ class NatsBacking:
     def stop(self) -> None:
         self._server.kill()
 
+    @property
+    def url(self) -> str:
+        return self._server.url
+
     async def client(self, namespace: str) -> Tables:
         return await nats_tables([self._server.url], namespace)
 

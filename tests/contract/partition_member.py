@@ -15,7 +15,7 @@ from mesh.errors import BrokerUnavailable
 from mesh.fencing import FenceToken
 from mesh.ownership import Partitions
 from mesh.ports.tables import Conflict, Put
-from tests.contract.nats_tables import nats_tables
+from tests.contract.tables import connected
 
 SCOPE = "shop"
 GROUP = "orders"
@@ -37,7 +37,7 @@ class Member:
         self._refused = self._lost = self._sequence = 0
 
     async def run(self) -> None:
-        tables = await nats_tables([self._url], self._namespace)
+        tables = await connected(self._url, self._namespace)
         self._table = tables.table(SCOPE)
         self._partitions = Partitions(
             tables, SCOPE, GROUP, self._count, self, node=self._node, clock=SystemClock(), ttl=self._ttl

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from importlib.util import find_spec
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+import pytest
 
 from bindings.state import aws_dynamodb, postgresql, redis, sqlite
 from bindings.state.in_memory import MemoryStateStore
@@ -16,6 +17,9 @@ from mesh.ports import Clock
 from mesh.ports.stores import StateStore
 from mesh.ports.tables import Tables
 from mesh.state.backbone import MeshStateStore
+from tests.contract.kafka_tables import KafkaBacking
+from tests.contract.nats_tables import NatsBacking
+from tests.contract.tables import DurableBacking
 from tests.opened import opened
 from tests.servers.moto import moto
 from tests.servers.postgres import postgres
@@ -194,32 +198,36 @@ class Dynamo:
         await asyncio.sleep(seconds)
 
 
-STATE_BACKINGS: list[Callable[[], StateBacking]] = [
-    *(InMemory, MeshOverMemory),
+class MeshOverNats:
+    name = "meshwire-nats"
+
+    def __init__(self, backing: DurableBacking | None = None) -> None:
+        self._backing = backing or NatsBacking()
+
+    def start(self, folder: Path) -> None:
+        self._backing.start(folder)
+
+    def stop(self) -> None:
+        self._backing.stop()
+
+    async def store(self, name: str) -> StateStore:
+        return LoneMeshStateStore(await self._backing.client("state"), name, SystemClock(), lone=True)
+
+    async def elapse(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class MeshOverKafka(MeshOverNats):
+    name = "meshwire-kafka"
+
+    def __init__(self) -> None:
+        super().__init__(KafkaBacking())
+
+
+STATE_BACKINGS: list[Any] = [
+    *(InMemory, MeshOverMemory, MeshOverNats),
     *(SqliteFile, SqliteWithoutLog),
     *(PostgresV1, PostgresV2),
     *(Redis, Dynamo),
+    pytest.param(MeshOverKafka, marks=pytest.mark.servers),
 ]
-
-if find_spec("brokers.nats.tables"):
-    from tests.contract.nats_tables import NatsBacking
-
-    class MeshOverNats:
-        name = "meshwire-nats"
-
-        def __init__(self) -> None:
-            self._backing = NatsBacking()
-
-        def start(self, folder: Path) -> None:
-            self._backing.start(folder)
-
-        def stop(self) -> None:
-            self._backing.stop()
-
-        async def store(self, name: str) -> StateStore:
-            return LoneMeshStateStore(await self._backing.client("state"), name, SystemClock(), lone=True)
-
-        async def elapse(self, seconds: float) -> None:
-            await asyncio.sleep(seconds)
-
-    STATE_BACKINGS.append(MeshOverNats)

@@ -9,12 +9,14 @@ import pytest
 
 from brokers.memory_tables import MemoryTables
 from mesh.ports.tables import TableFeature, Tables
-from tests.contract.kafka_tables import KafkaBacking
-from tests.contract.nats_tables import MAX_PAYLOAD, NatsBacking
+from tests.contract.kafka_tables import KafkaBacking, kafka_tables
+from tests.contract.nats_tables import MAX_PAYLOAD, NatsBacking, nats_tables
 from tests.virtual_clock import VirtualClock
 
 MAX_MESSAGE_SIZE = MAX_PAYLOAD
 """Bytes that each implementation here takes in one message."""
+
+KAFKA = "kafka://"
 
 
 class Backing(Protocol):
@@ -44,6 +46,11 @@ class Backing(Protocol):
 
 class DurableBacking(Backing, Protocol):
     """Declares `DURABLE`."""
+
+    @property
+    def url(self) -> str:
+        """By which another process connects to it, with `connected`."""
+        ...
 
     def crash(self) -> None:
         """The broker is killed."""
@@ -82,6 +89,13 @@ class MemoryBacking:
 
     async def elapse(self, seconds: float) -> None:
         await self.clock.advance(seconds)
+
+
+async def connected(url: str, namespace: str) -> Tables:
+    """The tables of a `DurableBacking` in another process. Whoever asks closes them."""
+    if url.startswith(KAFKA):
+        return await kafka_tables([url.removeprefix(KAFKA)], namespace)
+    return await nats_tables([url], namespace)
 
 
 BACKINGS: list[type[Backing]] = [MemoryBacking, NatsBacking, KafkaBacking]
