@@ -19,7 +19,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ import pytest
 from mesh.addressing import ACTOR_PARTITIONS, actor_partition
 from tests.chaos import turns
 from tests.chaos.actor_host import TYPE
-from tests.chaos.brokers import kafka
+from tests.chaos.brokers import BROKERS, mesh_on
 from tests.e2e.mesh import JSON, Mesh, Process, Sidecar, until
 from tests.ports import free_port
 
@@ -286,11 +285,10 @@ def quantile(calls: list[Call], share: float = 0.99) -> float:
     return waits[int(share * (len(waits) - 1))] if waits else 0.0
 
 
-@pytest.fixture(params=["nats", pytest.param("kafka", marks=pytest.mark.servers)])
+@pytest.fixture(params=BROKERS)
 async def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Fleet]:
-    async with AsyncExitStack() as stack:
-        server = stack.enter_context(kafka()) if request.param == "kafka" else None
-        fleet = Fleet(await stack.enter_async_context(Mesh(tmp_path, server)))
+    async with mesh_on(request.param, tmp_path) as mesh:
+        fleet = Fleet(mesh)
         await fleet.start()
         yield fleet
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.mesh import App, Mesh, Request, Sidecar
+from tests.chaos.brokers import BROKERS, mesh_on
+from tests.e2e.mesh import App, Request, Sidecar
 
 NUMBER = int(os.environ.get("REMINDERS", "2000"))
 SECONDS = float(os.environ.get("REMINDERS_SECONDS", "10"))
@@ -105,10 +106,11 @@ def quantile(values: list[float], share: float) -> float:
     return sorted(values)[int(share * (len(values) - 1))] if values else 0.0
 
 
-async def test_every_reminder_fires_though_a_host_dies_and_the_broker_restarts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("broker", BROKERS)
+async def test_every_reminder_fires_though_a_host_dies_and_the_broker_restarts(tmp_path: Path, broker: str) -> None:
     bells = Bells()
     async with AsyncExitStack() as stack:
-        mesh = await stack.enter_async_context(Mesh(tmp_path))
+        mesh = await stack.enter_async_context(mesh_on(broker, tmp_path))
         apps = [await stack.enter_async_context(Host(bells)) for _ in range(HOSTS)]
         hosts = [
             mesh.add("alarms", app=app, name=f"host{number}", MESHWIRE_ACTOR_LEASE=f"{LEASE:g}s").start()
