@@ -42,6 +42,8 @@ SLOW = float(os.environ.get("KAFKA_CHAOS_SLOW", "10"))
 NEIGHBOURS = float(os.environ.get("KAFKA_CHAOS_NEIGHBOURS", "250"))
 """Events per second in its partition meanwhile."""
 KEYS = 64
+MOST_AT_ONCE = 100
+"""Events in one request."""
 TOPIC = Topic("pubsub", "A")
 
 pytestmark = [
@@ -52,15 +54,26 @@ pytestmark = [
 
 
 class KeyedLoad(Load):
-    """Each connection has a key of its own, and makes its next event when the one before is answered: events of a key
-    are in the order of their numbers."""
+    """Each connection has a key of its own, and makes its next events, all at once that are due by then, when those
+    before are answered: events of a key are in the order of their numbers. What is late is made, too."""
 
     def __init__(self, port: int, rate: float) -> None:
-        super().__init__(port, rate, lanes=KEYS)
+        super().__init__(port, rate, lanes=KEYS, target="/v1.0/publish/bulk/pubsub/A?metadata.partitionKey=key-")
         self.keys: dict[int, list[int]] = defaultdict(list)
         """The accepted ones of each key, in order."""
         self.sent: dict[int, float] = {}
         self._key = dict[_Lane, int]()
+        self._asked: dict[_Lane, range] = {}
+
+    async def _pace(self) -> None:
+        started = time.monotonic()
+        while True:
+            due = int((time.monotonic() - started) * self._rate) - self.made
+            share = min(MOST_AT_ONCE, 1 + due // KEYS)
+            while due > 0 and (lane := await self._lane()) is not None:
+                self._publish(lane, min(due, share))
+                due -= share
+            await asyncio.sleep(0.002)
 
     async def _lane(self) -> _Lane | None:
         """All of them in turn."""
@@ -71,18 +84,22 @@ class KeyedLoad(Load):
         self._idle = idle
         return lane
 
-    def _send(self, lane: _Lane) -> None:
+    def _publish(self, lane: _Lane, count: int) -> None:
         key = self._key.setdefault(lane, len(self._key))
-        self._head = (
-            b"POST /v1.0/publish/pubsub/A?metadata.partitionKey=key-%d HTTP/1.1\r\n"
-            b"host: localhost\r\ncontent-type: application/json\r\n" % key
-        )
-        self.sent[self.made] = time.monotonic()
-        super()._send(lane)
+        numbers = self._asked[lane] = range(self.made, self.made + count)
+        self.made += count
+        self.sent |= dict.fromkeys(numbers, time.monotonic())
+        lane.number = numbers[-1]
+        self._busy.add(lane)
+        entry = '{"entryId": "%d", "contentType": "application/json", "event": {"n":%d}}'
+        body = f"[{','.join(entry % (number, number) for number in numbers)}]".encode()
+        head = self._head.replace(b" HTTP/", b"%d HTTP/" % key, 1)
+        lane.transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body))
 
     def answered(self, lane: _Lane, status: bytes) -> None:
         if status == b"204":
-            self.keys[self._key[lane]].append(lane.number)
+            self.accepted |= set(self._asked[lane])
+            self.keys[self._key[lane]] += self._asked[lane]
         super().answered(lane, status)
 
 
@@ -175,7 +192,8 @@ async def test_sidecars_and_servers_are_killed_and_restarted_under_load(tmp_path
             late = time.monotonic() - restarted
             numbers = arrived()
             print(
-                f"{len(load.accepted)} of {load.made} accepted in {lasted:.0f} s (not: {dict(load.refused)}), all seen "
+                f"{len(load.accepted)} of {load.made} accepted in {lasted:.0f} s, {len(load.accepted) / lasted:.0f}/s "
+                f"(requests that were not: {dict(load.refused)}), all seen "
                 f"{late:.1f} s after the last restart, {len(numbers) - len(set(numbers))} repeats"
             )
             assert len(load.accepted) > 0.5 * RATE * lasted
