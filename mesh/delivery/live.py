@@ -105,6 +105,17 @@ class Live:
             await self._clock.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
+    async def stands(self, within: float) -> bool:
+        """Whether the broker has taken the subscription, or does so `within` seconds."""
+        if self.subscription is None and self._starting is not None:
+            await asyncio.wait([self._starting], timeout=within)
+        return self.subscription is not None
+
+    def give_up(self) -> None:
+        """Subscribe no more, where the broker has not taken it yet."""
+        if self._starting is not None:
+            self._starting.cancel()
+
     def drain(self) -> None:
         """It will end soon: what fails from now on is tried again by whoever comes after."""
         self.deliverer.drain()
@@ -112,8 +123,8 @@ class Live:
     async def end(self) -> None:
         """Take no more. Returns when what is in the app's hands is settled; cancelled, what is not comes again."""
         self.drain()
+        self.give_up()
         if self._starting is not None:
-            self._starting.cancel()
             await asyncio.gather(self._starting, return_exceptions=True)
         self.gate.detach()
         try:

@@ -31,6 +31,8 @@ MAX_LOCKS = 10_000
 """Events in the hands of all its clients."""
 MAX_WAITING = 1_000
 """Clients that wait."""
+PLACE_LIMIT = 10.0
+"""Seconds that the broker has to give a group its place, beyond the wait that a client asked for."""
 
 NOWHERE = Route("", "/")
 """Where events that are pulled are pushed to."""
@@ -97,14 +99,19 @@ class Pulls:
         self.ended: list[Callable[[Name, Live], None]] = []
 
     async def pull(self, pubsub: str, topic: str, asked: Pull) -> Sequence[Lock]:
-        """The events that there are; none after the wait. Raises `ApiError`."""
+        """The events that there are; none after the wait, once the group has its place. Raises `ApiError`."""
         name = Name(pubsub, topic, asked.group)
         self._check_limits(asked.max_messages)
         group = self._group(name, asked)
         self._waiting += 1
         self._promised += asked.max_messages
         try:
-            return await group.clients.pull(asked.max_messages, asked.wait_seconds, asked.lock_seconds)
+            locks = await group.clients.pull(asked.max_messages, asked.wait_seconds, asked.lock_seconds)
+            if not await group.live.stands(PLACE_LIMIT) and not self._closed:
+                raise ApiError(
+                    Code.PULL, f"the broker has not taken the subscription to topic {topic} yet: pull again later"
+                )
+            return locks
         finally:
             self._waiting -= 1
             self._promised -= asked.max_messages
@@ -131,6 +138,7 @@ class Pulls:
         self._closed = True
         for group in self._groups.values():
             group.clients.turn_away()
+            group.live.give_up()
 
     async def close(self) -> None:
         """Give back what clients have in hand, to whoever pulls elsewhere."""

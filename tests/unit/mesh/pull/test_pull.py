@@ -375,6 +375,37 @@ async def test_a_component_that_is_configured_anew_is_used_from_then_on(sidecar,
     assert numbers(await one.pull()) == [1]
 
 
+async def test_a_pull_is_answered_when_its_group_has_its_place(sidecar, log, clock, monkeypatch):
+    subscribe, taken = log.subscribe, asyncio.Event()
+
+    async def late(*args, **options):
+        await taken.wait()
+        return await subscribe(*args, **options)
+
+    monkeypatch.setattr(log, "subscribe", late)
+    one = sidecar()
+    pulling = asyncio.create_task(one.pull())
+    await clock.advance(1)
+    assert not pulling.done(), "what is published now would not be for it"
+    monkeypatch.setattr(block, "PLACE_LIMIT", 0.01)
+    with pytest.raises(ApiError, match="not taken the subscription to topic A yet") as refused:
+        await one.pull()
+    assert refused.value.status == 503
+    taken.set()
+    assert await pulling == []
+    await publish(log, event(1))
+    assert numbers(await one.pull(wait_seconds=1)) == [1]
+
+
+async def test_who_waits_for_the_place_of_a_group_does_not_hold_up_the_end(sidecar, log, clock, monkeypatch):
+    monkeypatch.setattr(log, "subscribe", lambda *_, **__: asyncio.Event().wait())
+    one = sidecar()
+    pulling = asyncio.create_task(one.pull())
+    await clock.advance(1)
+    one.pulls.turn_away()
+    assert not await asyncio.wait_for(pulling, 5)
+
+
 async def test_an_answer_that_nobody_waits_for_takes_no_longer_than_the_broker(sidecar, clock):
     began = clock.now()
     await sidecar().pull()
