@@ -19,7 +19,7 @@ from brokers.nats.event_log import NatsEventLog
 from brokers.nats.requests import NatsRequests
 from brokers.nats.tables import NatsTables
 from mesh.ports import EventLog, Feature, Peer, Requests
-from tests.contract.kafka_backbone import ApacheKafkaBackbone, TansuBackbone
+from tests.contract.kafka_backbone import ApacheKafkaBackbone
 from tests.contract.nats_server import NatsServer
 from tests.servers import kafka_jars
 from tests.servers.apache_kafka import ApacheKafka
@@ -223,5 +223,4 @@ BACKBONES: list[Any] = [
     MemoryBackbone,
     NatsBackbone,
     pytest.param(ApacheKafkaBackbone, marks=pytest.mark.servers),
-    pytest.param(TansuBackbone, marks=pytest.mark.servers),
 ]

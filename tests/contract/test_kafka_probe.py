@@ -355,11 +355,12 @@ async def test_offsets_go_with_a_transaction_or_not_at_all(kafka: Kafka) -> None
 async def test_offsets_are_found_by_time(kafka: Kafka) -> None:
     topic, partition = (name := await kafka.topic()), TopicPartition(name, 0)
     producer, consumer = await kafka.producer(), await kafka.consumer(topic)
+    begun = int(time.time()) * 1000 - 60_000  # what is older than the retention may be gone at any moment
     for number in range(10):
-        await producer.send_and_wait(topic, b"%d" % number, timestamp_ms=1_000_000 + 1000 * number)
-    for asked, found in ((1_003_000, 3), (1_003_001, 4), (0, 0)):
+        await producer.send_and_wait(topic, b"%d" % number, timestamp_ms=begun + 1000 * number)
+    for asked, found in ((begun + 3000, 3), (begun + 3001, 4), (0, 0)):
         assert (await consumer.offsets_for_times({partition: asked}))[partition].offset == found
-    assert (await consumer.offsets_for_times({partition: 1_010_000}))[partition] is None, "later than everything"
+    assert (await consumer.offsets_for_times({partition: begun + 10_000}))[partition] is None, "later than everything"
     assert await consumer.end_offsets([partition]) == {partition: 10}
     consumer.seek(partition, 7)
     assert [record.offset for record in await taken(consumer, 3)] == [7, 8, 9]
