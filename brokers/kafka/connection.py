@@ -23,10 +23,12 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import RecordMetadata
 
+from brokers.kafka import closed_connections
 from brokers.kafka.probe import Offered, offered
 from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError, MessageTooLarge
 
 logger = logging.getLogger("meshwire.kafka")
+closed_connections.install()
 
 T = TypeVar("T")
 
