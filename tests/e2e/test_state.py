@@ -174,13 +174,17 @@ async def test_earlier_values_and_changes(mesh: Mesh) -> None:
 
 
 async def test_the_example(tmp_path: Path) -> None:
+    await check_the_example(tmp_path)
+
+
+async def check_the_example(tmp_path: Path, **environment: str) -> None:
     home = tmp_path / "home"
     folder = tmp_path / "state"
     shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("__pycache__"))
     runs: list[Run] = []
 
     def start(name: str, *words: str) -> Run:
-        run = Run(home, "counter", sys.executable, str(folder / words[0]), *words[1:])
+        run = Run(home, "counter", sys.executable, str(folder / words[0]), *words[1:], **environment)
         run.name, run.file = name, tmp_path / f"{name}.log"
         runs.append(run)
         run.start()
