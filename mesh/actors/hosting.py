@@ -75,12 +75,14 @@ class Hosting:
         self._closing: dict[str, _Closing] = {}
         """Actors that are being deactivated: a call of one waits, and then activates it anew."""
         self._tokens: dict[int, int] = {}
+        self._leaving: dict[int, int] = {}
+        """Partitions that are being given up."""
         self._tick = settings.idle_timeout / TICKS
         self._idle: dict[int, list[Actor]] = {}
         """Actors to look at when a tick has passed: each is in one list."""
         self._timer: Timer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._turns: set[asyncio.Task[tuple[Response, int]]] = set()
+        self._turns: set[asyncio.Task[None]] = set()
         self._places = asyncio.Semaphore(DEACTIVATIONS)
 
     def start(self) -> None:
@@ -106,7 +108,7 @@ class Hosting:
     @property
     def partitions(self) -> dict[int, int]:
         """Number and token of those that are owned."""
-        return dict(self._tokens)
+        return self._leaving | self._tokens
 
     def fence(self, actor_id: str) -> FenceToken | None:
         """What a write of the actor has to depend on: the token under which its turn began, or that of now between
@@ -127,14 +129,9 @@ class Hosting:
         """
         actor_id = call.actor.id
         partition = addressing.actor_partition(actor_id)
-        self._check_mine(call.actor, partition)
-        while (closing := self._closing.get(actor_id)) is not None:
-            await within(self._clock, LOOK_PAUSE, _wait_for(asyncio.shield(closing.done)))
-            self._check_mine(call.actor, partition)
-        actor = self._actors[partition].get(actor_id)
-        if actor is None:
-            actor = self._actors[partition][actor_id] = Actor(actor_id)
-            self._expect(actor, new=True)
+        if self._partitions.token(partition) is None:
+            raise NotMine(f"{call.actor} is not here")
+        actor = self._actors[partition].get(actor_id) or await self._activated(call, partition)
         chain = call.chain
         if self.settings.reentrant and not chain:
             chain = ids.uuid4()
@@ -144,12 +141,10 @@ class Hosting:
             return Refusal(Code.ACTOR_BUSY, f"actor {call.actor} takes no more calls: {error}").response(), 0
         except TooDeep as error:
             return Refusal(Code.ACTOR_STACK_DEPTH, str(error)).response(), 0
-        work = asyncio.get_running_loop().create_task(
-            self._take_turn(call, caller, actor, turn, partition, chain), name="turn"
-        )
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[tuple[Response, int]] = loop.create_future()
+        work = loop.create_task(self._take_turn(call, caller, actor, turn, partition, chain, answer), name="turn")
         self._turns.add(work)
-        work.add_done_callback(self._turns.discard)
-        answer = asyncio.shield(work)
         turn.waits.append(answer)
         try:
             return await answer
@@ -163,29 +158,59 @@ class Hosting:
         finally:
             turn.waits.remove(answer)
 
+    async def _activated(self, call: Call, partition: int) -> Actor:
+        """The actor that a call is for, if it is not active. Raises `NotMine`.
+
+        One that is being deactivated is waited for. But when the call belongs to its turn, the turn waits for the call.
+        """
+        actor_id = call.actor.id
+        while (closing := self._closing.get(actor_id)) is not None:
+            if closing.actor.is_in_turn(call.chain):
+                return closing.actor
+            self._check_mine(call.actor, partition)
+            await within(self._clock, LOOK_PAUSE, _wait_for(asyncio.shield(closing.done)))
+        self._check_mine(call.actor, partition)
+        actor = self._actors[partition].get(actor_id)  # others may have waited, too
+        if actor is None:
+            actor = self._actors[partition][actor_id] = Actor(actor_id)
+            self._expect(actor, new=True)
+        return actor
+
     def _check_mine(self, actor: ActorName, partition: int) -> None:
         if partition not in self._tokens or self._partitions.token(partition) is None:
             raise NotMine(f"{actor} is not here")
 
-    def _bound(self, abandoned: asyncio.Task[tuple[Response, int]]) -> None:
+    def _bound(self, abandoned: asyncio.Task[None]) -> None:
         def cut() -> None:
             abandoned.cancel()
 
-        def ended(turn: asyncio.Task[tuple[Response, int]]) -> None:
-            limit.cancel()
-            if not turn.cancelled():
-                turn.exception()  # nobody else asks for it
-
         limit = self._clock.call_later(ABANDONED_LIMIT, cut)
-        abandoned.add_done_callback(ended)
+        abandoned.add_done_callback(lambda _: limit.cancel())
 
     async def _take_turn(
-        self, call: Call, caller: Peer, actor: Actor, turn: Turn, partition: int, chain: str
-    ) -> tuple[Response, int]:
+        self,
+        call: Call,
+        caller: Peer,
+        actor: Actor,
+        turn: Turn,
+        partition: int,
+        chain: str,
+        answer: asyncio.Future[tuple[Response, int]],
+    ) -> None:
+        """`answer` is told of the outcome, unless nobody waits for it any more."""
         try:
-            return await self._act(call, caller, actor, turn, partition, chain)
+            outcome = await self._act(call, caller, actor, turn, partition, chain)
+            if not answer.done():
+                answer.set_result(outcome)
+        except Exception as error:
+            if not answer.done():
+                answer.set_exception(error)
         finally:
+            answer.cancel()
             actor.leave(turn)
+            task = asyncio.current_task()
+            if task is not None:
+                self._turns.discard(task)
 
     async def _act(
         self, call: Call, caller: Peer, actor: Actor, turn: Turn, partition: int, chain: str
@@ -196,17 +221,17 @@ class Hosting:
         if token is None or turn.token != token or turn.is_broken_off():
             raise NotMine(f"{call.actor} is not here any more")
         self._expect(actor)
-        response = await self._bounded(call, caller, turn, chain if self.settings.reentrant else call.chain)
+        if self._limit is None:
+            response = await self._callbacks.call(call, caller, turn, chain)
+        else:
+            response = await self._bounded(self._limit, call, caller, turn, chain)
         if self._partitions.token(partition) != token:
             raise NotMine(f"{call.actor} moved during its turn")
         return response, token.revision
 
-    async def _bounded(self, call: Call, caller: Peer, turn: Turn, chain: str) -> Response:
-        policy = self._limit
-        if policy is None:
-            return await self._callbacks.call(call, caller, turn, chain)
+    async def _bounded(self, limit: Policy, call: Call, caller: Peer, turn: Turn, chain: str) -> Response:
         try:
-            return await policy.run(lambda: self._callbacks.call(call, caller, turn, chain), failed=_never)
+            return await limit.run(lambda: self._callbacks.call(call, caller, turn, chain), failed=_never)
         except TimedOut as error:
             return Refusal(Code.ACTOR_INVOKE, f"error invoke actor method: {error}").response()
 
@@ -217,10 +242,16 @@ class Hosting:
         self._tell(self.partitions)
 
     async def revoke(self, partition: int) -> None:
-        """Takes no new turns; lets those under way end, as long as the settings say."""
-        self._tokens.pop(partition, None)
-        self._tell(self.partitions)
-        await self._vacate(partition, self.settings.drain_timeout if self.settings.drain else 0.0)
+        """Takes no new turns; lets those under way end, as long as the settings say. Until then they are still to be
+        found here: they may wait for calls that come back to them."""
+        token = self._tokens.pop(partition, None)
+        if token is not None:
+            self._leaving[partition] = token
+        try:
+            await self._vacate(partition, self.settings.drain_timeout if self.settings.drain else 0.0)
+        finally:
+            self._leaving.pop(partition, None)
+            self._tell(self.partitions)
 
     def lost(self, partition: int) -> None:
         self._tokens.pop(partition, None)

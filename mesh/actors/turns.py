@@ -78,7 +78,7 @@ class Actor:
         if turn is None:
             turn = self.turn = Turn(chain)
             return turn
-        if chain and turn.chain == chain and not turn.is_broken_off():
+        if self.is_in_turn(chain):
             if turn.depth >= max_depth:
                 raise TooDeep("maximum stack depth exceeded")
             turn.depth += 1
@@ -99,6 +99,11 @@ class Actor:
             raise
         turn.chain = chain
         return turn
+
+    def is_in_turn(self, chain: str) -> bool:
+        """Whether the actor has a turn that calls of this chain may enter."""
+        turn = self.turn
+        return bool(chain) and turn is not None and turn.chain == chain and not turn.is_broken_off()
 
     def leave(self, turn: Turn) -> None:
         """The way out of `enter`. The next one's turn begins when the last of a chain has left."""

@@ -202,6 +202,36 @@ async def test_a_turn_that_does_not_end_is_broken_off_and_taken_again_by_the_nex
     await asyncio.gather(*calls.values(), *waiting.values())
 
 
+async def test_a_turn_that_is_to_end_gets_the_calls_that_it_waits_for(world: World) -> None:
+    """Another actor calls back, by the same chain, while the partition of the first one is given up."""
+    settings = Settings(drain_timeout=20, reentrant=True, max_stack_depth=3)
+    entered, go = asyncio.Event(), asyncio.Event()
+
+    async def app(request: Request) -> Response:
+        if request.path.endswith("/inner"):
+            return Response(status=200, body=b"inner")
+        entered.set()
+        await go.wait()
+        chain = dict(request.headers)[b"dapr-reentrancy-id"].decode()
+        return await caller.call(request.path.split("/")[3], "inner", chain=chain)
+
+    first = await world.node(app, settings)
+    caller = await world.node(settings=None)
+    calls = {actor: first.call(actor) for actor in ACTORS}
+    await entered.wait()
+    await world.clock.settle()
+    second = await world.node(settings=settings)
+    await world.clock.advance(1)
+    assert not {actor_partition(actor) for actor in ACTORS} & set(second.partitions.owned)  # all have a turn
+    stranger = caller.call(ACTORS[0], "m", chain="another")
+    go.set()
+    for _ in range(3):
+        await world.clock.advance(1)
+    assert {call.done() and call.result().body for call in calls.values()} == {b"inner"}
+    assert len(second.partitions.owned) == 32
+    assert (await stranger).status == 200
+
+
 async def test_an_actor_that_comes_back_waits_for_its_last_turn_here(world: World) -> None:
     """The app could not tell whose writes are whose, nor could we."""
     app = Held()
@@ -269,6 +299,24 @@ async def test_a_host_that_dies_is_replaced_and_others_notice_nothing(world: Wor
     assert {call.result().status for call in calls} == {200}
     assert len(second.partitions.owned) == 64
     first.partitions._tokens.clear()
+
+
+async def test_a_call_that_is_lost_with_the_connection_is_not_made_again_while_its_owner_lives(world: World) -> None:
+    app = Held()
+    await world.node(app)
+    caller = await world.node(settings=None)
+    call = caller.call("x")
+    await world.clock.settle()
+    await caller.requests.close()  # as when the broker goes away: calls under way fail
+    await world.clock.advance(LEASE)
+    assert not call.done()
+    for _ in range(5):
+        await world.clock.advance(1)
+    answer = await call
+    assert answer.status == 500
+    assert b"ERR_ACTOR_INVOKE_METHOD" in answer.body  # type: ignore[operator]
+    assert len(app.begun) == 1
+    app.release.set()
 
 
 async def test_an_actor_that_nobody_hosts(world: World) -> None:
