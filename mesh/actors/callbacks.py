@@ -77,7 +77,7 @@ class Callbacks:
             method="PUT", path=f"{path}?{call.query}" if call.query else path, headers=call.headers, body=call.body
         )
         try:
-            response = await self._channel.call(request, own)
+            response = await self._channel.call(request, own, once=True)
             if not isinstance(response.body, bytes):
                 response = await _complete(response)
             return _judged(call, response)

@@ -81,5 +81,7 @@ class WithActors:
             return ActorRoute(path, fixed_headers, self._call)
         return self._channel.prepare(method, path, fixed_headers)
 
-    def call(self, request: Request, own_headers: Sequence[tuple[str, str]] = ()) -> asyncio.Future[Response]:
-        return self._channel.call(request, own_headers)
+    def call(
+        self, request: Request, own_headers: Sequence[tuple[str, str]] = (), *, once: bool = False
+    ) -> asyncio.Future[Response]:
+        return self._channel.call(request, own_headers, once=once)

@@ -64,7 +64,9 @@ class AppChannel(Protocol):
         """
         ...
 
-    def call(self, request: Request, own_headers: Sequence[tuple[str, str]] = ()) -> asyncio.Future[Response]:
+    def call(
+        self, request: Request, own_headers: Sequence[tuple[str, str]] = (), *, once: bool = False
+    ) -> asyncio.Future[Response]:
         """Call the app as another app asks, without a time limit: the future has its result once status and headers
         are there. A short body comes whole, a longer one, or one whose end is not known, in pieces: read it to its
         end or close it (`aclose`), since it holds a slot. Pieces are sent and read at the pace of the slower side.
@@ -72,6 +74,9 @@ class AppChannel(Protocol):
         `own_headers` speak for this sidecar; of those of the request the ones that do not come from the caller
         itself are left out as in `header_lines`. `content-length` frames a request body that comes in pieces.
         Errors are those of `request`; a body that breaks off raises `AppError` where it is read.
+
+        A call by an idempotent method may be sent again when its connection turns out to be dead before any byte of
+        the answer came. With `once` it is not: the app may have begun to work on it.
         """
         ...
 

@@ -133,10 +133,12 @@ class HttpAppChannel:
     def header_lines(self, headers: Sequence[tuple[Text, Text]]) -> HeaderLines:
         return header_lines(headers)
 
-    def call(self, request: Request, own_headers: Sequence[tuple[str, str]] = ()) -> asyncio.Future[Response]:
+    def call(
+        self, request: Request, own_headers: Sequence[tuple[str, str]] = (), *, once: bool = False
+    ) -> asyncio.Future[Response]:
         """As `AppChannel.call`. Raises `UnsafeRequest` before anything is sent."""
         lines = HeaderLines(_own_lines(tuple(own_headers)) + header_lines(request.headers))
-        return self._route_to(request.method, request.path).call(request, lines)
+        return self._route_to(request.method, request.path).call(request, lines, once=once)
 
     async def probe(self, path: str, *, timeout: float) -> bool:
         """Over a connection of its own, so that a stale one proves nothing. Raises `UnsafeRequest`."""
@@ -201,7 +203,7 @@ class HttpRoute:
         pool.start(call)
         return call
 
-    def call(self, request: Request, extra_headers: HeaderLines) -> asyncio.Future[Response]:
+    def call(self, request: Request, extra_headers: HeaderLines, *, once: bool) -> asyncio.Future[Response]:
         """As `AppChannel.call`."""
         body = request.body
         call = StreamedCall(loop=self._pool.loop)
@@ -218,7 +220,7 @@ class HttpRoute:
         call.head = b"%b%b%b\r\n" % (self._head, framing, extra_headers)
         call.deadline = inf
         # A kept connection that turns out to be dead does not tell whether the app has worked on the call.
-        call.replay = call.upload is None and request.method in _IDEMPOTENT
+        call.replay = not once and call.upload is None and request.method in _IDEMPOTENT
         call.without_body = self._is_head
         self._pool.start(call)
         return call

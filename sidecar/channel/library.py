@@ -222,7 +222,10 @@ class LibraryAppChannel:
     ) -> Future[AppResponse]:
         return self.prepare(method, path).send(body, header_lines(headers), timeout=timeout)
 
-    def call(self, request: Request, own_headers: Sequence[tuple[str, str]] = ()) -> Future[Response]:
+    def call(
+        self, request: Request, own_headers: Sequence[tuple[str, str]] = (), *, once: bool = False
+    ) -> Future[Response]:
+        """As `AppChannel.call`; nothing is ever sent again here."""
         request_line(request.method, request.path)
         lines = HeaderLines(self._token_line + header_lines(own_headers, own=True) + header_lines(request.headers))
         length = None if isinstance(request.body, bytes) else content_length(request.headers)

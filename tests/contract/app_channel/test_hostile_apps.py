@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from mesh.errors import AppError, AppUnreachable
+from mesh.ports import Request
 from sidecar.channel import Limits
 from tests.contract.app_channel.apps import OK, running, says, says_and_closes
 from tests.ports import free_port
@@ -149,6 +150,15 @@ async def test_nothing_is_sent_again_without_permission(open_channel):
         await channel.request("POST", "/1", timeout=5)
         with pytest.raises(AppError, match="closed the connection without an answer"):
             await channel.request("POST", "/2", timeout=5, replay=False)
+        assert len(app.requests) == 2
+
+
+async def test_a_call_that_is_to_be_made_once_is_not_sent_again(open_channel):
+    async with running(answers_first_then(lambda peer: peer.close())) as app:
+        channel = open_channel(app.port)
+        await channel.request("POST", "/1", timeout=5)
+        with pytest.raises(AppError, match="closed the connection without an answer"):
+            await channel.call(Request(method="PUT", path="/2", body=b"turn"), once=True)
         assert len(app.requests) == 2
 
 

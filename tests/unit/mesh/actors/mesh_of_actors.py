@@ -37,7 +37,10 @@ class AppInProcess:
         self.calls: list[Request] = []
         self.deactivated: list[str] = []
 
-    def call(self, request: Request, own_headers: Sequence[tuple[str, str]] = ()) -> asyncio.Future[Response]:
+    def call(
+        self, request: Request, own_headers: Sequence[tuple[str, str]] = (), *, once: bool = False
+    ) -> asyncio.Future[Response]:
+        assert once  # a turn is no more than one call of the app
         headers = [(name.encode(), value.encode()) for name, value in own_headers]
         self.calls.append(Request(method=request.method, path=request.path, headers=headers, body=request.body))
         return asyncio.ensure_future(self.answer(self.calls[-1]))
