@@ -88,7 +88,7 @@ def _state() -> Category:
 
     def capabilities(_spec: ComponentSpec, component: common.StateComponent) -> Sequence[str]:
         features = sorted(feature.value for feature in component.features)
-        actors = component.features >= {StateFeature.ETAG, StateFeature.TRANSACTIONAL}
+        actors = component.features >= {StateFeature.ETAG, StateFeature.TRANSACTIONAL, StateFeature.FENCE}
         return [*features, "ACTOR"] if actors else features
 
     return Category(

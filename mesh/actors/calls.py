@@ -21,7 +21,7 @@ from mesh.resiliency.targets import Resiliency
 logger = logging.getLogger("meshwire.actors")
 
 FENCE = b"meshwire-fence"
-"""The header of an answer between sidecars: the token under which the turn was made."""
+"""The last header of an answer between sidecars: the token under which the turn was made."""
 NOT_MINE = 421
 """The status of an answer between sidecars: the actor is not here, ask again (RFC 9110, 15.5.20)."""
 
@@ -125,13 +125,11 @@ class Actors:
             return Refusal(Code.ACTOR_INVOKE, f"error invoke actor method: {error}").response()
         if response.status == NOT_MINE:
             return None
-        token, kept = 0, []
-        for header in response.headers:
-            if header[0] == FENCE:
-                token = int(header[1]) if header[1].isdigit() else 0
-            else:
-                kept.append(header)
-        return self._accepted(call, Response(status=response.status, headers=kept, body=body), token)
+        headers, token = response.headers, 0
+        if headers and headers[-1][0] == FENCE:
+            token = int(headers[-1][1])
+            headers = headers[:-1]
+        return self._accepted(call, Response(status=response.status, headers=headers, body=body), token)
 
     def _accepted(self, call: Call, response: Response, token: int) -> Response | None:
         """The answer, unless somebody has taken over since: then it is of no use any more."""

@@ -25,7 +25,7 @@ from mesh.scheduling.scheduler import AlreadyScheduled
 from mesh.trace import InvalidBaggage
 from sidecar.api import strict
 from sidecar.api.invoke import Attendance
-from sidecar.api.plain_json import Malformed, read_array, read_object
+from sidecar.api.plain_json import Malformed, check_utf8, read_array, read_object
 from sidecar.api.request import context
 from sidecar.api.state import send_item, send_json
 from sidecar.http.body import BodyTooLarge, read_body
@@ -66,6 +66,7 @@ class _Schedule(msgspec.Struct):
         return Times(self.dueTime or "", self.period or "", self.ttl or "")
 
 
+_decode_any = msgspec.json.Decoder().decode
 _decode_operations = msgspec.json.Decoder(list[_Operation]).decode
 
 
@@ -125,7 +126,7 @@ class ActorsApi:
             headers += rules.trace_headers(asked.trace)
         if asked.baggage is not None:
             headers.append((b"baggage", asked.baggage.encode("latin-1")))
-        chain = next((value.decode("latin-1") for name, value in scope["headers"] if name == REENTRANCY), "")
+        chain = dict(scope["headers"]).get(REENTRANCY, b"").decode("latin-1")
         call = Call(actor, method, scope["query_string"].decode("latin-1"), headers, body, chain)
         try:
             with Attendance(receive, None):
@@ -135,8 +136,9 @@ class ActorsApi:
         assert isinstance(response.body, bytes)  # noqa: S101 - answers of actors are whole
         kept = [header for header in response.headers if header[0] != b"content-length"]
         kept.append((b"content-length", b"%d" % len(response.body)))
-        names = {name for name, _ in kept}
-        kept += [header for header in asked.echo() if header[0] not in names]
+        if asked.trace is not None or asked.baggage is not None:
+            names = {name for name, _ in kept}
+            kept += [header for header in asked.echo() if header[0] not in names]
         await send_response(send, response.status, kept, response.body)
 
     # State
@@ -196,7 +198,9 @@ class ActorsApi:
         await send_json(send, found)
 
     async def delete_reminder(self, scope: Scope, receive: Receive, send: Send) -> None:
-        actor, name = self._named(scope), self._name(scope, "reminder name")
+        actor = self._named(scope)
+        await self._check_json(scope, receive)
+        name = self._name(scope, "reminder name")
         self._check_hosted(actor)
         try:
             await self._reminders.delete(actor, name)
@@ -233,7 +237,9 @@ class ActorsApi:
         await send_response(send, 204, _NOTHING, b"")
 
     async def delete_timer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._timers.delete(self._named(scope), self._name(scope, "timer name"))
+        actor = self._named(scope)
+        await self._check_json(scope, receive)
+        self._timers.delete(actor, self._name(scope, "timer name"))
         await send_response(send, 204, _NOTHING, b"")
 
     # What there is
@@ -284,6 +290,16 @@ class ActorsApi:
         try:
             return read_object(_Schedule, await read_body(receive, self._max_body_size, scope))
         except (BodyTooLarge, Malformed) as error:
+            raise ApiError(Code.MALFORMED_REQUEST, f"failed deserializing HTTP body: {error}") from None
+
+    async def _check_json(self, scope: Scope, receive: Receive) -> None:
+        """Of a body that nobody asks for (Dapr)."""
+        try:
+            body = await read_body(receive, self._max_body_size, scope)
+            if body:
+                check_utf8(body)
+                _decode_any(body)
+        except (BodyTooLarge, Malformed, msgspec.DecodeError, RecursionError) as error:
             raise ApiError(Code.MALFORMED_REQUEST, f"failed deserializing HTTP body: {error}") from None
 
     def _check_hosted(self, actor: ActorName) -> None:

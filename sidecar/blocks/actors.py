@@ -195,7 +195,7 @@ class Actors:
         """Members of the metadata object (Dapr)."""
         hosting = self._calls.hostings
         ready = self._directory.current and all(name in hosting for name in self._types)
-        active = [{"type": name, "count": count} for name, count in self._calls.active().items() if count]
+        active = [{"type": name, **({"count": count} if count else {})} for name, count in self._calls.active().items()]
         runtime: dict[str, Any] = {
             "runtimeStatus": "RUNNING" if ready else "INITIALIZING",
             "hostReady": ready and bool(hosting),

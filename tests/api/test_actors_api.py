@@ -4,10 +4,12 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mesh.actors import timers
 from tests.actor_app import ActorApp
 from tests.api.conftest import Api, Start
 from tests.e2e.mesh import JSON, Reply, Request
@@ -69,6 +71,7 @@ async def test_a_call_reaches_the_app_as_a_put_with_all_that_was_sent(hosts: Hos
     [
         (404, "error invoke actor method: actor method not found: actors/Cart/7/method/m"),
         ((201, b"made"), "error invoke actor method: error from actor service: (201) made"),
+        ((204, b""), "error invoke actor method: error from actor service: (204) "),
         ((500, b"no"), "error invoke actor method: error from actor service: (500) no"),
     ],
 )
@@ -231,7 +234,7 @@ async def test_idle_actors_are_deactivated_and_come_back(hosts: Hosts) -> None:
     async with asyncio.timeout(10):
         while not [call for call in app.calls if (call.method, call.path) == ("DELETE", "/actors/Cart/7")]:
             await asyncio.sleep(0.01)
-        while "actors" in (await api.call("GET", "/v1.0/metadata")).json:
+        while (await api.call("GET", "/v1.0/metadata")).json["actorRuntime"]["activeActors"] != [{"type": "Cart"}]:
             await asyncio.sleep(0.01)
     assert (await api.call("POST", f"{CART}/method/wake")).status == 200
 
@@ -295,10 +298,26 @@ async def test_timers_can_be_replaced_and_deleted(hosts: Hosts) -> None:
         ("timers", b'{"period": "R0/PT1S"}', 500, "ERR_ACTOR_TIMER_CREATE"),
         ("timers", b'{"period": "1ns"}', 500, "ERR_ACTOR_TIMER_CREATE"),
         ("timers", b'{"period": "1s", "ttl": "2001-01-01T00:00:00Z"}', 500, "ERR_ACTOR_TIMER_CREATE"),
+        ("timers", b'{"period": "* * * * * *"}', 500, "ERR_ACTOR_TIMER_CREATE"),
+        ("timers", b'{"period": "R/PT1S"}', 500, "ERR_ACTOR_TIMER_CREATE"),
+        ("timers", b'{"period": "1e99h"}', 500, "ERR_ACTOR_TIMER_CREATE"),
+        ("timers", b'{"dueTime": 5}', 400, "ERR_MALFORMED_REQUEST"),
+        ("timers", b'[{"dueTime": "1s"}]', 400, "ERR_MALFORMED_REQUEST"),
+        ("timers", b'{"data": "\xff"}', 400, "ERR_MALFORMED_REQUEST"),
         ("reminders", b"", 400, "ERR_MALFORMED_REQUEST"),
         ("reminders", b"{}", 500, "ERR_ACTOR_REMINDER_CREATE"),
         ("reminders", b'{"dueTime": "R3/PT1S"}', 500, "ERR_ACTOR_REMINDER_CREATE"),
         ("reminders", b'{"period": "P1W"}', 500, "ERR_ACTOR_REMINDER_CREATE"),
+        ("reminders", b'{"period": "@every soon"}', 500, "ERR_ACTOR_REMINDER_CREATE"),
+        ("reminders", b'{"period": "61 * * * * *"}', 500, "ERR_ACTOR_REMINDER_CREATE"),
+        ("reminders", b'{"period": "99999999999999999999h"}', 500, "ERR_ACTOR_REMINDER_CREATE"),
+        ("reminders", b'{"dueTime": "2001-13-01T00:00:00Z"}', 500, "ERR_ACTOR_REMINDER_CREATE"),
+        (
+            "reminders",
+            b'{"dueTime": "1s", "period": "1s", "ttl": "2001-01-01T00:00:00Z"}',
+            500,
+            "ERR_ACTOR_REMINDER_CREATE",
+        ),
         ("reminders", b'{"dueTime": "5s", "ttl": "9s"}', 500, "ERR_ACTOR_REMINDER_CREATE"),
         ("reminders", b'{"dueTime": "5s", "period": "1s", "ttl": "-1s"}', 500, "ERR_ACTOR_REMINDER_CREATE"),
     ],
@@ -307,6 +326,61 @@ async def test_schedules_that_cannot_be(hosts: Hosts, what: str, body: bytes, st
     api, _ = await hosts()
     answer = await api.call("POST", f"{CART}/{what}/n", [JSON], body)
     assert (answer.status, answer.json["errorCode"]) == (status, code)
+
+
+@pytest.mark.parametrize("what", ["timers", "reminders"])
+async def test_what_is_deleted_is_said_by_the_path_alone(hosts: Hosts, what: str) -> None:
+    api, _ = await hosts()
+    url = f"{CART}/{what}/n"
+    assert (await api.call("POST", url, [JSON], b'{"dueTime": "1h"}')).status == 204
+    for body in (b"{", b'"\xff"'):
+        answer = await api.call("DELETE", url, [JSON], body)
+        assert (answer.status, answer.json["errorCode"]) == (400, "ERR_MALFORMED_REQUEST"), body
+    assert (await api.call("DELETE", url, [JSON], b'{"name": "other"}')).status == 204
+    answer = await api.call("DELETE", f"{CART}/{what}/a%2Fb")
+    assert (answer.status, answer.json["errorCode"]) == (400, "ERR_BAD_REQUEST")
+
+
+async def test_timers_have_a_bound(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused leaves nothing behind, and what ends makes room."""
+    monkeypatch.setattr(timers, "MAX_TIMERS", 3)
+    api, app = await hosts()
+    later = b'{"dueTime": "1h"}'
+    for number in range(3):
+        assert (await api.call("POST", f"{CART}/timers/t{number}", [JSON], later)).status == 204
+    for number in range(3, 50):
+        answer = await api.call("POST", f"{CART}/timers/t{number}", [JSON], b'{"dueTime": "0s"}')
+        assert (answer.status, answer.json["errorCode"]) == (500, "ERR_ACTOR_TIMER_CREATE")
+        assert "this sidecar has 3 timers already" in answer.json["message"]
+    assert (await api.call("POST", f"{CART}/timers/t0", [JSON], later)).status == 204  # in place of itself
+    assert (await api.call("DELETE", f"{CART}/timers/t0")).status == 204
+    assert (await api.call("POST", f"{CART}/timers/new", [JSON], b'{"dueTime": "0s"}')).status == 204
+    await app.until("timer/new")
+    async with asyncio.timeout(10):
+        while (await api.call("POST", f"{CART}/timers/last", [JSON], later)).status != 204:
+            await asyncio.sleep(0.01)
+    assert not app.called("timer/t3")
+
+
+async def test_a_turn_without_end_is_ended_by_the_timeout_of_a_policy(hosts: Hosts, tmp_path: Path) -> None:
+    tmp_path.joinpath("resiliency.yaml").write_text(
+        "apiVersion: dapr.io/v1alpha1\nkind: Resiliency\nmetadata: {name: limits}\n"
+        "spec: {policies: {timeouts: {turn: 200ms}}, targets: {actors: {Cart: {timeout: turn}}}}\n"
+    )
+    api, app = await hosts(f"--resources-path={tmp_path}")
+
+    async def hang(_request: Request) -> Reply:
+        await asyncio.Event().wait()
+        return 200, b""
+
+    app.methods["hang"] = hang
+    stuck = asyncio.ensure_future(api.call("POST", f"{CART}/method/hang"))
+    await app.until("/method/hang")
+    waiting = asyncio.ensure_future(api.call("POST", f"{CART}/method/next"))
+    answer = await asyncio.wait_for(stuck, 10)
+    assert (answer.status, answer.json["errorCode"]) == (500, "ERR_ACTOR_INVOKE_METHOD")
+    assert "deadline exceeded" in answer.json["message"]
+    assert (await asyncio.wait_for(waiting, 10)).status == 200
 
 
 async def test_only_hosted_types_have_timers_and_reminders(hosts: Hosts) -> None:
