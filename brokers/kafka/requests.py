@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Coroutine, Iterable
+from contextlib import suppress
 
 from brokers.call_head import Malformed
 from brokers.kafka import bodies, request_codec
@@ -53,6 +54,7 @@ class KafkaRequests:
         self._opening: asyncio.Task[Station] | None = None
         self._services = Services(self._plan_tick, verified=callers_verified)
         self._calls: dict[str, OutgoingCall] = {}
+        self._left_behind: list[tuple[OutgoingCall, str]] = []
         self._writers: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.TimerHandle | None = None
         self._tick_due = 0.0
@@ -153,6 +155,21 @@ class KafkaRequests:
             if call.callee == id:
                 call.on_left(left.get(call.topic, {}).get(call.partition, 0))
 
+    def hear_out(self, call: OutgoingCall) -> None:
+        """Its callee has left, and may have answered before: that comes by another topic than the farewell."""
+        self._left_behind.append((call, call.callee))
+        if len(self._left_behind) == 1:
+            self.start_writer(self._hear_out(), "last words")
+
+    async def _hear_out(self) -> None:
+        calls, self._left_behind = self._left_behind, []
+        if self._station is not None:
+            with suppress(BrokerError):
+                await self._station.catch_up()
+        for call, callee in calls:
+            if self.is_under_way(call) and call.callee == callee:
+                call.fail(PeerLost(f"the instance of {call.target.app_id} that took the call is gone"))
+
     def _on_topic_lost(self, topic: str) -> None:
         for call in list(self._calls.values()):
             if topic == call.reply_topic:
@@ -213,6 +230,8 @@ class KafkaRequests:
         if self._ticker is not None:
             self._ticker.cancel()
             self._ticker = None
+        for writer in self._writers:
+            writer.cancel()
         await asyncio.gather(*self._writers, return_exceptions=True)
         station, self._station = self._station, None
         if station is not None:
@@ -386,7 +405,7 @@ class OutgoingCall:
         if self._offset >= read:
             self._try_another()
         else:
-            self.fail(PeerLost(f"the instance of {self.target.app_id} that took the call is gone"))
+            self._requests.hear_out(self)
 
     def _try_another(self) -> None:
         """Nothing was handed to a handler: another instance may have the call."""

@@ -142,6 +142,7 @@ class Station:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.reader.pause()
+        await self.outbox.flush(FAREWELL_LIMIT)  # whoever reads the farewell looks for nothing behind it
         if self._registers:
             left: dict[str, dict[int, int]] = {}
             for partition, position in self.reader.positions.items():
@@ -236,6 +237,12 @@ class Station:
         """Returns when all was read that stood in the log at the call. Raises `BrokerError`, `BrokerUnavailable`."""
         end = await self._ends([register.partition])
         await self._passed(register.partition, end[register.partition])
+
+    async def catch_up(self) -> None:
+        """Returns when all answers were read that were there at the call. Raises `BrokerError`, `BrokerUnavailable`."""
+        partition = TopicPartition(self.replies_topic, self.replies_partition)
+        end = await self._ends([partition])
+        await self._passed(partition, end[partition])
 
     async def _load(self, namespace: str, topic: str) -> Register:
         register = Register(topic)

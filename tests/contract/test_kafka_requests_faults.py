@@ -300,6 +300,29 @@ async def test_what_an_instance_that_left_has_not_seen_goes_to_another(
     assert (await soon(call, BEAT * 2)).body == b"here"
 
 
+async def test_what_one_that_leaves_has_answered_is_heard_even_after_its_farewell(
+    server: ApacheKafka, shop: LoneKafkaRequests, target: Peer
+) -> None:
+    handler = Handler()
+    leaving = await kafka_requests(server.address, target)
+    service = await leaving.serve("peer", handler, concurrency=8)
+    call = asyncio.ensure_future(shop.request(target, get()))
+    await soon(handler.started.wait())
+    assert shop._station is not None
+    consumer: Any = shop._station.reader._consumer
+    answers = TopicPartition(shop._station.replies_topic, shop._station.replies_partition)
+    consumer.pause(answers)
+    handler.release.set()
+    await soon(service.close())
+    await soon(leaving.close())
+    members = shop._station.home.members
+    await until(lambda: all(member.beat.app != "peer" for member in members.values()))
+    await asyncio.sleep(BEAT)
+    assert not call.done()
+    consumer.resume(answers)
+    assert (await soon(call)).body == b"late"
+
+
 # The servers fail
 
 
