@@ -160,6 +160,30 @@ class Calls(Protocol):
         ...
 
 
+class ActorWork(Protocol):
+    """The actors of one type that the app beside this sidecar hosts."""
+
+    def pending(self, change: int) -> None:
+        """So many more, or fewer, calls wait for their turn or have it."""
+        ...
+
+    def timers(self, change: int) -> None:
+        """So many more, or fewer, timers."""
+        ...
+
+    def fired(self, kind: str, success: bool) -> None:
+        """A tick has had its turn, or has failed. `kind` is `timers` or `reminders`."""
+        ...
+
+    def moved(self) -> None:
+        """An active actor goes, because its partition does."""
+        ...
+
+    def deactivated(self, told: bool) -> None:
+        """Whether the app has heard of it and agreed."""
+        ...
+
+
 class Meter(Protocol):
     """Counts and times. What `publishes` and `deliveries` return is meant to be kept."""
 
@@ -170,6 +194,8 @@ class Meter(Protocol):
 
     def deliveries(self, pubsub: str, topic: str) -> Deliveries: ...
 
+    def actors(self, actor_type: str) -> ActorWork: ...
+
     def component_loaded(self, type_: str) -> None: ...
 
     def component_failed(self, type_: str, name: str, reason: str) -> None:
@@ -178,7 +204,7 @@ class Meter(Protocol):
 
 
 class _Nothing:
-    """Publishes, deliveries and calls that nobody counts."""
+    """Publishes, deliveries, calls and actors that nobody counts."""
 
     def begin(self) -> float:
         return 0.0
@@ -190,6 +216,7 @@ class _Nothing:
         return 0.0
 
     retried = dead_lettered = expired = skipped = answered = received = replied = end
+    pending = timers = fired = moved = deactivated = end
 
 
 _NOTHING = _Nothing()
@@ -202,6 +229,9 @@ class NoMeter:
         return _NOTHING
 
     def deliveries(self, pubsub: str, topic: str) -> Deliveries:
+        return _NOTHING
+
+    def actors(self, actor_type: str) -> ActorWork:
         return _NOTHING
 
     def component_loaded(self, type_: str) -> None:

@@ -84,14 +84,16 @@ class Callbacks:
         except MeshError as error:
             return Refusal(Code.ACTOR_INVOKE, f"error invoke actor method: {error}").response()
 
-    async def deactivate(self, actor: ActorName) -> None:
-        """Never raises: what goes wrong is logged."""
+    async def deactivate(self, actor: ActorName) -> bool:
+        """Whether the app agrees. Never raises: what goes wrong is logged."""
         try:
             response = await self._channel.request("DELETE", actor.path, timeout=DEACTIVATION_LIMIT)
-            if response.status != 200:
-                logger.warning("the app answered %d to the deactivation of %s", response.status, actor)
+            if response.status == 200:
+                return True
+            logger.warning("the app answered %d to the deactivation of %s", response.status, actor)
         except AppError as error:
             logger.warning("the app was not told of the deactivation of %s: %s", actor, error)
+        return False
 
 
 async def _complete(response: Response) -> Response:

@@ -21,6 +21,7 @@ from mesh.ports import Clock, Peer, Response
 from mesh.ports.clock import Timer
 from mesh.resiliency.policy import Policy, TimedOut
 from mesh.resiliency.retry import Failure
+from mesh.telemetry import ActorWork
 
 logger = logging.getLogger("meshwire.actors")
 
@@ -61,15 +62,17 @@ class Hosting:
         *,
         tell: Callable[[dict[int, int]], None],
         limit: Policy | None = None,
+        work: ActorWork,
     ) -> None:
         """`tell` is told of the partitions that are owned, with their tokens, whenever that changes. `limit` bounds a
-        turn."""
+        turn. `work` counts."""
         self.type = actor_type
         self.settings = settings
         self._callbacks = callbacks
         self._clock = clock
         self._tell = tell
         self._limit = limit
+        self._work = work
         self._partitions = join(self, revoke_limit=settings.drain_timeout + REVOKE_LIMIT)
         self._actors: list[dict[str, Actor]] = [{} for _ in range(addressing.ACTOR_PARTITIONS)]
         self._closing: dict[str, _Closing] = {}
@@ -135,12 +138,17 @@ class Hosting:
         chain = call.chain
         if self.settings.reentrant and not chain:
             chain = ids.uuid4()
+        self._work.pending(1)
+        turn: Turn | None = None
         try:
             turn = await actor.enter(chain if self.settings.reentrant else "", self.settings.max_stack_depth)
         except MailboxFull as error:
             return Refusal(Code.ACTOR_BUSY, f"actor {call.actor} takes no more calls: {error}").response(), 0
         except TooDeep as error:
             return Refusal(Code.ACTOR_STACK_DEPTH, str(error)).response(), 0
+        finally:
+            if turn is None:
+                self._work.pending(-1)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[tuple[Response, int]] = loop.create_future()
         work = loop.create_task(self._take_turn(call, caller, actor, turn, partition, chain, answer), name="turn")
@@ -208,6 +216,7 @@ class Hosting:
         finally:
             answer.cancel()
             actor.leave(turn)
+            self._work.pending(-1)
             task = asyncio.current_task()
             if task is not None:
                 self._turns.discard(task)
@@ -261,6 +270,7 @@ class Hosting:
     async def _vacate(self, partition: int, limit: float) -> None:
         actors, self._actors[partition] = self._actors[partition], {}
         for actor in actors.values():
+            self._work.moved()
             actor.turn_away(NotMine(f"{self.type}/{actor.id} moves"))
             self._closing[actor.id] = _Closing(actor, asyncio.get_running_loop().create_future())
         await asyncio.gather(*(self._close(actor, limit) for actor in actors.values()))
@@ -288,7 +298,7 @@ class Hosting:
             if ended is not None:
                 await ended
             async with self._places:
-                await self._callbacks.deactivate(ActorName(self.type, actor.id))
+                self._work.deactivated(await self._callbacks.deactivate(ActorName(self.type, actor.id)))
         finally:
             closing = self._closing.pop(actor.id, None)
             if closing is not None and not closing.done.done():

@@ -26,6 +26,7 @@ from mesh.ports.tables import Key
 from mesh.quantities import duration_text
 from mesh.scheduling.recurrence import Every
 from mesh.scheduling.scheduler import Scheduled, Scheduler, Tick
+from mesh.telemetry import Meter
 
 logger = logging.getLogger("meshwire.actors")
 
@@ -56,10 +57,11 @@ class _Body(msgspec.Struct, omit_defaults=True):
 class Reminders:
     """Errors are those of `Scheduler`."""
 
-    def __init__(self, alarms: AlarmClocks, actors: Actors, clock: Clock) -> None:
+    def __init__(self, alarms: AlarmClocks, actors: Actors, clock: Clock, meter: Meter) -> None:
         self._alarms = alarms
         self._actors = actors
         self._clock = clock
+        self._meter = meter
         self._schedulers: dict[str, Scheduler] = {}
         self._serving: dict[str, asyncio.Task[None]] = {}
         self._subscriptions: dict[str, AlarmSubscription] = {}
@@ -153,6 +155,7 @@ class Reminders:
             call = Call(actor, f"remind/{method_path(name)}", headers=JSON, body=body)
             for attempt in range(1, ATTEMPTS + 1):
                 response = await self._actors.call(call)
+                self._meter.actors(actor_type).fired("reminders", response.status == 200)
                 if response.status == 200:
                     break
                 logger.warning("reminder %s of %s, attempt %d: %r", name, actor, attempt, response.body)

@@ -16,6 +16,7 @@ from mesh.ownership.waits import end
 from mesh.ports import Clock
 from mesh.ports.clock import Timer as Alarm
 from mesh.scheduling.scheduler import Schedule
+from mesh.telemetry import Meter
 
 logger = logging.getLogger("meshwire.actors")
 
@@ -64,8 +65,9 @@ class Timers:
     """They go on when their actor is deactivated or moves: the tick is a call, which finds it and activates it. The
     next tick of a timer is planned when the call of this one has returned, so none overlaps with itself."""
 
-    def __init__(self, actors: Actors, clock: Clock) -> None:
+    def __init__(self, actors: Actors, clock: Clock, meter: Meter) -> None:
         self._actors = actors
+        self._meter = meter
         self._clock = clock
         self._timers: dict[tuple[ActorName, str], _Timer] = {}
         self._ticks: set[asyncio.Task[None]] = set()
@@ -84,12 +86,14 @@ class Timers:
         body = _Body(callback, times.due_time, times.period, msgspec.Raw(data))
         timer = _Timer(schedule, schedule.first or now, msgspec.json.encode(body))
         self._timers[key] = timer
+        self._meter.actors(actor.type).timers(1)
         self._plan(key, timer)
 
     def delete(self, actor: ActorName, name: str) -> None:
         """Whether there is one or not. A tick that is under way goes on."""
         timer = self._timers.pop((actor, name), None)
         if timer is not None:
+            self._meter.actors(actor.type).timers(-1)
             timer.stopped = True
             if timer.alarm is not None:
                 timer.alarm.cancel()
@@ -110,18 +114,21 @@ class Timers:
 
     async def _tick(self, key: tuple[ActorName, str], timer: _Timer) -> None:
         actor, name = key
+        success = False
         try:
             call = Call(actor, f"timer/{method_path(name)}", headers=JSON, body=timer.body)
             response = await self._actors.call(call)
-            if response.status != 200:
+            success = response.status == 200
+            if not success:
                 logger.warning("timer %s of %s: %r", name, actor, response.body)
         except MeshError as error:  # no owner, or an open circuit breaker
             logger.warning("timer %s of %s: %s", name, actor, error)
         except Exception:  # it would tick no more, without a word
             logger.exception("timer %s of %s", name, actor)
+        self._meter.actors(actor.type).fired("timers", success)
         if timer.stopped:
             return
         if timer.next():
             self._plan(key, timer)
-        elif self._timers.get(key) is timer:
-            del self._timers[key]
+        else:
+            self.delete(actor, name)

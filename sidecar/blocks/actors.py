@@ -66,8 +66,8 @@ class Actors:
         self._store = MeshStateStore(backbone.tables, STORE, clock)
         default = StateComponent(name=STORE, store=self._store)
         self._state = ActorState(self._calls, common.components.of("state"), default)
-        self._timers = Timers(self._calls, clock)
-        self._reminders = Reminders(backbone.alarms, self._calls, clock)
+        self._timers = Timers(self._calls, clock, common.telemetry.meter)
+        self._reminders = Reminders(backbone.alarms, self._calls, clock, common.telemetry.meter)
         self._types: dict[str, Settings] = {}
         self._server: Server | None = None
         self._moving: asyncio.Task[None] | None = None
@@ -155,6 +155,7 @@ class Actors:
             common.clock,
             tell=partial(self._directory.tell, name),
             limit=common.resiliency.for_turn(name),
+            work=common.telemetry.meter.actors(name),
         )
 
     async def _unhost(self) -> None:

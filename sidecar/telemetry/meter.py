@@ -138,12 +138,52 @@ class InvocationCalls:
         self._replied.labels(caller, str(status)).inc()
 
 
+class ActorFamilies:
+    def __init__(self, registry: Registry) -> None:
+        own, dapr = ("actor_type",), "dapr_runtime_actor"
+        self.pending = registry.gauge(f"{dapr}_pending_actor_calls", "Calls of actors that are not answered.", own)
+        self.timers = registry.gauge(f"{dapr}_timers", "Timers of actors.", own)
+        self.fired = {
+            kind: registry.counter(f"{dapr}_{kind}_fired_total", f"Ticks of {kind}.", (*own, "success"))
+            for kind in ("timers", "reminders")
+        }
+        self.moved = registry.counter(f"{dapr}_rebalanced_total", "Actors that moved to another host.", own)
+        self.told = registry.counter(f"{dapr}_deactivated_total", "Actors that were deactivated.", own)
+        self.untold = registry.counter(f"{dapr}_deactivated_failed_total", "Those the app did not hear of.", own)
+
+
+class TypeOfActors:
+    """`mesh.telemetry.ActorWork`."""
+
+    def __init__(self, families: ActorFamilies, actor_type: str) -> None:
+        self._families = families
+        self._type = actor_type
+        self._pending = families.pending.labels(actor_type)
+        self._timers = families.timers.labels(actor_type)
+
+    def pending(self, change: int) -> None:
+        self._pending.value += change
+
+    def timers(self, change: int) -> None:
+        self._timers.value += change
+
+    def fired(self, kind: str, success: bool) -> None:
+        self._families.fired[kind].labels(self._type, "true" if success else "false").inc()
+
+    def moved(self) -> None:
+        self._families.moved.labels(self._type).inc()
+
+    def deactivated(self, told: bool) -> None:
+        (self._families.told if told else self._families.untold).labels(self._type).inc()
+
+
 class PrometheusMeter:
     """`mesh.telemetry.Meter` over a registry."""
 
     def __init__(self, registry: Registry, settings: MetricsSettings, namespace: str) -> None:
         self._pubsub = PubSubFamilies(registry, settings, namespace)
         self.calls = InvocationCalls(registry, settings)
+        self._actors = ActorFamilies(registry)
         self._publishes: dict[tuple[str, str], TopicPublishes] = {}
         self._loaded = registry.counter("dapr_runtime_component_loaded", "Components of the manifests.").labels()
         self._initialised: Family[Counter] = registry.counter(
@@ -167,6 +207,9 @@ class PrometheusMeter:
 
     def deliveries(self, pubsub: str, topic: str) -> TopicDeliveries:
         return TopicDeliveries(self._pubsub, pubsub, topic)
+
+    def actors(self, actor_type: str) -> TypeOfActors:
+        return TypeOfActors(self._actors, actor_type)
 
     def component_loaded(self, type_: str) -> None:
         self._loaded.inc()

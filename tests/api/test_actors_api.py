@@ -13,6 +13,7 @@ from mesh.actors import timers
 from tests.actor_app import ActorApp
 from tests.api.conftest import Api, Start
 from tests.e2e.mesh import JSON, Reply, Request
+from tests.ports import free_port
 
 Hosts = Callable[..., Awaitable[tuple[Api, ActorApp]]]
 
@@ -470,3 +471,51 @@ async def test_an_event_without_a_key_wakes_nobody(hosts: Hosts) -> None:
             await asyncio.sleep(0.01)
     assert len(letters) == 1
     assert not app.called("/method/ordered")
+
+
+# Metrics
+
+
+async def test_what_actors_do_is_counted(hosts: Hosts) -> None:
+    port = free_port()
+    api, app = await hosts(f"--metrics-port={port}", actorIdleTimeout="500ms")
+    release = asyncio.Event()
+
+    async def held(_request: Request) -> Reply:
+        await release.wait()
+        return 200, b""
+
+    async def counted() -> str:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        text = (await reader.read()).decode()
+        writer.close()
+        return text
+
+    async def until(*lines: str) -> None:
+        text = ""
+        try:
+            async with asyncio.timeout(10):
+                while not all(f"dapr_runtime_actor_{line}" in text for line in lines):
+                    await asyncio.sleep(0.02)
+                    text = await counted()
+        except TimeoutError:
+            raise AssertionError(text) from None
+
+    app.methods["held"] = held
+    app.methods["timer/bad"] = lambda _: 500
+    calls = [asyncio.ensure_future(api.call("POST", f"{CART}/method/held")) for _ in range(3)]
+    assert (await api.call("POST", f"{CART}/timers/later", [JSON], b'{"dueTime": "1h"}')).status == 204
+    cart = '{app_id="app1",actor_type="Cart"'
+    await until(f"pending_actor_calls{cart}}} 3", f"timers{cart}}} 1")
+    release.set()
+    await asyncio.gather(*calls)
+    assert (await api.call("POST", f"{CART}/timers/bad", [JSON], b'{"dueTime": "0s"}')).status == 204
+    assert (await api.call("POST", f"{CART}/reminders/r", [JSON], b'{"dueTime": "0s"}')).status == 204
+    await until(
+        f'timers_fired_total{cart},success="false"}} 1',
+        f'reminders_fired_total{cart},success="true"}} 1',
+        f"pending_actor_calls{cart}}} 0",
+        f"timers{cart}}} 1",
+        f"deactivated_total{cart}}} ",
+    )

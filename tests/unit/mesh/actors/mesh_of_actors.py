@@ -18,6 +18,7 @@ from mesh.actors.names import ActorName
 from mesh.ownership.partitions import PartitionHandler, Partitions
 from mesh.ports import AppResponse, AppRoute, HeaderLines, Peer, Request, Response
 from mesh.resiliency.targets import Resiliency
+from mesh.telemetry import NO_METER
 from tests.virtual_clock import VirtualClock
 
 LEASE = 10.0
@@ -94,6 +95,7 @@ class Node:
                 self._join,
                 world.clock,
                 tell=partial(self.directory.tell, TYPE),
+                work=NO_METER.actors(TYPE),
             )
 
     def _join(self, handler: PartitionHandler, *, revoke_limit: float) -> Partitions:
