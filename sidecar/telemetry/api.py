@@ -133,7 +133,7 @@ class MeteredApi:
         try:
             await self._app(scope, receive, watched)
         finally:
-            key = scope["method"], scope["raw_path"], watched.status
+            key = scope["method"], self._paths.stand_in(scope["raw_path"]), watched.status
             series = self._series.get(key)
             if series is None:
                 series = self._find(key)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 _STORE = re.compile(r"(/v1\.0(?:-[a-z0-9]+)?/(?:state|secrets)/[^/]+)/.+")
 _ACTOR = re.compile(r"(/v1\.0/actors/[^/]+)/[^/]+(/[^/]+)?.*")
+_CALL_OF_ACTOR = re.compile(rb"(/v1\.0/actors/[^/]+/)[^/]+(/[^/]+).*").fullmatch
 _WORKFLOW = re.compile(r"(/v1\.0(?:-[a-z0-9]+)?/workflows/[^/]+)/[^/]+(/.+)?")
 _INVOKED = r"(?:/v1\.0/invoke/[^/]+/method)?"
 
@@ -18,6 +19,13 @@ class PathLabels:
         ordered = sorted(patterns, key=lambda pattern: (pattern.count("{"), -len(pattern)))
         self._patterns = [(re.compile(_INVOKED + _regex(pattern)), pattern) for pattern in ordered]
         self._every_path = every_path
+
+    def stand_in(self, path: bytes) -> bytes:
+        """A path with the same label, one for all the actors of a type."""
+        if self._patterns or not path.startswith(b"/v1.0/actors/"):
+            return path
+        found = _CALL_OF_ACTOR(path)
+        return b"%b{id}%b" % found.groups() if found else path
 
     def label(self, path: str) -> str:
         for pattern, label in self._patterns:

@@ -137,8 +137,17 @@ def test_counting_is_cheap() -> None:
     ],
 )
 def test_paths_by_daprs_rules(path: str, label: str) -> None:
-    assert PathLabels((), every_path=True).label(path) == label
+    paths = PathLabels((), every_path=True)
+    assert paths.label(path) == paths.label(paths.stand_in(path.encode()).decode()) == label
     assert PathLabels((), every_path=False).label(path) == ""
+
+
+def test_calls_of_all_actors_of_a_type_are_looked_up_once() -> None:
+    paths = PathLabels((), every_path=True)
+    same = {paths.stand_in(b"/v1.0/actors/Cart/%d/method/add?n=%d" % (number, number)) for number in range(9)}
+    assert same == {b"/v1.0/actors/Cart/{id}/method"}
+    path = b"/v1.0/actors/Cart/7/method/add"
+    assert PathLabels(["/v1.0/actors/{type}/{id}/method/add"], every_path=True).stand_in(path) == path
 
 
 def test_paths_by_patterns() -> None:
