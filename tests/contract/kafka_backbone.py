@@ -9,6 +9,7 @@ import pytest
 
 from brokers.kafka.connection import Access, Connection
 from brokers.kafka.requests import KafkaRequests
+from mesh.errors import BrokerUnavailable
 from mesh.ports import Peer
 from tests.servers import kafka_jars
 from tests.servers.apache_kafka import ApacheKafka
@@ -39,9 +40,23 @@ async def kafka_requests(
     servers = (address,) if isinstance(address, str) else address
     connection = Connection(Access(servers=servers, options=options, replicas=replicas), name=peer.app_id)
     requests = LoneKafkaRequests(connection, peer, beat=beat, callers_verified=callers_verified)
-    await asyncio.wait_for(connection.start(), 30)
-    await asyncio.wait_for(requests.start(), 30)
+    try:
+        async with asyncio.timeout(60):
+            await connection.start()
+            await _started(requests)
+    except BaseException:
+        await requests.close()
+        raise
     return requests
+
+
+async def _started(requests: KafkaRequests) -> None:
+    """A server that was frozen, or restarted, knows no servers for a moment."""
+    while True:
+        try:
+            return await requests.start()
+        except BrokerUnavailable:
+            await asyncio.sleep(0.1)
 
 
 class ApacheKafkaBackbone:
