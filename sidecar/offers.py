@@ -54,6 +54,10 @@ SERVERS = {
         "forgets the beginning of a log on request",
         "the logs of tables only grow; who starts reads a snapshot and what comes after it",
     ),
+    "ends": (
+        "tells where a log ends, also of records that came together",
+        "whoever reads a table writes a mark into its log first, and waits for it",
+    ),
     "wakes": (
         "ends a waiting fetch with the first record",
         "fetches wait for 5 ms only: an idle consumer asks 200 times a second",

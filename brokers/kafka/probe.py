@@ -1,8 +1,9 @@
 """What the servers of Kafka offer, found out by asking them.
 
 Only idempotence is tried. The rest follows from the requests that a server knows: no version tells whether offsets are
-found by time or a waiting fetch ends early, but every server that knows how to add partitions to a topic does both, and
-those that do not (tansu) lack much else (`tests/contract/test_kafka_probe.py`, `test_kafka_lesser_server.py`).
+found by time, a log ends where it is said to end, or a waiting fetch ends early. But every server that knows how to add
+partitions to a topic does all of it, and those that do not (tansu) lack much else
+(`tests/contract/test_kafka_probe.py`, `test_kafka_lesser_server.py`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Offered:
     transactions: bool
     offsets_by_time: bool
     delete_records: bool
+    ends: bool
+    """The end of a log that is told is behind its last record. Where it is not, it may be behind an earlier one."""
     wakes: bool
     """A fetch that waits ends with the first record. Where it does not, the wait is what a record takes."""
 
@@ -60,6 +63,7 @@ async def offered(
             transactions=idempotence and whole and _ADD_PARTITIONS_TO_TXN in versions,
             offsets_by_time=whole,
             delete_records=whole and _DELETE_RECORDS in versions,
+            ends=whole,
             wakes=whole,
         )
     finally:

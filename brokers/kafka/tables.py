@@ -323,7 +323,7 @@ class KafkaTable:
                 self._watches.on_refused(error)
             return
         self._pulse_position = end
-        if end < position and self._follower is not None:
+        if end < position and self._follower is not None and self._connection.offered.ends:
             self._on_broken(BrokerUnavailable(f"the topic {self._log} ends at {end}, and had {position}"))
         elif self._state.position >= end:
             self._watches.on_found(self._state)
@@ -336,7 +336,7 @@ class KafkaTable:
     async def _current(self) -> State:
         """The state with every write that was acknowledged before this was called."""
         await self._ready()
-        if self._is_overdue():
+        if self._is_overdue() or not self._connection.offered.ends:
             await self._attempt(table_records.tick(self._source))
         else:
             end = await self._ends.end(self._log)
