@@ -105,6 +105,13 @@ class Recorder:
         asked = bytearray()
         answered = bytearray()
         status = 500
+        kept = False
+
+        def keep() -> None:
+            nonlocal kept
+            kept = True
+            headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+            self.seen.append(Seen(scope["method"], scope["path"], headers, bytes(asked), status, bytes(answered)))
 
         async def listen() -> Message:
             message = await receive()
@@ -115,14 +122,15 @@ class Recorder:
             nonlocal status
             status = message.get("status", status)
             answered.extend(message.get("body", b""))
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                keep()  # before anybody can have the answer, and ask what was seen
             await send(message)
 
         try:
             await self._app(scope, listen, speak)
         finally:
-            headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-            path = scope["path"]
-            self.seen.append(Seen(scope["method"], path, headers, bytes(asked), status, bytes(answered)))
+            if not kept:
+                keep()
 
 
 class AppServer:

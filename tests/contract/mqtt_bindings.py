@@ -22,7 +22,7 @@ _numbers = itertools.count(1)
 
 
 def client(server: MqttServer, name: str) -> aiomqtt.Client:
-    return aiomqtt.Client("127.0.0.1", server.mqtt_port, username=USER, password=PASSWORD, identifier=name, timeout=5)
+    return aiomqtt.Client("127.0.0.1", server.mqtt_port, username=USER, password=PASSWORD, identifier=name, timeout=20)
 
 
 class Topic:
@@ -37,7 +37,8 @@ class Topic:
 
     async def offer(self, number: int) -> bytes:
         data = b'{"number":%d}' % number
-        async with client(self.server, f"{self.name}-test") as publisher:
+        # The server makes a client wait, or refuses it, whose name it takes for one that comes and goes.
+        async with client(self.server, f"{self.name}-test{next(_numbers)}") as publisher:
             await publisher.publish(f"{self.name}/{number % 7}", data, qos=1)
         return data
 
