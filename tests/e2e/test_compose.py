@@ -224,7 +224,8 @@ def ask(port, path, body=None, headers=None):
 
 @pytest.fixture(params=["", pytest.param("kafka", marks=[pytest.mark.servers, pytest.mark.timeout(240)])])
 def system(request, tmp_path):
-    """All services of a profile, healthy, as local processes; gives the variables that they were started with."""
+    """All services of a profile, healthy and subscribed, as local processes; gives the variables that they were started
+    with."""
     environment = host_and_port_variables()
     if request.param == "kafka":
         if reason := kafka_jars.missing():
@@ -250,6 +251,10 @@ def system(request, tmp_path):
                 return f"{name} is not healthy:\n{(tmp_path / f'{name}.log').read_text()}"
 
             wait_for(lambda service=service: is_healthy(service), logs)
+        inventory = tmp_path / "inventory-sidecar.log"
+        wait_for(
+            lambda: "app is subscribed to the following topics: [orders]" in inventory.read_text(), inventory.read_text
+        )
         yield environment
 
 
