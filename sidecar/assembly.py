@@ -233,6 +233,7 @@ def assemble(
         backbone=backbone,
         outside=outside,
         callee=callee,
+        clock=clock,
         init_retries=resiliency.built_in(INITIALIZATION_RETRIES),
         components=components,
         manifests=manifests,

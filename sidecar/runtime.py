@@ -7,15 +7,17 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from mesh import subscriptions
 from mesh.bindings.input import Inputs
-from mesh.errors import AppError, BrokerError, ConfigurationError
+from mesh.errors import AppError, ConfigurationError
 from mesh.invocation import Callee
-from mesh.ports import AppChannel, Server
+from mesh.persistence import persist
+from mesh.ports import AppChannel, Clock, Server
 from mesh.pubsub import DEFAULT_COMPONENT
 from mesh.resiliency.policy import Policy
 from mesh.resiliency.retry import Failure
@@ -43,6 +45,8 @@ REQUEST_GRACE = 10.0
 """Seconds that open API requests get to be answered."""
 REQUEST_SHARE = 0.2
 """The part of the whole grace that they get at most."""
+SERVE_LIMIT = 5.0
+"""Seconds that the start waits until others can call the app."""
 CALLS = 1024
 """Invocations of the app that are worked on at once; further ones wait."""
 
@@ -115,6 +119,7 @@ class Runtime:
         backbone: Backbone,
         outside: OutsideWorld,
         callee: Callee,
+        clock: Clock,
         init_retries: Policy,
         components: Components,
         manifests: Resources,
@@ -132,6 +137,8 @@ class Runtime:
         self._backbone = backbone
         self._outside = outside
         self._callee = callee
+        self._clock = clock
+        self._serving: asyncio.Task[None] | None = None
         self._service: Server | None = None
         self._init_retries = init_retries
         self._components = components
@@ -274,11 +281,16 @@ class Runtime:
             self._inputs.refresh()
 
     async def _serve_calls(self) -> None:
-        """Other apps can call this one from now on. Without a port, they are told so."""
-        try:
-            self._service = await self._backbone.requests.serve(self._app_id, self._callee.answer, concurrency=CALLS)
-        except BrokerError as error:
-            logger.error("other apps cannot call this one: %s", error)
+        """Other apps can call this one from now on, or as soon as the broker lets them. Without a port, they are told
+        so."""
+
+        async def serve() -> None:
+            attempt = partial(self._backbone.requests.serve, self._app_id, self._callee.answer, concurrency=CALLS)
+            self._service = await persist(attempt, self._clock, "other apps cannot call this one", logger)
+
+        self._serving = asyncio.get_running_loop().create_task(serve(), name="serve calls")
+        self._serving.add_done_callback(self._note)
+        await asyncio.wait([self._serving], timeout=SERVE_LIMIT)
 
     async def _app_is_healthy(self) -> None:
         """Ask the app what it wants, at the first time; then subscribe."""
@@ -400,6 +412,9 @@ class Runtime:
 
     async def _close_service(self) -> None:
         """Take no more calls; those under way may be answered."""
+        if self._serving is not None:
+            self._serving.cancel()
+            await asyncio.gather(self._serving, return_exceptions=True)
         if self._service is not None:
             await self._service.close()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -18,8 +19,9 @@ from mesh.actors.callbacks import Call
 from mesh.actors.calls import Actors
 from mesh.actors.names import ActorName, method_path
 from mesh.actors.schedules import Times, of_reminder
-from mesh.errors import BrokerError, MeshError
+from mesh.errors import MeshError
 from mesh.ownership.waits import end, within
+from mesh.persistence import persist
 from mesh.ports import Clock
 from mesh.ports.alarms import AlarmClocks, AlarmSubscription
 from mesh.ports.tables import Key
@@ -40,7 +42,6 @@ NO_OWNER_PAUSE = 1.0
 """Seconds after which a tick whose actor nobody hosts is tried again, for as long as it takes."""
 AT_ONCE = 1024
 """Ticks of one type that this sidecar has in hand."""
-RETRY_PAUSE = 1.0
 TICKS_LIMIT = 2.0
 """Seconds that ticks in hand have for their end when the type is not hosted any more; then they come again."""
 JSON = ((b"content-type", b"application/json"),)
@@ -126,15 +127,10 @@ class Reminders:
         return scheduler
 
     async def _serve(self, actor_type: str) -> None:
-        while True:
-            try:
-                self._subscriptions[actor_type] = await self._scheduler(actor_type).serve(
-                    KIND, lambda tick: self._take(actor_type, tick), concurrency=AT_ONCE
-                )
-                return
-            except BrokerError as error:
-                logger.warning("the reminders of %s are not taken yet: %s", actor_type, error)
-                await self._clock.sleep(RETRY_PAUSE)
+        take, scheduler = partial(self._take, actor_type), self._scheduler(actor_type)
+        serve = partial(scheduler.serve, KIND, take, concurrency=AT_ONCE)
+        complaint = f"the reminders of {actor_type} cannot be taken"
+        self._subscriptions[actor_type] = await persist(serve, self._clock, complaint, logger)
 
     def _take(self, actor_type: str, tick: Tick) -> None:
         task = asyncio.get_running_loop().create_task(self._fire(actor_type, tick), name=f"reminder of {actor_type}")

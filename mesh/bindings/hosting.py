@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Mapping
+from functools import partial
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -20,6 +21,7 @@ from mesh.bindings.output import check_operation
 from mesh.codec.media_type import is_media_type
 from mesh.errors import BrokerError, BrokerUnavailable, MeshError, MessageTooLarge, clip
 from mesh.invocation.target import peer
+from mesh.persistence import persist
 from mesh.ports import Body, Clock, HeaderList, NoResponder, Peer, PeerLost, Request, Requests, Response, Server
 from mesh.ports.bindings import BindingError, InvalidOperation, Invocation, Result
 from mesh.ports.stores import StoreUnavailable
@@ -34,8 +36,6 @@ LARGEST_ANSWER = 64 << 20
 """Bytes of data of an answer; what comes beyond is not read."""
 AT_ONCE = 64
 """Calls that a host works on at once; further ones wait."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Seconds between attempts to take calls that the broker refuses; doubling."""
 CLOSE_LIMIT = 3.0
 """Seconds that calls under way get at the end."""
 
@@ -148,16 +148,9 @@ class Host:
 
     async def _serve(self) -> None:
         await self._wanted.wait()
-        name, pause = addressing.bindings_host(self._me).app_id, FIRST_PAUSE
-        while True:
-            try:
-                self._server = await self._requests.serve(name, self.answer, concurrency=AT_ONCE)
-            except BrokerError as error:
-                logger.warning("other apps cannot call bindings, again in %g s: %s", pause, error)
-            else:
-                return
-            await self._clock.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+        name = addressing.bindings_host(self._me).app_id
+        serve = partial(self._requests.serve, name, self.answer, concurrency=AT_ONCE)
+        self._server = await persist(serve, self._clock, "other apps cannot call bindings", logger)
 
     async def answer(self, request: Request) -> Response:
         """A `RequestHandler`."""

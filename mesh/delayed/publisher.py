@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import msgspec
 
 from mesh.delayed.events import KIND, DelayedEvents, decode, occurrence
-from mesh.errors import BrokerError, MeshError
+from mesh.errors import MeshError
+from mesh.persistence import persist
 from mesh.ports import Clock, Message, Topic
 from mesh.ports.alarms import AlarmSubscription
 from mesh.scheduling.scheduler import Tick
@@ -57,16 +59,8 @@ class DelayedPublisher:
             await asyncio.gather(*self._under_way, return_exceptions=True)
 
     async def _serve(self) -> None:
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                self._subscription = await self._events.scheduler.serve(KIND, self._take, concurrency=CONCURRENCY)
-            except BrokerError as error:
-                logger.warning("delayed events cannot be taken, again in %.1f s: %s", pause, error)
-            else:
-                return
-            await self._clock.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+        serve = partial(self._events.scheduler.serve, KIND, self._take, concurrency=CONCURRENCY)
+        self._subscription = await persist(serve, self._clock, "delayed events cannot be taken", logger)
 
     def _take(self, tick: Tick) -> None:
         task = asyncio.get_running_loop().create_task(self._fire(tick), name="publish a delayed event")

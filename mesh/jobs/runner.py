@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
 from mesh import addressing
 from mesh.delivery.deliverer import Deliverer
 from mesh.delivery.letters import Letter
 from mesh.delivery.plan import CONCURRENCY, Plan
-from mesh.errors import BrokerError
 from mesh.jobs.block import KIND, Jobs
 from mesh.jobs.target import TOPIC, JobDelivery, JobTarget
+from mesh.persistence import persist
 from mesh.ports import AppChannel, Clock, EventLog, Group, Topic
 from mesh.ports.alarms import AlarmSubscription
 from mesh.scheduling.scheduler import Tick
 from mesh.telemetry import SILENCE, Telemetry
 
 logger = logging.getLogger("meshwire.jobs")
-
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Seconds between attempts to have the broker hand over jobs; doubling."""
 
 
 class Dropped:
@@ -101,16 +99,8 @@ class _Turn:
         def handle(tick: Tick) -> None:
             self._deliverer.handle(JobDelivery(tick))
 
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                self._subscription = await self._jobs.scheduler.serve(KIND, handle, concurrency=CONCURRENCY)
-            except BrokerError as error:
-                logger.warning("jobs cannot be taken, again in %.1f s: %s", pause, error)
-            else:
-                return
-            await self._clock.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+        serve = partial(self._jobs.scheduler.serve, KIND, handle, concurrency=CONCURRENCY)
+        self._subscription = await persist(serve, self._clock, "jobs cannot be taken", logger)
 
     async def end(self) -> None:
         self._deliverer.drain()

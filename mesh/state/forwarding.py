@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from mesh.envelope import Publication
 from mesh.errors import MeshError
+from mesh.persistence import persist
 from mesh.ports import Clock, Topic
 from mesh.ports.stores import OutboxRecord, StateChange
 from mesh.pubsub import PubSub
@@ -18,8 +19,6 @@ log = logging.getLogger("meshwire.state")
 
 IN_HAND = 256
 """Events that one replica works on at the same time; further ones stay where they are."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
-"""Seconds between attempts; each pause is twice the one before."""
 
 
 class OutboxFailed(MeshError):
@@ -71,15 +70,7 @@ class Forwarder:
 
     async def persist(self, attempt: Callable[[], Awaitable[None]], what: str) -> None:
         """Make attempts, with pauses that grow, until one raises no `MeshError`."""
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                await attempt()
-                return
-            except MeshError as error:
-                log.warning("%s: %s; trying again in %gs", what, error, pause)
-            await self._clock.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+        await persist(attempt, self._clock, what, log, passing=MeshError)
 
 
 class Tasks:

@@ -18,9 +18,9 @@ from mesh.actors.reminders import Reminders
 from mesh.actors.state import ActorState
 from mesh.actors.timers import Timers
 from mesh.actors.topics import WithActors
-from mesh.errors import BrokerError
 from mesh.ownership.partitions import PartitionHandler, Partitions
 from mesh.ownership.waits import end
+from mesh.persistence import persist
 from mesh.ports import AppChannel, Server
 from mesh.state.backbone import MeshStateStore
 from mesh.state.component import StateComponent
@@ -36,7 +36,6 @@ STORE = "actors"
 """The name of the state store that is there without any file, in the keys of its records."""
 AT_ONCE = 16_384
 """Calls of actors from elsewhere that are in hand at once: most of them wait for their turn."""
-RETRY_PAUSE = 1.0
 
 
 class Actors:
@@ -120,15 +119,17 @@ class Actors:
                 logger.info("hosting actors of type %s", name)
 
     async def _serve(self) -> None:
-        host = addressing.actors_host(self._common.me)
-        while self._server is None:
-            try:
-                self._server = await self._common.backbone.requests.serve(
-                    host.app_id, self._calls.answer, concurrency=AT_ONCE, instance=self._instance
-                )
-            except BrokerError as error:
-                logger.error("other apps cannot call the actors of this one: %s", error)
-                await self._common.clock.sleep(RETRY_PAUSE)
+        if self._server is not None:
+            return
+        serve = partial(
+            self._common.backbone.requests.serve,
+            addressing.actors_host(self._common.me).app_id,
+            self._calls.answer,
+            concurrency=AT_ONCE,
+            instance=self._instance,
+        )
+        complaint = "other apps cannot call the actors of this one"
+        self._server = await persist(serve, self._common.clock, complaint, logger)
 
     def _hosting(self, name: str, settings: Settings) -> Hosting:
         common = self._common

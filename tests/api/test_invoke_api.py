@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from brokers.memory_requests import MemoryRequests
 from mesh.clock import SystemClock
-from mesh.errors import ApiError
+from mesh.errors import ApiError, BrokerError
 from mesh.invocation import Callee, Caller
 from mesh.ports import Peer, PeerLost, Request, Response
 from sidecar.api.invoke import PATIENCE, InvokeApi
@@ -365,6 +366,21 @@ async def test_an_app_calls_itself(start):
         assert (answer.status, answer.body) == (207, b"hi!")
         (request,) = app.events
         assert (request.path, request.headers["dapr-caller-app-id"]) == ("/a/b", "app1")
+
+
+async def test_a_broker_that_does_not_let_us_serve_at_first(start, monkeypatch, caplog):
+    serve, refusals = MemoryRequests.serve, iter([BrokerError("no permission")])
+
+    async def refuse_once(requests, *arguments, **options):
+        for refusal in refusals:
+            raise refusal
+        return await serve(requests, *arguments, **options)
+
+    monkeypatch.setattr(MemoryRequests, "serve", refuse_once)
+    async with App() as app:
+        api = await start(app=app)
+        assert (await api.call("GET", "/v1.0/invoke/app1/method/x")).status == 200
+    assert "other apps cannot call this one, again in 0.5 s: no permission" in caplog.messages
 
 
 async def test_nobody_is_named(start):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from brokers.memory_requests import MemoryExchange, MemoryRequests
-from mesh import addressing
+from mesh import addressing, persistence
 from mesh.bindings import hosting
 from mesh.bindings.component import BindingComponent
 from mesh.bindings.hosting import Guest, Host
@@ -327,7 +327,7 @@ async def test_the_caller_s_policies_hold(
 
 
 async def test_a_broker_that_refuses_at_first(mesh: Mesh, output: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosting, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(persistence, "FIRST_PAUSE", 0.01)
     refusals = 2
 
     class Refusing(MemoryRequests):
