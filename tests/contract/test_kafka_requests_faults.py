@@ -410,7 +410,7 @@ async def test_a_topic_that_is_deleted_under_us_is_made_again(
     finally:
         await admin.close()
     if which == "replies":
-        with pytest.raises(PeerLost, match="deleted|silent"):  # whatever is noticed first
+        with pytest.raises(PeerLost, match=r"deleted|silent"):  # whatever is noticed first
             await soon(call)
     else:
         if which == "presence":
