@@ -24,7 +24,6 @@ ACK_WAIT = 20.0
 """Seconds after which the server gives a message to another member when its holder is silent."""
 HEARTBEAT = 5.0
 """Seconds between the server's heartbeats on an open pull; two missed ones mean that it is gone."""
-PULL_EXPIRES = 30.0
 MAX_BYTES_PER_PULL = 16 * 1024 * 1024
 MAX_ACK_PENDING = 10_000
 """Messages of a group that may be unsettled or waiting for a retry; then the group waits for some to settle."""
@@ -289,13 +288,7 @@ class Consumer:
         self._requested += room
         self._connection.send(
             self._pull_subject,
-            b'{"batch":%d,"max_bytes":%d,"expires":%d,"idle_heartbeat":%d}'
-            % (
-                room,
-                max(MAX_BYTES_PER_PULL, 2 * self._connection.max_payload),
-                PULL_EXPIRES * _NANOSECONDS,
-                HEARTBEAT * _NANOSECONDS,
-            ),
+            jetstream.pull_request(self._connection, room, MAX_BYTES_PER_PULL, HEARTBEAT),
             self._inbox.encode(),
         )
 

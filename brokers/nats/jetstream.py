@@ -15,10 +15,15 @@ API_TIMEOUT = 5.0
 STREAM_NOT_FOUND = 10059
 CONSUMER_NOT_FOUND = 10014
 
+PULL_EXPIRES = 30
+"""Seconds after which the server ends a pull that did not get all it asked for."""
+
 TRANSIENT_ERRORS = frozenset({10005, 10008, 10009, 10023, 10077, 10158, 10167})
 """`err_code`s that may be gone a moment later: no peers yet, no leader, short of resources, the store failed, the
 same message id still under way, too many requests."""
 OUT_OF_RESOURCES = 10023
+
+_NANOSECONDS = 1_000_000_000
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -153,3 +158,14 @@ async def delete_consumer(connection: Connection, stream: str, name: str) -> boo
             return False
         raise
     return True
+
+
+def pull_request(connection: Connection, batch: int, max_bytes: int, heartbeat: float) -> bytes:
+    """What asks a consumer for `batch` messages of `max_bytes` together, or for a single larger one. While they are not
+    there the server says every `heartbeat` seconds that it has not forgotten (NATS ADR-13)."""
+    return b'{"batch":%d,"max_bytes":%d,"expires":%d,"idle_heartbeat":%d}' % (
+        batch,
+        max(max_bytes, 2 * connection.max_payload),
+        PULL_EXPIRES * _NANOSECONDS,
+        heartbeat * _NANOSECONDS,
+    )

@@ -17,7 +17,7 @@ from typing import Any
 from brokers.key_order import KeyOrder
 from brokers.nats import codec, jetstream, ordered_progress
 from brokers.nats.connection import Connection
-from brokers.nats.consumer import ACK, HEARTBEAT, PULL_EXPIRES, NatsMessage
+from brokers.nats.consumer import ACK, HEARTBEAT, NatsMessage
 from brokers.nats.ordered_progress import Arrival, Progress, Work
 from brokers.nats.ordered_recall import recall
 from mesh import addressing
@@ -396,13 +396,7 @@ class Lane:
         self._requested += room
         self._connection.send(
             self._pull_subject,
-            b'{"batch":%d,"max_bytes":%d,"expires":%d,"idle_heartbeat":%d}'
-            % (
-                room,
-                max(MAX_BYTES_PER_PULL, 2 * self._connection.max_payload),
-                PULL_EXPIRES * _NANOSECONDS,
-                HEARTBEAT * _NANOSECONDS,
-            ),
+            jetstream.pull_request(self._connection, room, MAX_BYTES_PER_PULL, HEARTBEAT),
             self._inbox.encode(),
         )
 

@@ -24,7 +24,6 @@ logger = logging.getLogger("meshwire.nats")
 
 HEARTBEAT = 1.0
 """Seconds between the server's heartbeats on an open pull; two missed ones mean that it is gone."""
-PULL_EXPIRES = 30.0
 PULL = 256
 """Messages asked for at once."""
 PULL_BYTES = 1024 * 1024
@@ -215,13 +214,7 @@ class _Feed:
         self._heard = self._loop.time()
         self._connection.send(
             self._next.encode(),
-            b'{"batch":%d,"max_bytes":%d,"expires":%d,"idle_heartbeat":%d}'
-            % (
-                PULL,
-                max(PULL_BYTES, 2 * self._connection.max_payload),
-                PULL_EXPIRES * _NANOSECONDS,
-                HEARTBEAT * _NANOSECONDS,
-            ),
+            jetstream.pull_request(self._connection, PULL, PULL_BYTES, HEARTBEAT),
             self._inbox.encode(),
         )
 
