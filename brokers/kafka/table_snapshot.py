@@ -90,7 +90,7 @@ class Snapshots:
     def __init__(self, connection: Connection, ends: Ends, topic: str, log: str, source: bytes) -> None:
         self._connection = connection
         self._ends = ends
-        self._topic = topic
+        self.topic = topic
         self._log = log
         self._source = source
 
@@ -99,7 +99,7 @@ class Snapshots:
 
         Raises `BrokerError`, `BrokerUnavailable`.
         """
-        await self._connection.ensure_topic(self._topic, 1, TOPIC)
+        await self._connection.ensure_topic(self.topic, 1, TOPIC)
         snapshot = random_id()
         end = End(0, state.position, state.time)
         parts = _parts(state, snapshot, -1 if previous is None else previous.last)
@@ -120,7 +120,7 @@ class Snapshots:
             ("ce_type", addressing.STATE_SNAPSHOT.encode()),
             ("content-type", MESSAGEPACK),
         ]
-        stored = await self._connection.publish(self._topic, _encode(part), headers=headers, partition=0)
+        stored = await self._connection.publish(self.topic, _encode(part), headers=headers, partition=0)
         return int(stored.offset)
 
     async def forget_before(self, manifest: Manifest) -> None:
@@ -128,7 +128,7 @@ class Snapshots:
         if not self._connection.offered.delete_records:
             return
         admin = await self._connection.admin()
-        for topic, offset in ((self._log, manifest.position), (self._topic, manifest.first)):
+        for topic, offset in ((self._log, manifest.position), (self.topic, manifest.first)):
             records = {TopicPartition(topic, 0): RecordsToDelete(before_offset=offset)}
             await self._connection.within(admin.delete_records(records))
 
@@ -138,21 +138,21 @@ class Snapshots:
         Raises `BrokerError` when the log does not go on from there, `BrokerUnavailable`.
         """
         state = State()
-        if await self._connection.partitions(self._topic) is not None:
-            begin, end = await asyncio.gather(self._ends.begin(self._topic), self._ends.end(self._topic))
+        if await self._connection.partitions(self.topic) is not None:
+            begin, end = await asyncio.gather(self._ends.begin(self.topic), self._ends.end(self.topic))
             if begin < end:
                 await self._load(state, begin, end)
         begin, end = await asyncio.gather(self._ends.begin(self._log), self._ends.end(self._log))
         if not begin <= state.position <= end:
             raise BrokerError(
-                f"the topic {self._log} has records {begin} to {end}, and {self._topic} tells what was there before"
+                f"the topic {self._log} has records {begin} to {end}, and {self.topic} tells what was there before"
                 f" {state.position}: one of the two was deleted or cut; restore it, or delete both"
             )
         return state
 
     async def _load(self, state: State, begin: int, end: int) -> None:
         consumer = self._connection.consumer(isolation_level="read_uncommitted", max_partition_fetch_bytes=MAX_REQUEST)
-        partition = TopicPartition(self._topic, 0)
+        partition = TopicPartition(self.topic, 0)
         try:
             await self._connection.within(consumer.start())
             consumer.assign([partition])

@@ -10,21 +10,19 @@ import asyncio
 import base64
 import logging
 import random
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from math import inf
-from typing import Any, TypeVar
 
 import msgspec
-from aiokafka.structs import RecordMetadata
 
 from brokers.kafka import table_records
 from brokers.kafka.connection import MAX_REQUEST, Connection, record_size
 from brokers.kafka.revision_log import Stored
-from brokers.kafka.table_feed import Ends, Feed, Follower, Record
+from brokers.kafka.table_feed import Ends, Feed
 from brokers.kafka.table_records import Message, Write
-from brokers.kafka.table_snapshot import TOPIC, Snapshots, decode_manifest, encode_manifest
+from brokers.kafka.table_replica import Replica
+from brokers.kafka.table_snapshot import Snapshots, decode_manifest, encode_manifest
 from brokers.kafka.table_state import Outcome, State
 from brokers.kafka.table_watch import Watches, told
 from brokers.table_arguments import check_commit, check_key, check_prefix
@@ -47,17 +45,8 @@ from mesh.ports.tables import (
 
 logger = logging.getLogger("meshwire.kafka")
 
-T = TypeVar("T")
-
-OPERATION_TIMEOUT = 15.0
-"""Seconds that an operation may take in all: longer than the restart of a server and than the election of a leader."""
-PAUSES = (0.02, 0.1, 0.5)
-"""Seconds between attempts; the last one is repeated."""
 BEAT = 0.25
 """Seconds between looks at whether an entry has expired that somebody watches."""
-ARRIVAL = 2.0
-"""Seconds that what is stored may take to arrive. After them it may be what never will: the end of somebody's
-transaction takes an offset, too. One more record shows that everything before it is there."""
 PULSE = 1.0
 """Seconds between questions where the logs end: whether changes arrive."""
 SNAPSHOT_FROM = 16 * 1024 * 1024
@@ -70,7 +59,6 @@ MAX_PAGE_BYTES = 4 * 1024 * 1024
 RESERVED = 4096
 """Bytes of a record that a snapshot may add to an entry."""
 _SNAPSHOT, _SNAPSHOTTER = f"{addressing.CHECK}.snapshot", f"{addressing.CHECK}.snapshotter"
-_LOG_APPEND_TIME = 1
 
 
 class KafkaTables:
@@ -170,8 +158,6 @@ class KafkaTable:
         on_used: Callable[[], None],
     ) -> None:
         self._connection = connection
-        self._on_used = on_used
-        self._feed = feed
         self._ends = ends
         self._max_message = max_message
         try:
@@ -179,32 +165,34 @@ class KafkaTable:
             self._log = addressing.kafka_state_topic(prefix, namespace, scope)
         except UnicodeEncodeError:
             raise InvalidKey(f"the scope '{clip(scope)}' is no valid Unicode text") from None
-        self._snapshot_topic = addressing.kafka_snapshot_topic(prefix, namespace, scope)
-        self._snapshots = Snapshots(connection, ends, self._snapshot_topic, self._log, self._source)
-        self._state = State()
-        self._follower: Follower | None = None  # once the state is there
-        self._loading: asyncio.Future[None] | None = None
+        snapshot_topic = addressing.kafka_snapshot_topic(prefix, namespace, scope)
         self._watches = Watches()
-        self._pending: dict[str, asyncio.Future[Outcome]] = {}  # by the id of the operation
-        self._waiting: list[tuple[int, asyncio.Future[None]]] = []  # for a position
-        self._limits: set[asyncio.Timeout] = set()  # of operations under way
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._snapshots = Snapshots(connection, ends, snapshot_topic, self._log, self._source)
+        self._replica = Replica(
+            connection,
+            feed,
+            ends,
+            self._snapshots,
+            log=self._log,
+            source=self._source,
+            on_used=on_used,
+            on_applied=self._on_applied,
+            on_broken=self._watches.on_lost,
+        )
         self._snapshotting: asyncio.Task[None] | None = None
         self._ticking: asyncio.Task[None] | None = None
-        self._ahead = 0.0  # seconds by which the servers' clock is ahead of ours, at least
         self._pulse_position = -1
-        self._closed = False
 
     # The port
 
     async def get(self, key: Key) -> Entry | None:
         path = self._path(key)
-        state = await self._patiently(self._current)
+        state = await self._replica.current()
         return _entry(state.get(path))
 
     async def get_many(self, keys: Sequence[Key]) -> list[Entry | None]:
         paths = [self._path(key) for key in keys]
-        state = await self._patiently(self._current)
+        state = await self._replica.current()
         return [_entry(state.get(path)) for path in paths]
 
     async def commit(self, changes: Sequence[Change], checks: Sequence[Check] = ()) -> list[int]:
@@ -219,7 +207,7 @@ class KafkaTable:
         low, high = _span(path, starts_with)
         if cursor is not None:
             low = _read_cursor(cursor, prefix, starts_with) + "\0"
-        state = await self._patiently(self._current)
+        state = await self._replica.current()
         entries: list[Entry] = []
         size, last = 0, ""
         for record in state.scan(low, high, limit + 1):
@@ -238,10 +226,10 @@ class KafkaTable:
         path = self._prefix_path(prefix)
         while True:
             try:
-                state = await self._patiently(self._current)
+                state = await self._replica.current()
                 break
             except BrokerUnavailable as error:
-                if self._closed or self._connection.closed:
+                if self._replica.closed or self._connection.closed:
                     return
                 logger.debug("watch of %s: %s", self._log, error)
         watch = self._watches.watch(state, path, after, lost or _nobody_asks)
@@ -255,8 +243,8 @@ class KafkaTable:
         path = self._prefix_path(prefix)
         if not 1 <= revisions <= table_records.MAX_HISTORY:
             raise ValueError(f"a history of {revisions} values; 1 to {table_records.MAX_HISTORY} can be kept")
-        await self._patiently(self._current)
-        kept = self._state.kept.get(path)
+        await self._replica.current()
+        kept = self._replica.state.kept.get(path)
         if kept is None or kept.revisions != revisions:
             await self._submit(table_records.keep_history(self._source, path, revisions))
 
@@ -277,169 +265,54 @@ class KafkaTable:
                 if record.expires is not None and record.expires <= moment < inf:
                     return None
                 return _entry(record)
-        state = self._state
+        state = self._replica.state
         promises = state.promises(path)
         if path in state.cut or not any(kept.since_revision <= when and kept.since_time <= moment for kept in promises):
             raise _not_kept(key)
         return None
 
     def close(self) -> None:
-        self._closed = True
-        now = asyncio.get_running_loop().time()
-        for limit in self._limits:
-            limit.reschedule(now)
         self._watches.close()
-        if self._follower is not None:
-            self._feed.leave(self._follower)
-        for task in self._tasks:
-            task.cancel()
+        self._replica.close()
 
     async def ended(self) -> None:
         """Once `close` has been called."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._replica.ended()
 
     # What others drive
 
     def on_beat(self) -> None:
         """Mark what has expired, for those who watch."""
-        if self._watches and self._is_overdue() and (self._ticking is None or self._ticking.done()):
-            self._ticking = self._own(self._tick_quietly(), "tick")
+        if self._watches and self._replica.is_overdue() and (self._ticking is None or self._ticking.done()):
+            self._ticking = self._replica.own(self._tick_quietly(), "tick")
 
     async def feel_pulse(self) -> None:
         """Find out whether changes arrive."""
         if not self._watches:
             return
-        before = self._pulse_position
+        replica, before = self._replica, self._pulse_position
         try:
-            await self._ready()
-            position = self._state.position  # others may write while the answer is on its way
+            await replica.ready()
+            position = replica.state.position  # others may write while the answer is on its way
             end = await self._ends.end(self._log)
         except BrokerError as error:
             logger.debug("%s: %s", self._log, error)
             self._watches.on_lost()
             if isinstance(error, BrokerUnavailable):
-                await self._look_after_topic()
+                await replica.look_after_topic()
             else:
                 self._watches.on_refused(error)
             return
         self._pulse_position = end
-        if end < position and self._follower is not None and self._connection.offered.ends:
-            self._on_broken(BrokerUnavailable(f"the topic {self._log} ends at {end}, and had {position}"))
-        elif self._state.position >= end:
-            self._watches.on_found(self._state)
-        elif 0 <= position < before and position == self._state.position:
+        if end < position and replica.follower is not None and self._connection.offered.ends:
+            replica.break_off(BrokerUnavailable(f"the topic {self._log} ends at {end}, and had {position}"))
+        elif replica.state.position >= end:
+            self._watches.on_found(replica.state)
+        elif 0 <= position < before and position == replica.state.position:
             self._watches.on_lost()  # there were records a pulse ago already, and none has come
-            await self._tick_quietly()  # see `ARRIVAL`
+            await self._tick_quietly()  # see `ARRIVAL` of replicas
 
-    # Being up to date
-
-    async def _current(self) -> State:
-        """The state with every write that was acknowledged before this was called."""
-        await self._ready()
-        if self._is_overdue() or not self._connection.offered.ends:
-            await self._attempt(table_records.tick(self._source))
-        else:
-            end = await self._ends.end(self._log)
-            if self._state.position < end:
-                try:
-                    async with asyncio.timeout(ARRIVAL):
-                        await self._reach(end)
-                except TimeoutError:
-                    await self._attempt(table_records.tick(self._source))
-        return self._state
-
-    async def _reach(self, position: int) -> None:
-        if self._state.position < position:
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append((position, future))
-            try:
-                await future
-            finally:
-                if not future.done() or future.cancelled():
-                    self._waiting = [pair for pair in self._waiting if pair[1] is not future]
-
-    def _is_overdue(self) -> bool:
-        return self._state.next_expiry <= time.time() + self._ahead
-
-    async def _ready(self) -> None:
-        """Once the state is there and followed. Raises `BrokerError`."""
-        if self._follower is None:
-            if self._loading is None:
-                self._loading = self._own(self._load(), "load")
-                self._loading.add_done_callback(self._on_loaded)
-            await asyncio.shield(self._loading)
-
-    async def _load(self) -> None:
-        self._on_used()
-        await self._connection.ensure_topic(self._log, 1, TOPIC)
-        state = await self._snapshots.load()
-        follower = Follower(self._log, self._on_records, self._on_broken)
-        self._state, self._follower = state, follower
-        try:
-            await self._feed.follow(follower, state.position)
-        except BaseException:
-            self._follower = None
-            raise
-
-    def _on_loaded(self, loading: asyncio.Future[None]) -> None:
-        self._loading = None
-        if not loading.cancelled():
-            loading.exception()
-
-    def _on_broken(self, error: BrokerError) -> None:
-        """The log is not what it was."""
-        logger.warning("%s is read anew: %s", self._log, error)
-        if self._follower is not None:
-            self._feed.leave(self._follower)
-            self._follower = None
-        self._watches.on_lost()
-
-    async def _look_after_topic(self) -> None:
-        """Make it anew if somebody has deleted it."""
-        with suppress(BrokerError):
-            if self._log in await self._connection.missing([self._log]):
-                self._connection.forget_topic(self._log)
-                self._connection.forget_topic(self._snapshot_topic)
-                self._on_broken(BrokerUnavailable("the topic was deleted"))
-
-    def _on_records(self, records: Sequence[Record]) -> None:
-        state = self._state
-        for record in records:
-            if record.offset >= state.position:
-                operation = table_records.read(record.key, record.value, record.headers)
-                if operation is None:
-                    logger.warning("record %d of %s is none of a table; it is passed over", record.offset, self._log)
-                state.log_size += len(record.value or b"")
-                self._apply(record.offset, record.timestamp / 1000, operation)
-        self._after_applying()
-
-    def _on_stored(self, message: Message, stored: RecordMetadata) -> None:
-        """What we wrote ourselves need not be read, unless others wrote before it."""
-        if stored.timestamp_type == _LOG_APPEND_TIME and stored.timestamp is not None:
-            self._ahead = stored.timestamp / 1000 - time.time()
-            if stored.offset == self._state.position and self._follower is not None:
-                self._state.log_size += len(message.value or b"")
-                self._apply(stored.offset, stored.timestamp / 1000, message.operation)
-                self._after_applying()
-
-    def _apply(self, offset: int, when: float, operation: table_records.Operation | None) -> None:
-        outcome = self._state.apply(offset, when, operation)
-        self._state.log_size += 200
-        if operation is not None and outcome is not None:
-            future = self._pending.get(operation.id)
-            if future is not None and not future.done():
-                future.set_result(outcome)
-
-    def _after_applying(self) -> None:
-        state = self._state
-        if self._waiting:
-            left = []
-            for pair in self._waiting:
-                if pair[0] > state.position:
-                    left.append(pair)
-                elif not pair[1].done():
-                    pair[1].set_result(None)
-            self._waiting = left
+    def _on_applied(self, state: State) -> None:
         if state.changed:
             if self._watches:
                 self._watches.on_changed(state.changed)
@@ -447,7 +320,7 @@ class KafkaTable:
                 state.log_size = 0
             state.changed.clear()
         if state.log_size > max(SNAPSHOT_FROM, 2 * state.size) and self._snapshotting is None:
-            self._snapshotting = self._own(self._take_snapshot(), "snapshot")
+            self._snapshotting = self._replica.own(self._take_snapshot(), "snapshot")
 
     # Writing
 
@@ -455,60 +328,10 @@ class KafkaTable:
         size = record_size(message.value, message.key, message.headers)
         if size > self._max_message:
             raise MessageTooLarge(size, self._max_message)
-        self._check_open()
-        id = message.operation.id
-        self._pending[id] = asyncio.get_running_loop().create_future()
-        try:
-            outcome = await self._patiently(lambda: self._attempt(message))
-        finally:
-            del self._pending[id]
+        outcome = await self._replica.submit(message)
         if outcome.conflict:
             raise Conflict(addressing.parse_key_path(outcome.conflict) or tuple(outcome.conflict.split(".")))
         return outcome
-
-    async def _attempt(self, message: Message) -> Outcome:
-        """Whoever tries again uses the same message: it is done once."""
-        await self._ready()
-        id = message.operation.id
-        future = self._pending.get(id)
-        is_ours = future is None
-        if future is None:
-            future = self._pending[id] = asyncio.get_running_loop().create_future()
-        try:
-            if not future.done():
-                stored = await self._connection.publish(
-                    self._log, message.value, key=message.key, headers=message.headers, partition=0
-                )
-                self._on_stored(message, stored)
-            return await asyncio.shield(future)
-        finally:
-            if is_ours:
-                del self._pending[id]
-
-    async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Try until it works, for `OPERATION_TIMEOUT`. Raises `BrokerUnavailable`, `BrokerError`."""
-        self._check_open()
-        limit = asyncio.timeout(OPERATION_TIMEOUT)
-        failures = 0
-        failure = BrokerUnavailable("Kafka did not answer in time")
-        self._limits.add(limit)
-        try:
-            async with limit:
-                while True:
-                    try:
-                        return await attempt()
-                    except BrokerUnavailable as error:
-                        if self._closed or self._connection.closed:
-                            raise
-                        failure = error
-                        pause = PAUSES[min(failures, len(PAUSES) - 1)]
-                        failures += 1
-                        await asyncio.sleep(pause)
-        except TimeoutError:
-            self._check_open()
-            raise failure from None
-        finally:
-            self._limits.discard(limit)
 
     async def _tick_quietly(self) -> None:
         with suppress(BrokerError):
@@ -520,7 +343,7 @@ class KafkaTable:
         """One process at a time, as far as that can be had: two of them do no harm."""
         try:
             await asyncio.sleep(random.uniform(0, SNAPSHOT_JITTER))  # noqa: S311 - no secret
-            if self._state.log_size > SNAPSHOT_FROM:
+            if self._replica.state.log_size > SNAPSHOT_FROM:
                 await self.take_snapshot()
         except Conflict:
             logger.debug("somebody else takes a snapshot of %s", self._log)
@@ -543,11 +366,11 @@ class KafkaTable:
                 lease = await self._hold(lease)
                 renewed = asyncio.get_running_loop().time()
 
-        while self._state.next_expiry <= self._state.time:  # what has expired is not written down
+        while self._replica.state.next_expiry <= self._replica.state.time:  # what has expired is not written down
             await self._submit(table_records.tick(self._source))
-        entry = self._state.get(_SNAPSHOT)
+        entry = self._replica.state.get(_SNAPSHOT)
         previous = None if entry is None or entry.value is None else decode_manifest(entry.value)
-        manifest = await self._snapshots.write(self._state, previous, go_on)
+        manifest = await self._snapshots.write(self._replica.state, previous, go_on)
         await self._put(
             [Write(_SNAPSHOT, encode_manifest(manifest)), Write(_SNAPSHOTTER, None)], [(_SNAPSHOTTER, lease)]
         )
@@ -563,32 +386,22 @@ class KafkaTable:
 
     # Arguments
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise BrokerUnavailable("the tables are closed")
-
     def _path(self, key: Key) -> str:
         check_key(key)
-        self._check_open()
+        self._replica.check_open()
         return table_records.path_of(key)
 
     def _prefix_path(self, prefix: Key) -> str:
         check_prefix(prefix)
-        self._check_open()
+        self._replica.check_open()
         return table_records.path_of(prefix)
 
     async def _past(self, key: Key, path: str) -> list[Stored]:
         """The newest first."""
-        state = await self._patiently(self._current)
+        state = await self._replica.current()
         if not state.promises(path):
             raise _not_kept(key)
         return list(reversed(state.histories.get(path, ())))
-
-    def _own(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work, name=f"{name} of {self._log}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
 
 def _entry(record: Stored | None) -> Entry | None:

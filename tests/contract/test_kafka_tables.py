@@ -144,7 +144,7 @@ async def test_half_a_snapshot_is_passed_over(table: KafkaTable, connect: Connec
         raise BrokerUnavailable("killed")
 
     with pytest.raises(BrokerUnavailable):
-        await table._snapshots.write(table._state, manifest, dies)
+        await table._snapshots.write(table._replica.state, manifest, dies)
     await put(table, "state", "later")
     assert await told((await connect()).table(SCOPE)) == await told(table)
 
@@ -164,7 +164,7 @@ async def test_snapshots_that_are_mixed_are_told_apart(
             await goes_on.wait()
 
         began = asyncio.Event()
-        task = asyncio.ensure_future(table._snapshots.write(table._state, manifest, waits))
+        task = asyncio.ensure_future(table._snapshots.write(table._replica.state, manifest, waits))
         writing.append(task)
         await asyncio.wait_for(began.wait(), LIMIT)
 
@@ -184,7 +184,7 @@ async def test_snapshots_that_are_mixed_are_told_apart(
 
 
 def manifest_of(table: KafkaTable) -> table_snapshot.Manifest:
-    entry = table._state.get(tables._SNAPSHOT)
+    entry = table._replica.state.get(tables._SNAPSHOT)
     assert entry is not None
     assert entry.value is not None
     return table_snapshot.decode_manifest(entry.value)
@@ -199,7 +199,7 @@ async def test_a_log_that_grows_is_written_down_by_one_of_those_who_use_it(
     await other.get(("state", "a"))
     async with asyncio.timeout(LIMIT):
         number = 0
-        while table._state.get(tables._SNAPSHOT) is None:
+        while table._replica.state.get(tables._SNAPSHOT) is None:
             number += 1
             await put(table, "state", f"k{number % 3}", value=b"x" * 10_000)
     assert manifest_of(table).position > 0
@@ -216,9 +216,9 @@ async def test_who_is_so_far_behind_that_the_log_is_gone_takes_the_snapshot(
     losses: list[None] = []
     watch = late.watch(("state",), lost=lambda: losses.append(None))
     assert isinstance(await asyncio.wait_for(anext(watch), LIMIT), Current)
-    follower = late._follower
+    follower = late._replica.follower
     assert follower is not None
-    late._feed.leave(follower)  # as if this process had been stopped
+    late._replica._feed.leave(follower)  # as if this process had been stopped
     await fill(table, "first")
     await table.commit([Delete(key=("state", "gone"))])
     await table.take_snapshot()
@@ -226,7 +226,7 @@ async def test_who_is_so_far_behind_that_the_log_is_gone_takes_the_snapshot(
     needed = manifest_of(table).position
     admin = await client.connection.admin()
     await admin.delete_records({TopicPartition(log, 0): RecordsToDelete(before_offset=needed)})
-    await late._feed.follow(follower, late._state.position)
+    await late._replica._feed.follow(follower, late._replica.state.position)
     seen: dict[str, bytes | None] = {}
     async with asyncio.timeout(LIMIT):
         async for change in watch:
@@ -335,10 +335,10 @@ async def test_what_is_written_while_the_end_of_the_log_is_asked_for_does_not_ma
         return end
 
     monkeypatch.setattr(client._ends, "end", late)
-    follower = table._follower
+    follower = table._replica.follower
     await table.feel_pulse()
     assert client._ends.end == end_of
-    assert table._follower is follower, "it is read anew"
+    assert table._replica.follower is follower, "it is read anew"
     await watch.aclose()
 
 
@@ -349,7 +349,7 @@ async def test_those_who_watch_do_not_see_how_a_log_is_read_anew(table: KafkaTab
     watch = other.watch(("state",), lost=lost.set)
     begun = await asyncio.wait_for(anext(watch), LIMIT)
     assert isinstance(begun, Current)
-    other._on_broken(BrokerUnavailable("as if it had been"))
+    other._replica.break_off(BrokerUnavailable("as if it had been"))
     assert lost.is_set()
     end = await put(table, "state", "end")
     seen: list[Entry | Gone | Current] = []
