@@ -7,7 +7,6 @@ their own pace, so none has a queue that could grow.
 from __future__ import annotations
 
 import asyncio
-import base64
 import heapq
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
@@ -15,11 +14,10 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from math import inf
 from typing import NamedTuple
 
-import msgspec
-
+from brokers import scan_cursor
 from brokers.table_arguments import check_commit, check_key, check_prefix
 from mesh.clock import SystemClock
-from mesh.errors import BrokerUnavailable, MessageTooLarge, clip
+from mesh.errors import BrokerUnavailable, MessageTooLarge
 from mesh.ports import Clock
 from mesh.ports.tables import (
     ABSENT,
@@ -119,14 +117,14 @@ class MemoryTable:
         if cursor is None:
             first = bisect_left(self._keys, (*prefix, starts_with))
         else:
-            first = bisect_right(self._keys, _read_cursor(cursor, prefix, starts_with))
+            first = bisect_right(self._keys, scan_cursor.read(cursor, prefix, starts_with, tuple[str, ...]))
         entries: list[Entry] = []
         for index in range(first, len(self._keys)):
             key = self._keys[index]
             if not (_within(key, prefix) and key[len(prefix)].startswith(starts_with)):
                 break
             if len(entries) == limit:
-                return Page(entries, _write_cursor(prefix, starts_with, entries[-1].key))
+                return Page(entries, scan_cursor.write(prefix, starts_with, entries[-1].key))
             record = self._newest[key]
             if isinstance(record, Entry):
                 entries.append(record)
@@ -364,18 +362,3 @@ def _revision(record: Entry | Gone) -> int:
 
 def _within(key: Key, prefix: Key) -> bool:
     return key[: len(prefix)] == prefix
-
-
-def _write_cursor(prefix: Key, starts_with: str, last: Key) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode((prefix, starts_with, last))).decode()
-
-
-def _read_cursor(cursor: str, prefix: Key, starts_with: str) -> Key:
-    """The last key of the page before."""
-    try:
-        scan = msgspec.json.decode(base64.b64decode(cursor, altchars=b"-_", validate=True), type=tuple[Key, str, Key])
-    except (ValueError, msgspec.DecodeError):
-        scan = None
-    if scan is None or scan[:2] != (prefix, starts_with):
-        raise ValueError(f"the cursor '{clip(cursor)}' is not of this scan")
-    return scan[2]

@@ -7,15 +7,13 @@ writes have won; whoever wrote waits until its own record was taken up.
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from math import inf
 
-import msgspec
-
+from brokers import scan_cursor
 from brokers.kafka import table_records
 from brokers.kafka.connection import MAX_REQUEST, Connection, record_size
 from brokers.kafka.revision_log import Stored
@@ -206,13 +204,13 @@ class KafkaTable:
             raise ValueError(f"a page of {limit} entries")
         low, high = _span(path, starts_with)
         if cursor is not None:
-            low = _read_cursor(cursor, prefix, starts_with) + "\0"
+            low = scan_cursor.read(cursor, prefix, starts_with, str) + "\0"
         state = await self._replica.current()
         entries: list[Entry] = []
         size, last = 0, ""
         for record in state.scan(low, high, limit + 1):
             if len(entries) == limit or size > MAX_PAGE_BYTES:
-                return Page(entries, _write_cursor(prefix, starts_with, last))
+                return Page(entries, scan_cursor.write(prefix, starts_with, last))
             last = record.path
             entry = _entry(record)
             if entry is not None:
@@ -424,18 +422,3 @@ def _span(path: str, starts_with: str) -> tuple[str, str]:
     except UnicodeEncodeError:
         return "", ""
     return low, low + "\x7f"
-
-
-def _write_cursor(prefix: Key, starts_with: str, last: str) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode((prefix, starts_with, last))).decode()
-
-
-def _read_cursor(cursor: str, prefix: Key, starts_with: str) -> str:
-    """The last path of the page before."""
-    try:
-        scan = msgspec.json.decode(base64.b64decode(cursor, altchars=b"-_", validate=True), type=tuple[Key, str, str])
-    except (ValueError, msgspec.DecodeError):
-        scan = None
-    if scan is None or scan[:2] != (prefix, starts_with):
-        raise ValueError(f"the cursor '{clip(cursor)}' is not of this scan")
-    return scan[2]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import lru_cache
 from math import inf
 
-import msgspec
-
+from brokers import scan_cursor
 from brokers.nats import table_records
 from brokers.nats.connection import Connection
 from brokers.nats.scopes import ScopeStream
@@ -114,7 +112,7 @@ class NatsTable:
         if limit < 1:
             raise ValueError(f"a page of {limit} entries")
         path = self._prefix_path(prefix)
-        sequence = 1 if cursor is None else _read_cursor(cursor, prefix, starts_with)
+        sequence = 1 if cursor is None else max(1, scan_cursor.read(cursor, prefix, starts_with, int))
         entries: list[Entry] = []
         looks = size = 0
         while len(entries) < limit and looks < MAX_LOOKS and size < MAX_PAGE_BYTES:
@@ -131,7 +129,7 @@ class NatsTable:
             if ended:
                 return Page(entries, None)
             sequence = stored[-1].sequence + 1
-        return Page(entries, _write_cursor(prefix, starts_with, sequence))
+        return Page(entries, scan_cursor.write(prefix, starts_with, sequence))
 
     async def watch(
         self, prefix: Key, *, after: int | None = None, lost: Callable[[], None] | None = None
@@ -204,18 +202,3 @@ def _checked_path(key: Key) -> str:
     """Raises `InvalidKey`."""
     check_key(key)
     return addressing.key_path(key)
-
-
-def _write_cursor(prefix: Key, starts_with: str, sequence: int) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode((prefix, starts_with, sequence))).decode()
-
-
-def _read_cursor(cursor: str, prefix: Key, starts_with: str) -> int:
-    """The sequence from which on there is more."""
-    try:
-        scan = msgspec.json.decode(base64.b64decode(cursor, altchars=b"-_", validate=True), type=tuple[Key, str, int])
-    except (ValueError, msgspec.DecodeError):
-        scan = None
-    if scan is None or scan[:2] != (prefix, starts_with) or scan[2] < 1:
-        raise ValueError(f"the cursor '{clip(cursor)}' is not of this scan")
-    return scan[2]
