@@ -11,6 +11,7 @@ from itertools import count
 import pytest
 
 from tests.api.conftest import Api, Start
+from tests.api.test_bulk_subscribe import test_events_of_one_call_have_outcomes_of_their_own
 from tests.api.test_dead_letters_api import (
     failing,
     test_from_the_failure_to_the_app_that_is_mended,
