@@ -24,7 +24,9 @@ from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import RecordMetadata
 
 from brokers.kafka import closed_connections
+from brokers.kafka.ending import stop
 from brokers.kafka.probe import Offered, offered
+from brokers.kafka.sticky import StickyPartitions
 from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError, MessageTooLarge
 
 logger = logging.getLogger("meshwire.kafka")
@@ -40,8 +42,6 @@ LOOK_AGAIN = 1.0
 """Seconds for one look-up of a topic's leader."""
 ACK_TIMEOUT = 10.0
 """Seconds after which a record that is not acknowledged has an unknown fate."""
-END_LIMIT = 5.0
-"""Seconds that a client has for ending."""
 CHECK_INTERVAL = 2.0
 """Seconds between looks at whether the servers are there."""
 ASKED_AT_ONCE = 3
@@ -119,6 +119,7 @@ class Connection:
         self._topics: dict[str, int] = {}  # partitions of those that are known to exist
         self._limits: dict[str, int] = {}  # bytes of a record, where that is less than MAX_REQUEST
         self._batch = MAX_BATCH
+        self._sticky = StickyPartitions(self._loop.time)
         self._succession: asyncio.Task[None] | None = None
         self._patience: set[asyncio.Timeout] = set()
         self._waiting = 0
@@ -193,7 +194,7 @@ class Connection:
         timeout: float = ACK_TIMEOUT,
     ) -> RecordMetadata:
         """Returns when all replicas in step have the record. The topic must exist. Without `partition` the key decides,
-        as Kafka's own clients do it; `timestamp` in seconds since the epoch.
+        as Kafka's own clients do it (see `sticky` where there is none); `timestamp` in seconds since the epoch.
 
         Raises `MessageTooLarge`, `BrokerError` when it is refused, `BrokerUnavailable` when nothing could be sent or
         nothing is known of it after `timeout` seconds: it may be stored later.
@@ -219,8 +220,14 @@ class Connection:
                     if not await self._known_to(producer, topic):
                         continue
                     try:
-                        sent = await producer.send(topic, stored, key, partition, milliseconds, headers)
-                        return await sent
+                        place = partition
+                        if place is None and key is None:
+                            place = self._sticky.choose(topic, producer.client.cluster)
+                        sent = await producer.send(topic, stored, key, place, milliseconds, headers)
+                        metadata = await sent
+                        if place != partition:
+                            self._sticky.acknowledged(topic, place)
+                        return metadata
                     except errors.ProducerClosed:  # there is another one by now
                         continue
                     except errors.OutOfOrderSequenceNumber:  # not stored: the producer was refused another record
@@ -551,22 +558,6 @@ def translated(error: Exception) -> BrokerError:
     if isinstance(error, _REFUSED):
         return BrokerError(f"Kafka refused: {text}")
     return BrokerUnavailable(f"Kafka: {text}")
-
-
-async def stop(client: Any) -> None:
-    """End a client of aiokafka, whatever it says. One whose servers are gone says that it was cancelled, and leaves its
-    connections open."""
-    await _ended(client.stop() if hasattr(client, "stop") else client.close())
-    await _ended((client.client if hasattr(client, "client") else client._client).close())
-
-
-async def _ended(work: Awaitable[None]) -> None:
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.wait({task}, timeout=END_LIMIT)
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 def placed(topic: str, partitions: Iterable[int]) -> list[TopicPartition]:

@@ -16,7 +16,8 @@ import aiokafka.errors as errors
 from aiokafka import AIOKafkaProducer
 from aiokafka.structs import RecordMetadata
 
-from brokers.kafka.connection import Connection, Headers, record_size, stop, translated
+from brokers.kafka.connection import Connection, Headers, record_size, translated
+from brokers.kafka.ending import stop
 from mesh.errors import BrokerError, BrokerUnavailable
 
 MAX_WAITING_BYTES = 64 * 1024 * 1024

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import aiokafka.errors as errors
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
-from brokers.kafka.connection import Connection, stop
+from brokers.kafka.connection import Connection
+from brokers.kafka.ending import stop
 from mesh.errors import BrokerError
 
 logger = logging.getLogger("meshwire.kafka")

@@ -17,7 +17,8 @@ import aiokafka.errors as errors
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from brokers.kafka.codec import OFFSET_DIGITS, KafkaRecord, is_expired, place
-from brokers.kafka.connection import Connection, stop, translated
+from brokers.kafka.connection import Connection, translated
+from brokers.kafka.ending import stop
 from mesh.errors import BrokerError, BrokerUnavailable
 from mesh.ports import Page, Record, Start
 

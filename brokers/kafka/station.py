@@ -12,7 +12,8 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.structs import RecordMetadata
 
 from brokers.kafka import presence
-from brokers.kafka.connection import Connection, placed, stop
+from brokers.kafka.connection import Connection, placed
+from brokers.kafka.ending import stop
 from brokers.kafka.outbox import OnFailed, OnStored, Outbox
 from brokers.kafka.presence import Beat, Offer, Place, Presence
 from brokers.kafka.reader import Reader

@@ -12,7 +12,8 @@ import aiokafka.errors as errors
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.protocol.offset import OffsetRequest
 
-from brokers.kafka.connection import Connection, stop, translated
+from brokers.kafka.connection import Connection, translated
+from brokers.kafka.ending import stop
 from mesh.errors import BrokerError, BrokerUnavailable
 
 logger = logging.getLogger("meshwire.kafka")

@@ -16,7 +16,8 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import RecordsToDelete
 
-from brokers.kafka.connection import MAX_REQUEST, Connection, stop
+from brokers.kafka.connection import MAX_REQUEST, Connection
+from brokers.kafka.ending import stop
 from brokers.kafka.revision_log import Stored
 from brokers.kafka.table_feed import Ends, Record
 from brokers.kafka.table_records import MESSAGEPACK

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 from aiokafka.protocol.admin import AlterConfigsRequest, CreateAclsRequest, DeleteAclsRequest
 
 from brokers.kafka import connection as tuning
+from brokers.kafka import ending
 from brokers.kafka.connection import MAX_REQUEST, Access, Connection, record_size
 from brokers.kafka.security import Security, options
 from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError, MessageTooLarge
@@ -181,7 +183,7 @@ async def test_a_server_that_hangs(server: ApacheKafka, monkeypatch: pytest.Monk
 
 
 async def test_what_waits_when_it_is_closed_is_told(server: ApacheKafka, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "END_LIMIT", 0.5)
+    monkeypatch.setattr(ending, "END_LIMIT", 0.5)
     async with connected(server.address) as connection:
         topic = await topic_of(connection)
         server.freeze()
@@ -197,6 +199,37 @@ async def test_what_waits_when_it_is_closed_is_told(server: ApacheKafka, monkeyp
             await connection.publish(topic, b"x")
         with pytest.raises(BrokerUnavailable, match="closed"):
             await connection.admin()
+
+
+@pytest.mark.parametrize("kind", ["producer", "member"])
+async def test_nothing_goes_on_of_a_client_that_ends_while_the_server_hangs(
+    server: ApacheKafka, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(ending, "END_LIMIT", 0.5)
+    before = asyncio.all_tasks()
+    async with connected(server.address) as connection:
+        topic = await topic_of(connection)
+        await connection.publish(topic, b"x")
+        if kind == "producer":
+            client = connection.producer()
+            await connection.within(client.start(), LIMIT)
+            await client.send_and_wait(topic, b"x")
+        else:
+            client = connection.consumer(group_id=f"group of {topic}", auto_offset_reset="earliest")
+            await connection.within(client.start(), LIMIT)
+            client.subscribe([topic])
+            await asyncio.wait_for(client.getone(), LIMIT)
+    server.freeze()
+    try:
+        if kind == "producer":
+            unsent = await client.send(topic, b"x")
+            await asyncio.sleep(0.1)  # it is on its way
+        await asyncio.wait_for(ending.stop(client), LIMIT)
+        await until(lambda: asyncio.all_tasks() <= before)
+        if kind == "producer":
+            assert isinstance(unsent.exception(), KafkaError)
+    finally:
+        server.thaw()
 
 
 async def test_one_of_three_that_is_gone_is_no_problem() -> None:
