@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from itertools import count
-from pathlib import Path
 
 import pytest
 
-from mesh.clock import SystemClock
-from mesh.ports.alarms import AlarmClocks
 from mesh.scheduling.recurrence import parse_recurrence
 from mesh.scheduling.scheduler import AlreadyScheduled, Schedule, Scheduler, Tick
-from tests.contract.alarms import BACKINGS, Backing, Inbox, LoneAlarmClocks, nats_alarms
-from tests.contract.nats_server import NatsServer
+from tests.contract.alarms import BACKINGS, Backing, Inbox
 
 NIGHTLY = ("job", "nightly")
 EVERY_SECOND = parse_recurrence("@every 1s")
@@ -295,72 +288,3 @@ async def test_a_schedule_that_breaks_a_rule_is_refused(scheduler: Scheduler, sc
 async def test_a_note_cannot_take_the_place_of_the_rule(scheduler: Scheduler, now: Callable[[], float]) -> None:
     with pytest.raises(ValueError, match="note"):
         await scheduler.schedule(NIGHTLY, Schedule(first=now()), notes={"schedule": "{}"}, overwrite=True)
-
-
-# Everything ends, and comes back
-
-
-async def test_of_ten_thousand_schedules_none_is_forgotten_when_everything_is_killed(
-    tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
-    number = 10_000
-    server = NatsServer(tmp_path)
-    server.start()
-    try:
-        before = await nats_alarms([server.url], "restart")
-        scheduler = Scheduler(before.alarms("shop"), SystemClock())
-        began = time.time()
-        dues: dict[tuple[str, ...], float] = {}
-
-        async def schedule(index: int) -> None:
-            key = ("job", str(index))
-            dues[key] = time.time() + 2 + 3 * (7 * index % number) / number
-            await scheduler.schedule(key, Schedule(first=dues[key]), b"x" * 100, overwrite=True)
-
-        for begin in range(0, number, 1000):
-            await asyncio.gather(*map(schedule, range(begin, begin + 1000)))
-        stored = time.time()
-        # A member works for a while; then it, and the server, end without a word.
-        handled: list[tuple[tuple[str, ...], float]] = []
-
-        def handle(tick: Tick) -> None:
-            handled.append((tick.key, time.time()))
-            tick.done()
-
-        await scheduler.serve("job", handle, concurrency=200)
-        async with asyncio.timeout(30):
-            while len(handled) < 500:
-                await asyncio.sleep(0.01)
-        server.kill()
-        await _abandon(before)
-        by_the_first = len(handled)
-        await asyncio.sleep(1.0)
-        server.start()
-        back = time.time()
-        after = await nats_alarms([server.url], "restart")
-        await Scheduler(after.alarms("shop"), SystemClock()).serve("job", handle, concurrency=200)
-        async with asyncio.timeout(20):
-            while len({key for key, _ in handled}) < number:
-                await asyncio.sleep(0.05)
-        times = Counter(key for key, _ in handled)
-        late = sorted(seen - max(dues[key], back) for key, seen in handled[by_the_first:])
-        record_property("stored per second", round(number / (stored - began)))
-        record_property("handled before the end", by_the_first)
-        record_property("handled twice", sum(seen > 1 for seen in times.values()))
-        record_property("lateness p50, max", (late[len(late) // 2], late[-1]))
-        assert set(times) == set(dues)
-        assert min(seen - dues[key] for key, seen in handled) >= 0
-        # Twice only what was in hand, or settled and not yet known to the server, when it was killed.
-        assert sum(seen > 1 for seen in times.values()) <= 400
-        assert all(seen <= 2 for seen in times.values())
-        assert 0 < by_the_first < number
-        await after.close()
-    finally:
-        server.kill()
-
-
-async def _abandon(clocks: AlarmClocks) -> None:
-    """End a member as a crash of its process does: nothing is settled or given back."""
-    assert isinstance(clocks, LoneAlarmClocks)
-    await clocks.connection.close()
-    await clocks.close()
