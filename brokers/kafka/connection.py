@@ -220,13 +220,12 @@ class Connection:
                     if not await self._known_to(producer, topic):
                         continue
                     try:
-                        place = partition
-                        if place is None and key is None:
-                            place = self._sticky.choose(topic, producer.client.cluster)
+                        free = partition is None and key is None
+                        place = self._sticky.choose(topic, producer.client.cluster) if free else partition
                         sent = await producer.send(topic, stored, key, place, milliseconds, headers)
                         metadata = await sent
-                        if place != partition:
-                            self._sticky.acknowledged(topic, place)
+                        if free:
+                            self._sticky.acknowledged(topic, metadata.partition)
                         return metadata
                     except errors.ProducerClosed:  # there is another one by now
                         continue
