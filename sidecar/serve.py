@@ -29,6 +29,8 @@ WAIT_LIMIT = 60.0
 """Seconds that `--wait` waits for a sidecar (Dapr)."""
 WAIT_PAUSE = 0.1
 OPEN_FILES = 16_384
+COLLECT_AFTER = 5_000
+"""Containers that are made and not yet gone before cycles among them are looked for (Python: 700)."""
 FORCED_EXIT_DELAY = 0.1
 """Seconds for the answer to a forced shutdown to leave."""
 
@@ -169,11 +171,13 @@ def _announce(settings: Settings, supervised: bool, run: ExitStack) -> None:
         run.callback(registry.register(folder, entry).close)
     except (OSError, ConfigurationError) as error:
         logger.info("this sidecar will not be listed: %s", error)
-    leave_out_of_collections()
+    tune_collector()
 
 
-def leave_out_of_collections() -> None:
-    """What was made until now stays as long as this run: leave it out of every later collection."""
+def tune_collector() -> None:
+    """What was made until now stays as long as this run: leave it out of every later collection. These come rarely,
+    too: what a request makes is gone, by its counts of references, when the request is."""
     gc.unfreeze()  # what an earlier run left is garbage by now
     gc.collect()
     gc.freeze()
+    gc.set_threshold(COLLECT_AFTER)

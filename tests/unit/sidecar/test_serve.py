@@ -3,7 +3,7 @@ import weakref
 
 import pytest
 
-from sidecar.serve import leave_out_of_collections, main
+from sidecar.serve import COLLECT_AFTER, main, tune_collector
 
 
 @pytest.mark.parametrize("argument", ["--app-id=a b", "--dapr-http-port=x", "--app-port=3500", "--log-level=loud"])
@@ -24,13 +24,16 @@ class Node:
 def test_what_an_earlier_run_left_is_freed_at_the_next_one():
     node = Node()
     gone = weakref.ref(node)
+    threshold = gc.get_threshold()
     try:
-        leave_out_of_collections()
+        tune_collector()
         del node
         gc.collect()
         assert gone() is not None
-        leave_out_of_collections()
+        tune_collector()
         assert gone() is None
         assert gc.get_freeze_count() > 0
+        assert gc.get_threshold()[0] == COLLECT_AFTER
     finally:
         gc.unfreeze()
+        gc.set_threshold(*threshold)
