@@ -23,10 +23,11 @@ class Publish(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Hop(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """One record after another to a consumer that waits for it, for `seconds`."""
+    """One record after another to a consumer that waits for it, `rate` a second, for `seconds`."""
 
     address: str
     topic: str
+    rate: float
     seconds: float = 3.0
 
 
@@ -64,8 +65,9 @@ async def _hop(producer: AIOKafkaProducer, plan: Hop) -> Hops:
         place = TopicPartition(plan.topic, 0)
         consumer.assign([place])
         await consumer.seek_to_end(place)
-        end = time.perf_counter() + plan.seconds
-        while time.perf_counter() < end:
+        start = time.perf_counter()
+        for number in range(int(plan.seconds * plan.rate)):
+            await asyncio.sleep(start + number / plan.rate - time.perf_counter())
             data, headers = _headers(source)
             begun = time.perf_counter_ns()
             arrival = asyncio.ensure_future(consumer.getone())
