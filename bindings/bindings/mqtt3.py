@@ -144,6 +144,8 @@ class MqttBinding:
         )
         client.pending_calls_threshold = MAX_SENDING
         client._client.connect_timeout = TIME_LIMIT
+        # Whoever uses a client hears of its end by a call that fails; without a call asyncio complains of it.
+        client._disconnected.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         return client
 
 

