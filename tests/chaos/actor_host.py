@@ -2,8 +2,8 @@
 
     python -m tests.chaos.actor_host <name> <port> <port of the sidecar> <file>
 
-A turn is two lines: what is known at its beginning, then what came of it. Times are of the clock that all processes of
-the machine share.
+A turn is three lines: what is known at its beginning, what it read, then what came of it. Times are of the clock that
+all processes of the machine share.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Host:
             found = await call(self._sidecar, "GET", f"/v1.0/actors/{TYPE}/{actor}/state/sum")
             if found.status in (200, 204):
                 read, before = found.json if found.body else (0, "")
+                self._note(turn=turn, read=read, before=before)
                 await asyncio.sleep(asked["pause"])
                 operation = {"operation": "upsert", "request": {"key": "sum", "value": [read + 1, turn]}}
                 body = json.dumps([operation]).encode()

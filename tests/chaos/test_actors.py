@@ -176,6 +176,18 @@ class Fleet:
         for number in range(LONG):
             self.call(f"long{number}", pause=pause)
 
+    async def in_the_middle(self, host: Host) -> None:
+        """Returns when a long turn of `host` has read, and has not written yet."""
+        log = self._log(host.sidecar.app_id)
+        await until(
+            lambda: any(
+                turn.actor.startswith("long") and turn.read is not None and turn.ended is None
+                for turn in turns.read([log]).values()
+            ),
+            lambda: f"{host.sidecar.app_id} has no long turn",
+            20,
+        )
+
     async def answered(self) -> None:
         await until(lambda: not self._tasks, lambda: f"{len(self._tasks)} calls were never answered", 90)
 
@@ -300,8 +312,8 @@ async def test_turns_are_fenced_and_nothing_acknowledged_is_lost(fleet: Fleet) -
     await asyncio.sleep(CALM)
     owners = await fleet.owners()
     dead, frozen = fleet.hosts[0], fleet.hosts[1]
-    fleet.long_turns(pause=3.0)
-    await asyncio.sleep(2.0)
+    fleet.long_turns(pause=5.0)
+    await asyncio.gather(fleet.in_the_middle(dead), fleet.in_the_middle(frozen))
     dead.sidecar.kill()
     frozen.freeze()
     struck = time.monotonic()
