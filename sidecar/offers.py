@@ -183,8 +183,8 @@ async def _of_nats(connection: NatsConnection) -> Facts:
 
 def _of_kafka(broker: BrokerAddress, requests: BrokerAddress | None) -> Facts:
     from brokers.kafka.bodies import MAX_BODY
-    from brokers.kafka.connection import MAX_REQUEST
     from brokers.kafka.tables import RESERVED
+    from brokers.kafka.topics import MAX_REQUEST
 
     own = "topics for calls, answers and presence; no consumer groups"
     return {

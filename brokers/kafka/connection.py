@@ -18,15 +18,16 @@ from typing import Any, TypeVar
 
 import aiokafka.errors as errors
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import RecordMetadata
 
 from brokers.kafka import closed_connections
 from brokers.kafka.ending import stop
 from brokers.kafka.probe import Offered, offered
+from brokers.kafka.refusals import printable, translated
 from brokers.kafka.sticky import StickyPartitions
+from brokers.kafka.topics import MAX_REQUEST, TOPICS_LIMIT, Topics
 from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError, MessageTooLarge
 
 logger = logging.getLogger("meshwire.kafka")
@@ -48,43 +49,16 @@ ASKED_AT_ONCE = 3
 """Servers that are asked: one that answers is enough."""
 RETRY_PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0)
 """Seconds between attempts to reach a server; the last one is repeated."""
-MAX_BATCH = 64 * 1024
-"""Bytes of records that are sent together, unless a topic takes less."""
-MAX_REQUEST = 1024 * 1024
-"""Bytes of a record with its headers that this client sends at most, unless a topic takes less: what Kafka takes."""
 RECORD_OVERHEAD = 128
 """Bytes that Kafka counts for a record and the batch around it, beside key, value and headers."""
 MAX_WAITING = 16_384
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 """Records, and their bytes, that wait for their acknowledgement at once."""
-LONGEST_REASON = 300
-"""Characters of what a server or aiokafka says that we repeat."""
 METADATA_AGE = 30.0
 """Seconds after which a client looks anew at where partitions are, when nothing told it before."""
 
-_REFUSED = (
-    errors.SaslAuthenticationFailed,
-    errors.AuthenticationFailedError,
-    errors.UnsupportedSaslMechanismError,
-    errors.TopicAuthorizationFailedError,
-    errors.GroupAuthorizationFailedError,
-    errors.ClusterAuthorizationFailedError,
-    errors.TransactionalIdAuthorizationFailed,
-    errors.InvalidTopicError,
-    errors.PolicyViolationError,
-)
-
 _HARMLESS = (errors.KafkaTimeoutError, errors.TopicAuthorizationFailedError)
 """What is no reason for another producer: a topic that is forbidden misses records by itself, once it is allowed."""
-_TOPICS_LIMIT = "max.message.bytes of the topic"
-
-_FORBIDDEN = {
-    errors.TopicAuthorizationFailedError: "the topic",
-    errors.GroupAuthorizationFailedError: "the group",
-}
-
-_PASSING = (0, errors.LeaderNotAvailableError.errno, errors.UnknownTopicOrPartitionError.errno)
-"""What is said of a topic while it is made, or is not there."""
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -116,9 +90,7 @@ class Connection:
         self._admin: AIOKafkaAdminClient | None = None
         self._connected = asyncio.Event()
         self._opening = asyncio.Lock()
-        self._topics: dict[str, int] = {}  # partitions of those that are known to exist
-        self._limits: dict[str, int] = {}  # bytes of a record, where that is less than MAX_REQUEST
-        self._batch = MAX_BATCH
+        self.topics = Topics(self.admin, self.within, replicas=access.replicas)
         self._sticky = StickyPartitions(self._loop.time)
         self._succession: asyncio.Task[None] | None = None
         self._patience: set[asyncio.Timeout] = set()
@@ -200,7 +172,7 @@ class Connection:
         nothing is known of it after `timeout` seconds: it may be stored later.
         """
         size = record_size(value, key, headers)
-        self._check_size(topic, size)
+        self.topics.check_size(topic, size)
         if self._waiting >= MAX_WAITING or self._waiting_bytes + size > MAX_WAITING_BYTES:
             raise BrokerUnavailable("too many messages wait for the broker's acknowledgement; slow down and try again")
         if self._producer is None:
@@ -268,87 +240,17 @@ class Connection:
                     await client._wait_on_metadata(topic)
         return True
 
-    def _check_size(self, topic: str, size: int) -> None:
-        limit = self._limits.get(topic, MAX_REQUEST)
-        if size > limit:
-            raise MessageTooLarge(size, limit, _TOPICS_LIMIT if limit < MAX_REQUEST else None)
-
     async def _too_large(self, topic: str, size: int, producer: AIOKafkaProducer) -> None:
         """The topic takes less than we knew, or less than all the records that were sent together. Returns when `size`
         may be tried again."""
-        known = self._limits.get(topic)
-        await self._learn_limit(await self.admin(), topic)
-        if self._limits.get(topic) == known:  # the servers do not tell, or it was too much at once
+        known = self.topics.limit(topic)
+        await self.topics.learn_limit(topic)
+        if self.topics.limit(topic) == known:  # the servers do not tell, or it was too much at once
             if producer._message_accumulator._batch_size <= size:
-                raise MessageTooLarge(size, size - 1, _TOPICS_LIMIT)
-            self._batch = min(self._batch, size)
-        self._check_size(topic, size)
+                raise MessageTooLarge(size, size - 1, TOPICS_LIMIT)
+            self.topics.batch = min(self.topics.batch, size)
+        self.topics.check_size(topic, size)
         await self._replaced(producer)
-
-    async def partitions(self, topic: str) -> int | None:
-        """How many it has; `None` when there is no such topic. Raises `BrokerError`, `BrokerUnavailable`."""
-        if topic not in self._topics:
-            await self.within(self._look_up(await self.admin(), topic))
-        return self._topics.get(topic)
-
-    async def ensure_topic(self, topic: str, partitions: int, configuration: Mapping[str, str] | None = None) -> int:
-        """Make the topic unless it is there. Returns how many partitions it has, once all of them have a leader.
-
-        Raises `BrokerError`, `BrokerUnavailable`.
-        """
-        known = await self.partitions(topic)
-        if known is not None:
-            return known
-        admin = await self.admin()
-        new = NewTopic(topic, partitions, self.access.replicas, topic_configs=dict(configuration or {}))
-        answer = await self.within(admin.create_topics([new]))
-        code, text = answer.topic_errors[0][1], answer.topic_errors[0][2]
-        if code not in (0, errors.TopicAlreadyExistsError.errno):
-            raise translated(errors.for_code(code)(text or topic))
-        await self.within(self._led(admin, topic))
-        return self._topics[topic]
-
-    async def _led(self, admin: AIOKafkaAdminClient, topic: str) -> None:
-        """A client that asks before all servers know a topic asks again in minutes."""
-        while topic not in self._topics:
-            await self._look_up(admin, topic)
-            await asyncio.sleep(0.02)
-
-    async def _look_up(self, admin: AIOKafkaAdminClient, topic: str) -> None:
-        """Note how many partitions it has, if it is there and each has a leader."""
-        answer = await admin._send_request(MetadataRequest([topic], allow_auto_topic_creation=False))
-        code, _, _, partitions = answer.topics[0]
-        if code not in _PASSING:
-            raise errors.for_code(code)(topic)
-        if code == 0 and partitions and all(leader >= 0 for _, _, leader, *_ in partitions):
-            await self._learn_limit(admin, topic)
-            self._topics[topic] = len(partitions)
-
-    async def _learn_limit(self, admin: AIOKafkaAdminClient, topic: str) -> None:
-        """How large a record may be, where a server tells us: not all do, and not everybody may know."""
-        asked = ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": None})
-        try:
-            [answer] = await admin.describe_configs([asked])
-            limit = next((int(entry[1]) for entry in answer.resources[0][4]), MAX_REQUEST)
-        except (errors.KafkaError, ValueError, LookupError, TypeError) as error:
-            logger.debug("how much the topic %s takes is not known: %s", topic, error)
-            return
-        if limit < MAX_REQUEST:
-            self._limits[topic] = limit
-            self._batch = min(self._batch, limit)
-        else:
-            self._limits.pop(topic, None)
-
-    async def missing(self, topics: Sequence[str]) -> set[str]:
-        """Those that are not there, as one server sees it now. Raises `BrokerError`, `BrokerUnavailable`."""
-        admin = await self.admin()
-        answer = await self.within(admin._send_request(MetadataRequest(list(topics), allow_auto_topic_creation=False)))
-        unknown = errors.UnknownTopicOrPartitionError.errno
-        return {name for code, name, *_ in answer.topics if code == unknown}
-
-    def forget_topic(self, topic: str) -> None:
-        """Somebody says that it is gone: look anew."""
-        self._topics.pop(topic, None)
 
     async def admin(self) -> AIOKafkaAdminClient:
         """For requests that are rare. Use it within `within`. Raises `BrokerUnavailable`."""
@@ -408,7 +310,7 @@ class Connection:
             acks="all",
             enable_idempotence=self.offered.idempotence,
             linger_ms=0,
-            max_batch_size=self._batch,
+            max_batch_size=self.topics.batch,
             value_serializer=_as_stored,
             max_request_size=2 * MAX_REQUEST,  # of a whole request; records are measured before
         )
@@ -456,7 +358,7 @@ class Connection:
             except BrokerError as error:
                 raise ConfigurationError(str(error)) from error
             except Exception as error:  # what listens there need not be Kafka, and aiokafka trusts what it reads
-                self._note(f"unexpected {type(error).__name__}: {_printable(str(error))}")
+                self._note(f"unexpected {type(error).__name__}: {printable(str(error))}")
                 await asyncio.sleep(next(pauses))
         logger.info("%s is connected to Kafka at %s", self.name, ", ".join(self.access.servers))
         self._problem = None
@@ -468,7 +370,7 @@ class Connection:
             except BrokerError as error:
                 self._note(str(error))
             except Exception as error:
-                self._note(f"unexpected {type(error).__name__}: {_printable(str(error))}")
+                self._note(f"unexpected {type(error).__name__}: {printable(str(error))}")
             else:
                 if not self._connected.is_set():
                     logger.info("%s is connected to Kafka again", self.name)
@@ -513,11 +415,6 @@ class Connection:
             self._connected.clear()
 
 
-def _printable(text: str) -> str:
-    text = text if text.isprintable() else ascii(text)[1:-1]
-    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…"
-
-
 def _is_cancelled() -> bool:
     """Whether somebody wants this task to end. aiokafka, too, cancels what waits for a connection that it closes."""
     task = asyncio.current_task()
@@ -541,22 +438,6 @@ _NOTHING = _Nothing()
 
 def _as_stored(value: bytes) -> bytes | None:
     return None if value is _NOTHING else value
-
-
-def translated(error: Exception) -> BrokerError:
-    """An error of aiokafka's as ours: refused for good, or not available at the moment."""
-    text = _printable(" ".join(str(error).split()) or type(error).__name__)
-    if isinstance(error, errors.MessageSizeTooLargeError):
-        return BrokerError(f"Kafka takes no message of this size: {text}")
-    for kind, what in _FORBIDDEN.items():
-        if isinstance(error, kind):
-            name = _printable(" ".join(str(arg) for arg in error.args))
-            return BrokerError(
-                f"Kafka refused: this user lacks a right to {what} {name}; `meshwire acl kafka` lists all"
-            )
-    if isinstance(error, _REFUSED):
-        return BrokerError(f"Kafka refused: {text}")
-    return BrokerUnavailable(f"Kafka: {text}")
 
 
 def placed(topic: str, partitions: Iterable[int]) -> list[TopicPartition]:

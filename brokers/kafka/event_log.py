@@ -13,10 +13,11 @@ from aiokafka.protocol.admin import DeleteGroupsRequest
 
 from brokers.event_arguments import check_start
 from brokers.kafka import codec
-from brokers.kafka.connection import Connection, placed, translated
+from brokers.kafka.connection import Connection, placed
 from brokers.kafka.member import KafkaSubscription
 from brokers.kafka.offsets import decode
 from brokers.kafka.reading import Reader, Recalls
+from brokers.kafka.refusals import translated
 from mesh import addressing
 from mesh.errors import BrokerError, BrokerUnavailable
 from mesh.ports import NOW, Backlog, Feature, Group, Handler, Message, Order, Page, Start, Topic
@@ -123,7 +124,7 @@ class KafkaEventLog:
 
     def _make(self, name: str) -> asyncio.Task[int]:
         making = self._making[name] = asyncio.get_running_loop().create_task(
-            self._connection.ensure_topic(name, self._partitions, SETTINGS), name=f"make {name}"
+            self._connection.topics.ensure(name, self._partitions, SETTINGS), name=f"make {name}"
         )
         making.add_done_callback(lambda done: self._made(name, done))
         return making
@@ -145,7 +146,7 @@ class KafkaEventLog:
 
     def _forget(self, name: str) -> None:
         self._known.pop(name, None)
-        self._connection.forget_topic(name)
+        self._connection.topics.forget(name)
 
     async def subscribe(
         self,
@@ -201,7 +202,7 @@ class KafkaEventLog:
         check_start(start, most_digits=codec.MAX_DIGITS)
         self._check_reads()
         name = addressing.kafka_event_topic(self._prefix, self._namespace, topic)
-        partitions = await self._connection.partitions(name)
+        partitions = await self._connection.topics.partitions(name)
         if partitions is None or start == NOW:
             return Page([], None)
         return await self._reader.page(placed(name, range(partitions)), start, limit, topic.name)
@@ -209,7 +210,7 @@ class KafkaEventLog:
     async def backlog(self, group: Group) -> Backlog | None:
         self._check_open()
         name = addressing.kafka_event_topic(self._prefix, self._namespace, group.topic)
-        count = await self._connection.partitions(name)
+        count = await self._connection.topics.partitions(name)
         if count is None:
             return None
         partitions = placed(name, range(count))

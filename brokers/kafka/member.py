@@ -23,11 +23,12 @@ from aiokafka.structs import OffsetAndMetadata
 
 from brokers.kafka.assignor import Assignor, Claim
 from brokers.kafka.committed import committed
-from brokers.kafka.connection import REQUEST_TIMEOUT, Connection, placed, translated
+from brokers.kafka.connection import REQUEST_TIMEOUT, Connection, placed
 from brokers.kafka.ending import stop
 from brokers.kafka.lane import KafkaDelivery, Lane
 from brokers.kafka.offsets import Progress, decode
 from brokers.kafka.reading import Recalls, beginnings
+from brokers.kafka.refusals import translated
 from mesh.errors import BrokerError, BrokerUnavailable
 from mesh.ports import OLDEST, Handler, Order, Start
 

@@ -16,8 +16,9 @@ import aiokafka.errors as errors
 from aiokafka import AIOKafkaProducer
 from aiokafka.structs import RecordMetadata
 
-from brokers.kafka.connection import Connection, Headers, record_size, translated
+from brokers.kafka.connection import Connection, Headers, record_size
 from brokers.kafka.ending import stop
+from brokers.kafka.refusals import translated
 from mesh.errors import BrokerError, BrokerUnavailable
 
 MAX_WAITING_BYTES = 64 * 1024 * 1024

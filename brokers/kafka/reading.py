@@ -17,8 +17,9 @@ import aiokafka.errors as errors
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from brokers.kafka.codec import OFFSET_DIGITS, KafkaRecord, is_expired, place
-from brokers.kafka.connection import Connection, translated
+from brokers.kafka.connection import Connection
 from brokers.kafka.ending import stop
+from brokers.kafka.refusals import translated
 from mesh.errors import BrokerError, BrokerUnavailable
 from mesh.ports import Page, Record, Start
 

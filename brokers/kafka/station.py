@@ -164,7 +164,7 @@ class Station:
 
     async def _ensure(self, topic: str, partitions: int, configuration: dict[str, str]) -> int:
         self._own[topic] = (partitions, configuration)
-        return await self.connection.ensure_topic(topic, partitions, configuration)
+        return await self.connection.topics.ensure(topic, partitions, configuration)
 
     # presence
 
@@ -228,7 +228,7 @@ class Station:
             found = self._registers.get(namespace)
             if found is None:
                 topic = addressing.kafka_presence_topic(self.prefix, namespace)
-                if await self.connection.partitions(topic) is None:
+                if await self.connection.topics.partitions(topic) is None:
                     del self._opening_registers[namespace]
                     return None
                 found = await self._load(namespace, topic)
@@ -317,11 +317,11 @@ class Station:
     async def _mend_topics(self) -> None:
         """What somebody deletes under us is made again. It counts when it is seen twice: not all servers learn of a
         topic at once."""
-        missing = await self.connection.missing([*self._own])
+        missing = await self.connection.topics.missing([*self._own])
         lost, self._missing = missing & self._missing, missing
         for topic in lost:
             logger.warning("the topic %s is gone; it is made again", topic)
-            self.connection.forget_topic(topic)
+            self.connection.topics.forget(topic)
             self._on_topic_lost(topic)
             await self._ensure(topic, *self._own[topic])
             self.reader.rewind(topic)
@@ -364,7 +364,7 @@ class Station:
     async def _follow(self, place: Place, topics: dict[str, OnRecord]) -> None:
         ends: dict[TopicPartition, OnRecord] = {}
         for topic, on_record in topics.items():
-            count = await self.connection.partitions(topic)
+            count = await self.connection.topics.partitions(topic)
             if count:
                 ends[TopicPartition(topic, place.partition % count)] = on_record
         if ends:
@@ -418,8 +418,8 @@ class Station:
     async def _follow_late(self, listening: _Listening, topic: str) -> None:
         """From its beginning: its first call may be there already. What is not for us is skipped."""
         try:
-            self.connection.forget_topic(topic)
-            count = await self.connection.partitions(topic)
+            self.connection.topics.forget(topic)
+            count = await self.connection.topics.partitions(topic)
         except BrokerError as error:
             logger.debug("%s: %s", topic, error)
             count = None
@@ -442,12 +442,12 @@ class Station:
         """
         topic = addressing.kafka_invoke_topic(self.prefix, target, self.me if offer.verified else None)
         if offer.verified:
-            count = await self.connection.ensure_topic(topic, PARTITIONS, CALLS_TOPIC)
+            count = await self.connection.topics.ensure(topic, PARTITIONS, CALLS_TOPIC)
             if target.namespace == self.me.namespace and target.app_id not in self._calls:
                 self._calls = (*self._calls, target.app_id)
                 await self.announce()
         else:
-            found = await self.connection.partitions(topic)
+            found = await self.connection.topics.partitions(topic)
             if found is None:
                 raise NoResponder(f"{target.app_id} in the namespace {target.namespace} has no topic for calls")
             count = found

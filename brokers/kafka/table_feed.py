@@ -12,8 +12,9 @@ import aiokafka.errors as errors
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.protocol.offset import OffsetRequest
 
-from brokers.kafka.connection import Connection, translated
+from brokers.kafka.connection import Connection
 from brokers.kafka.ending import stop
+from brokers.kafka.refusals import translated
 from mesh.errors import BrokerError, BrokerUnavailable
 
 logger = logging.getLogger("meshwire.kafka")

@@ -140,7 +140,7 @@ class Replica:
 
     async def _load(self) -> None:
         self._on_used()
-        await self._connection.ensure_topic(self.log, 1, TOPIC)
+        await self._connection.topics.ensure(self.log, 1, TOPIC)
         state = await self._snapshots.load()
         follower = Follower(self.log, self._on_records, self.break_off)
         self.state, self.follower = state, follower
@@ -166,9 +166,9 @@ class Replica:
     async def look_after_topic(self) -> None:
         """Make it anew if somebody has deleted it."""
         with suppress(BrokerError):
-            if self.log in await self._connection.missing([self.log]):
-                self._connection.forget_topic(self.log)
-                self._connection.forget_topic(self._snapshots.topic)
+            if self.log in await self._connection.topics.missing([self.log]):
+                self._connection.topics.forget(self.log)
+                self._connection.topics.forget(self._snapshots.topic)
                 self.break_off(BrokerUnavailable("the topic was deleted"))
 
     def _on_records(self, records: Sequence[Record]) -> None:

@@ -16,12 +16,13 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import RecordsToDelete
 
-from brokers.kafka.connection import MAX_REQUEST, Connection
+from brokers.kafka.connection import Connection
 from brokers.kafka.ending import stop
 from brokers.kafka.revision_log import Stored
 from brokers.kafka.table_feed import Ends, Record
 from brokers.kafka.table_records import MESSAGEPACK
 from brokers.kafka.table_state import Kept, State
+from brokers.kafka.topics import MAX_REQUEST
 from mesh import addressing
 from mesh.errors import BrokerError, BrokerUnavailable
 from mesh.ids import random_id
@@ -100,7 +101,7 @@ class Snapshots:
 
         Raises `BrokerError`, `BrokerUnavailable`.
         """
-        await self._connection.ensure_topic(self.topic, 1, TOPIC)
+        await self._connection.topics.ensure(self.topic, 1, TOPIC)
         snapshot = random_id()
         end = End(0, state.position, state.time)
         parts = _parts(state, snapshot, -1 if previous is None else previous.last)
@@ -139,7 +140,7 @@ class Snapshots:
         Raises `BrokerError` when the log does not go on from there, `BrokerUnavailable`.
         """
         state = State()
-        if await self._connection.partitions(self.topic) is not None:
+        if await self._connection.topics.partitions(self.topic) is not None:
             begin, end = await asyncio.gather(self._ends.begin(self.topic), self._ends.end(self.topic))
             if begin < end:
                 await self._load(state, begin, end)

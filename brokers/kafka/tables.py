@@ -15,7 +15,7 @@ from math import inf
 
 from brokers import scan_cursor
 from brokers.kafka import table_records
-from brokers.kafka.connection import MAX_REQUEST, Connection, record_size
+from brokers.kafka.connection import Connection, record_size
 from brokers.kafka.revision_log import Stored
 from brokers.kafka.table_feed import Ends, Feed
 from brokers.kafka.table_records import Message, Write
@@ -23,6 +23,7 @@ from brokers.kafka.table_replica import Replica
 from brokers.kafka.table_snapshot import Snapshots, decode_manifest, encode_manifest
 from brokers.kafka.table_state import Outcome, State
 from brokers.kafka.table_watch import Watches, told
+from brokers.kafka.topics import MAX_REQUEST
 from brokers.table_arguments import check_commit, check_key, check_prefix
 from mesh import addressing
 from mesh.errors import BrokerError, BrokerUnavailable, MessageTooLarge, clip

@@ -64,7 +64,7 @@ async def until(condition: object) -> None:
 
 async def topic_of(connection: Connection, **configuration: str) -> str:
     name = next(_topics)
-    await connection.ensure_topic(name, 1, {option.replace("_", "."): text for option, text in configuration.items()})
+    await connection.topics.ensure(name, 1, {option.replace("_", "."): text for option, text in configuration.items()})
     return name
 
 
@@ -396,18 +396,18 @@ async def test_what_may_not_be_asked_is_found_out(guarded: Guarded) -> None:
     topic = next(_topics)
     security = Security(tls=True, ca=guarded.authority.path, mechanism="PLAIN", user=ADMIN, password=USERS[ADMIN])
     async with connected(guarded.server.address, security) as connection:
-        await connection.ensure_topic(topic, 1, {"max.message.bytes": "2000"})
+        await connection.topics.ensure(topic, 1, {"max.message.bytes": "2000"})
         await _allow(connection, topic, "orders")
     lesser = Security(tls=True, ca=guarded.authority.path, mechanism="PLAIN", user="orders", password=USERS["orders"])
     async with connected(guarded.server.address, lesser) as connection:
-        assert await connection.partitions(topic) == 1
+        assert await connection.topics.partitions(topic) == 1
         stored = await asyncio.gather(*(connection.publish(topic, b"x" * 200) for _ in range(50)))
         assert sorted(place.offset for place in stored) == list(range(50))
         with pytest.raises(MessageTooLarge, match=r"max\.message\.bytes"):
             await connection.publish(topic, b"x" * 3000)
         assert (await connection.publish(topic, b"after")).offset == 50
         with pytest.raises(BrokerError) as refused:
-            await connection.ensure_topic("forbidden", 1)
+            await connection.topics.ensure("forbidden", 1)
         assert not isinstance(refused.value, BrokerUnavailable)
         assert (await connection.publish(topic, b"after")).offset == 51
 

@@ -234,7 +234,7 @@ async def test_what_retention_took_is_passed_over_with_a_warning(
 async def test_a_message_over_the_servers_limit_is_refused_and_the_connection_lives_on(
     log: KafkaEventLog, topic: str
 ) -> None:
-    await connection_of(log).ensure_topic(topic, 1, {"max.message.bytes": "2000"})
+    await connection_of(log).topics.ensure(topic, 1, {"max.message.bytes": "2000"})
     arrivals = inbox()
     await log.subscribe(SHIPPING, arrivals, concurrency=8)
     with pytest.raises(MessageTooLarge):
@@ -433,5 +433,5 @@ async def test_topics_have_the_partitions_and_the_clock_that_are_promised(
 ) -> None:
     position = await log.publish(ORDERS, raw("one"))
     assert abs(int(position) // 10**15 / 1000 - time.time()) < LIMIT
-    assert await connection_of(log).partitions(topic) == 4
+    assert await connection_of(log).topics.partitions(topic) == 4
     assert event_log.SETTINGS["message.timestamp.type"] == "LogAppendTime"

@@ -494,7 +494,7 @@ async def test_a_body_that_is_too_large_is_refused_with_the_reason(
 async def test_a_plain_program_answers_a_call(server: ApacheKafka, shop: LoneKafkaRequests, target: Peer) -> None:
     """It says that it is there, reads its topic, and answers where a call says. docs/protocol.md shows it."""
     topic = addressing.kafka_invoke_topic("mesh", target)
-    await shop.connection.ensure_topic(topic, 4)
+    await shop.connection.topics.ensure(topic, 4)
     async with stock_clients(server) as (producer, consumer):
         consumer.assign([TopicPartition(topic, number) for number in range(4)])
         presence = json.dumps({"app": "peer", "every": 60, "serves": [{"app": "peer"}]}).encode()
@@ -534,7 +534,7 @@ async def test_a_plain_program_calls(
     station = peer._station
     assert station is not None
     replies = addressing.kafka_replies_topic("mesh", Peer(target.namespace, "script"))
-    await shop.connection.ensure_topic(replies, 1)
+    await shop.connection.topics.ensure(replies, 1)
     async with stock_clients(server) as (producer, consumer):
         consumer.assign([TopicPartition(replies, 0)])
         headers = [
@@ -670,7 +670,7 @@ async def test_the_server_decides_who_calls_whom_and_as_whom() -> None:
     try:
         async with connected(server, Peer("default", "setup"), **signed(ADMIN)) as setup:
             for topic in (pair, *replies.values()):
-                await setup.connection.ensure_topic(topic, 4)
+                await setup.connection.topics.ensure(topic, 4)
             admin = await setup.connection.admin()
             for user, topic, operation in granted:
                 acl = admin_requests.CreateAclsRequest(TOPIC, topic, LITERAL, f"User:{user}", "*", operation, ALLOW)
@@ -718,7 +718,7 @@ async def test_a_topic_of_a_caller_that_is_made_with_its_first_call_is_read(serv
         for _ in range(3):
             assert (await soon(caller.request(target, get()))).status == 200
         common = addressing.kafka_invoke_topic("mesh", target)
-        assert await caller.connection.partitions(common) is None
+        assert await caller.connection.topics.partitions(common) is None
     assert callers == [shop] * 3
 
 

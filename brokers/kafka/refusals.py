@@ -1,0 +1,49 @@
+"""What Kafka's servers refuse, and what aiokafka says of it, in our words."""
+
+from __future__ import annotations
+
+import aiokafka.errors as errors
+
+from mesh.errors import BrokerError, BrokerUnavailable
+
+LONGEST_REASON = 300
+"""Characters of what a server or aiokafka says that we repeat."""
+
+_REFUSED = (
+    errors.SaslAuthenticationFailed,
+    errors.AuthenticationFailedError,
+    errors.UnsupportedSaslMechanismError,
+    errors.TopicAuthorizationFailedError,
+    errors.GroupAuthorizationFailedError,
+    errors.ClusterAuthorizationFailedError,
+    errors.TransactionalIdAuthorizationFailed,
+    errors.InvalidTopicError,
+    errors.PolicyViolationError,
+)
+
+_FORBIDDEN = {
+    errors.TopicAuthorizationFailedError: "the topic",
+    errors.GroupAuthorizationFailedError: "the group",
+}
+
+
+def translated(error: Exception) -> BrokerError:
+    """An error of aiokafka's as ours: refused for good, or not available at the moment."""
+    text = printable(" ".join(str(error).split()) or type(error).__name__)
+    if isinstance(error, errors.MessageSizeTooLargeError):
+        return BrokerError(f"Kafka takes no message of this size: {text}")
+    for kind, what in _FORBIDDEN.items():
+        if isinstance(error, kind):
+            name = printable(" ".join(str(arg) for arg in error.args))
+            return BrokerError(
+                f"Kafka refused: this user lacks a right to {what} {name}; `meshwire acl kafka` lists all"
+            )
+    if isinstance(error, _REFUSED):
+        return BrokerError(f"Kafka refused: {text}")
+    return BrokerUnavailable(f"Kafka: {text}")
+
+
+def printable(text: str) -> str:
+    """Not too long, and without characters that would disturb a log."""
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…"
