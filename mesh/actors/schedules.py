@@ -42,7 +42,8 @@ def of_reminder(times: Times, now: float) -> Schedule | None:
             if times.due_time:
                 raise ValueError("ttl: ends before the reminder fires for the first time")
             return None
-    return Schedule(first=first, recurrence=every, repeats=(repeats or None) if every else None, until=until)
+    repeats = (repeats or None) if every else None
+    return Schedule(first=first, recurrence=every, repeats=repeats, until=until, since=now)
 
 
 def of_timer(times: Times, now: float) -> Schedule:

@@ -66,7 +66,7 @@ def _read(asked: Mapping[str, str], now: float) -> Timing:
         end = _field("deliverUntil", lambda: parse_moment(until, now if first is None else first))
     if due is None or (end is not None and end < due):
         raise InvalidTiming("the event would never be delivered: it ends before its first time")
-    return Timing(Schedule(first=first, recurrence=rule, repeats=repeats, until=end), due)
+    return Timing(Schedule(first=first, recurrence=rule, repeats=repeats, until=end, since=now), due)
 
 
 def _field(name: str, read: Callable[[], T]) -> T:

@@ -72,7 +72,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             until = _field("ttl", lambda: parse_moment(self.ttl, now if first is None else first))
             if until < (now if first is None else max(first, now)):
                 raise InvalidJob(f"ttl: is over before the job fires for the first time (got '{clip(self.ttl)}')")
-        return Schedule(first=first, recurrence=rule, repeats=self.repeats, until=until)
+        return Schedule(first=first, recurrence=rule, repeats=self.repeats, until=until, since=now)
 
     def check_policy(self) -> None:
         """Raises `InvalidJob`."""

@@ -44,13 +44,16 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """When something fires. Moments are seconds since the epoch (`parse_moment`)."""
 
     first: float | None = None
-    """The first time, at once when it lies in the past; `None` is the first moment of `recurrence` from now on."""
+    """The first time, at once when it lies in the past; `None` is the first moment of `recurrence` after `since`."""
     recurrence: Recurrence | None = None
-    """When it fires again; counted from `first`, or from now. `None` is never."""
+    """When it fires again; counted from `first`, or from `since`. `None` is never."""
     repeats: int | None = None
     """How often it fires in all; `None` is without end."""
     until: float | None = None
     """It fires at this moment perhaps, and never for a later one."""
+    since: float | None = None
+    """The moment that `recurrence` counts from without `first`: that of the request, from which `until` was worked out,
+    too. `None` is when it is scheduled."""
 
 
 class _Series(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -188,8 +191,7 @@ class Scheduler:
 
         Raises `AlreadyScheduled`, `MessageTooLarge`, and `ValueError` for a schedule that breaks a rule or never fires.
         """
-        now = self._clock.now()
-        series, due = _begin(schedule, now)
+        series, due = _begin(schedule, self._clock.now() if schedule.since is None else schedule.since)
         if _NOTE in (notes or {}):
             raise ValueError(f"a note cannot be named '{_NOTE}'")
         alarm = _alarm(key, due, payload, notes or {}, series)
