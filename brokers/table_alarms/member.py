@@ -24,6 +24,7 @@ from mesh.errors import BrokerError, MessageTooLarge
 from mesh.fencing import FenceToken
 from mesh.ownership import Partitions
 from mesh.ownership.waits import end, within
+from mesh.persistence import Trouble
 from mesh.ports.alarms import Alarm, FiringHandler
 from mesh.ports.clock import Clock
 from mesh.ports.tables import ABSENT, Current, Entry, Key, Tables
@@ -115,6 +116,7 @@ class TableAlarmSubscription:
         self._handler = handler
         self._concurrency = concurrency
         self._clock = membership.clock
+        self._trouble = Trouble(membership.clock, logger)
         self._on_closed = closed
         self._partitions = Partitions(tables, scope, group, PARTITIONS, self, **membership._asdict())
         self._leaving: set[int] = set()
@@ -167,7 +169,7 @@ class TableAlarmSubscription:
             try:
                 await self._read()
             except BrokerError as error:
-                logger.warning("the alarms of %s cannot be watched: %s", self._prefix[1], error)
+                self._trouble.say(f"the alarms of {self._prefix[1]} cannot be watched", error)
             await self._clock.sleep(RETRY_PAUSE)
 
     async def _read(self) -> None:

@@ -10,6 +10,7 @@ from typing import Protocol
 from brokers.table_alarms.records import CONTENT_TYPE, Record
 from brokers.table_arguments import MAX_COMMIT
 from mesh.errors import BrokerError, MessageTooLarge
+from mesh.persistence import Trouble
 from mesh.ports.clock import Clock
 from mesh.ports.tables import Change, Conflict, Delete, Key, Put, Table
 
@@ -54,6 +55,7 @@ class Verdicts:
         self._table = table
         self._clock = clock
         self._changed = changed
+        self._trouble = Trouble(clock, logger)
         self._pending: Values = {}
         self._woken = asyncio.Event()
 
@@ -75,7 +77,7 @@ class Verdicts:
                 try:
                     await self._store(self._batch())
                 except BrokerError as error:
-                    logger.warning("what became of %d alarms is not stored yet: %s", len(self._pending), error)
+                    self._trouble.say("what became of alarms is not stored yet", error)
                     await self._clock.sleep(RETRY_PAUSE)
                 self._changed()
 

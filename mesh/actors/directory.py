@@ -18,6 +18,7 @@ import msgspec
 from mesh import addressing
 from mesh.errors import BrokerError
 from mesh.ownership.waits import end, within
+from mesh.persistence import Trouble
 from mesh.ports import Clock
 from mesh.ports.tables import ABSENT, Current, Delete, Entry, Gone, Key, Put, Table
 
@@ -94,6 +95,7 @@ class Directory:
         self._news = asyncio.Event()
         self._position = ABSENT
         self._tasks: list[asyncio.Future[None]] = []
+        self._trouble = Trouble(clock, logger)
         self.current = False
         """Whether all that there is has been seen once."""
 
@@ -136,7 +138,7 @@ class Directory:
             try:
                 await self._watch()
             except BrokerError as error:
-                logger.warning("the owners of actors cannot be watched: %s", error)
+                self._trouble.say("the owners of actors cannot be watched", error)
             except Exception:  # without a watch no actor elsewhere could be found any more
                 logger.exception("the owners of actors cannot be watched")
             await self._clock.sleep(RETRY_PAUSE)

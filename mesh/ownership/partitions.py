@@ -15,6 +15,7 @@ from mesh.ownership.lease import TTL
 from mesh.ownership.roster import Roster
 from mesh.ownership.shares import shares
 from mesh.ownership.waits import elapsed, end, within
+from mesh.persistence import Trouble
 from mesh.ports.clock import Clock
 from mesh.ports.tables import Conflict, Key, Tables
 
@@ -83,6 +84,7 @@ class Partitions:
         self._handler = handler
         self._node = node
         self._clock = clock
+        self._trouble = Trouble(clock, logger)
         self._ttl = ttl
         self._revoke_limit = revoke_limit
         self._elapsed = elapsed
@@ -158,7 +160,7 @@ class Partitions:
             await beat.start()
             self._beat = beat
         except MeshError as error:
-            logger.warning("%s cannot join %s yet: %s", self._node, self._group, error)
+            self._trouble.say(f"{self._node} cannot join {self._group} yet", error)
         finally:
             if self._beat is None:
                 await beat.stop()  # perhaps only the answer was lost, and others would keep a share for it

@@ -9,6 +9,7 @@ from typing import NamedTuple, NoReturn
 
 from mesh.errors import BrokerError
 from mesh.ownership import records
+from mesh.persistence import Trouble
 from mesh.ports.clock import Clock
 from mesh.ports.tables import ABSENT, Current, Entry, Gone, Key, Table
 
@@ -38,6 +39,7 @@ class Roster:
         self._table = table
         self._prefix = records.group_key(group)
         self._clock = clock
+        self._trouble = Trouble(clock, logger)
         self._elapsed = elapsed
         self._until: dict[str, float] = {}  # how long each member is believed to be there
         self._seats: dict[str, Seat] = {}
@@ -67,7 +69,7 @@ class Roster:
             try:
                 await self._follow()
             except BrokerError as error:
-                logger.warning("%s cannot be watched: %s", "/".join(self._prefix), error)
+                self._trouble.say(f"{'/'.join(self._prefix)} cannot be watched", error)
             except Exception as error:  # whatever it is: without a watch this member would block its share for ever
                 logger.error("%s cannot be watched: %s", "/".join(self._prefix), error, exc_info=error)
             await self._clock.sleep(RETRY_PAUSE)

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from mesh.errors import BrokerError, MeshError
-from mesh.persistence import persist
+from mesh.persistence import SAY_AGAIN, Trouble, persist
 from tests.virtual_clock import VirtualClock
 
 log = logging.getLogger("meshwire.test")
@@ -39,3 +39,15 @@ async def test_other_errors_are_raised(error):
 
     with pytest.raises(type(error)):
         await persist(attempt, VirtualClock(), "nothing works", log)
+
+
+async def test_a_trouble_that_goes_on_is_said_once_a_minute_and_another_one_at_once(caplog):
+    clock = VirtualClock()
+    trouble = Trouble(clock, log)
+    for _ in range(3):
+        for _ in range(100):
+            trouble.say("nothing works", BrokerError("not yet"))
+            await clock.advance(SAY_AGAIN / 100)
+    assert caplog.messages == ["nothing works: not yet"] * 3
+    trouble.say("nothing works", BrokerError("never"))
+    assert caplog.messages[3:] == ["nothing works: never"]
