@@ -24,7 +24,7 @@ from aiokafka.structs import RecordMetadata
 
 from brokers.kafka import closed_connections
 from brokers.kafka.ending import stop
-from brokers.kafka.probe import Offered, offered
+from brokers.kafka.probe import Offered, offered, reach
 from brokers.kafka.refusals import printable, translated
 from brokers.kafka.sticky import StickyPartitions
 from brokers.kafka.topics import MAX_REQUEST, TOPICS_LIMIT, Topics
@@ -368,7 +368,7 @@ class Connection:
             try:
                 await self.within(self._knock())
             except BrokerError as error:
-                self._note(str(error))
+                self._note(await self._reason(error))
             except Exception as error:
                 self._note(f"unexpected {type(error).__name__}: {printable(str(error))}")
             else:
@@ -376,6 +376,17 @@ class Connection:
                     logger.info("%s is connected to Kafka again", self.name)
                     self._problem = None
                     self._connected.set()
+
+    async def _reason(self, error: BrokerError) -> str:
+        """Of any server to which there is no connection aiokafka says that it is not ready."""
+        if isinstance(error.__cause__, errors.NodeNotReadyError):
+            try:
+                await reach(
+                    self.access.servers, self.access.options, self.within, name=self.name, timeout=REQUEST_TIMEOUT
+                )
+            except BrokerError as reason:
+                return str(reason)
+        return str(error)
 
     async def _knock(self) -> None:
         """Returns when one of the servers has answered. Raises what went wrong with the last one."""

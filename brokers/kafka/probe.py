@@ -70,6 +70,14 @@ async def offered(
         server.close()
 
 
+async def reach(
+    servers: Sequence[str], options: Mapping[str, Any], within: Within, *, name: str, timeout: float
+) -> None:
+    """Returns when one of `servers` has let us in. Raises as `offered`, with the reason why none does."""
+    server = await _dial(servers, options, within, name, timeout)
+    server.close()
+
+
 async def _dial(servers: Sequence[str], options: Mapping[str, Any], within: Within, name: str, timeout: float) -> Any:
     """A bare connection. It tells wrong credentials from a server that is away, which no client of aiokafka does."""
     options = {"security_protocol": "PLAINTEXT", **options}

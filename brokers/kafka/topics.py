@@ -13,7 +13,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.protocol.metadata import MetadataRequest
 
 from brokers.kafka.refusals import translated
-from mesh.errors import MessageTooLarge
+from mesh.errors import BrokerError, MessageTooLarge
 
 logger = logging.getLogger("meshwire.kafka")
 
@@ -65,6 +65,11 @@ class Topics:
         new = NewTopic(topic, partitions, self._replicas, topic_configs=dict(configuration or {}))
         answer = await self._within(admin.create_topics([new]))
         code, text = answer.topic_errors[0][1], answer.topic_errors[0][2]
+        if code == errors.TopicAuthorizationFailedError.errno:
+            raise BrokerError(
+                f"Kafka refused: there is no topic {topic}, and this user may not make it; `meshwire acl kafka` lists"
+                " all rights"
+            )
         if code not in (0, errors.TopicAlreadyExistsError.errno):
             raise translated(errors.for_code(code)(text or topic))
         await self._within(self._led(admin, topic))

@@ -392,12 +392,13 @@ async def test_a_key_that_is_encrypted_is_refused(guarded: Guarded) -> None:
 
 
 async def test_what_may_not_be_asked_is_found_out(guarded: Guarded) -> None:
-    """Who may write to a topic, and not see how it is configured."""
-    topic = next(_topics)
+    """Who may write to a topic, and not see how it is configured, nor make it."""
+    topic, absent = next(_topics), next(_topics)
     security = Security(tls=True, ca=guarded.authority.path, mechanism="PLAIN", user=ADMIN, password=USERS[ADMIN])
     async with connected(guarded.server.address, security) as connection:
         await connection.topics.ensure(topic, 1, {"max.message.bytes": "2000"})
         await _allow(connection, topic, "orders")
+        await _allow(connection, absent, "orders")
     lesser = Security(tls=True, ca=guarded.authority.path, mechanism="PLAIN", user="orders", password=USERS["orders"])
     async with connected(guarded.server.address, lesser) as connection:
         assert await connection.topics.partitions(topic) == 1
@@ -406,7 +407,9 @@ async def test_what_may_not_be_asked_is_found_out(guarded: Guarded) -> None:
         with pytest.raises(MessageTooLarge, match=r"max\.message\.bytes"):
             await connection.publish(topic, b"x" * 3000)
         assert (await connection.publish(topic, b"after")).offset == 50
-        with pytest.raises(BrokerError) as refused:
+        with pytest.raises(BrokerError, match=f"there is no topic {absent}, and this user may not make it"):
+            await connection.topics.ensure(absent, 1)
+        with pytest.raises(BrokerError, match="lacks a right to the topic forbidden;") as refused:
             await connection.topics.ensure("forbidden", 1)
         assert not isinstance(refused.value, BrokerUnavailable)
         assert (await connection.publish(topic, b"after")).offset == 51

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -113,6 +114,50 @@ async def test_a_broker_that_is_not_there_yet_and_one_that_goes_away(tmp_path: P
 
         await until(lambda: arrived() >= accepted, lambda: f"{accepted - arrived()} were lost:\n{sidecar.log}")
         assert not arrived() & set(range(20))
+
+
+def password(word: str) -> dict[str, object]:
+    module = "org.apache.kafka.common.security.plain.PlainLoginModule"
+    return {
+        "allow.everyone.if.no.acl.found": "true",
+        "listener.name.clients.plain.sasl.jaas.config": f'{module} required user_app="{word}";',
+    }
+
+
+@pytest.fixture
+def guarded() -> Iterator[ApacheKafka]:
+    """Not started."""
+    if reason := kafka_jars.missing():
+        pytest.skip(reason)
+    server = ApacheKafka(users={"app": "S3CRET"}, **password("S3CRET"))
+    yield server
+    server.remove()
+
+
+async def test_a_password_that_is_changed_while_a_sidecar_runs(tmp_path: Path, guarded: ApacheKafka) -> None:
+    """It stays, tells why nothing works, and works again when it may."""
+
+    async def restart(word: str) -> None:
+        await asyncio.to_thread(guarded.stop)
+        guarded.configure(**password(word))
+        await asyncio.to_thread(guarded.start)
+
+    secret = tmp_path / "password"
+    secret.write_text("S3CRET")
+    signs_in = {"MESHWIRE_KAFKA_USER": "app", "MESHWIRE_KAFKA_PASSWORD_FILE": str(secret)}
+    await asyncio.to_thread(guarded.start)
+    async with Mesh(tmp_path, guarded) as mesh:
+        sidecar = await mesh.sidecar("app", **signs_in)
+        assert (await publish(sidecar, 1)).status == 202
+        await restart("another")
+        await sidecar.says("no connection to Kafka: .*Authentication failed")
+        assert "Authentication failed" in await health(sidecar, 500)
+        why = refused(await publish(sidecar, 2), 503, "ERR_EVENT_NOT_STORED")
+        assert re.search("no connection to Kafka|Authentication failed", why)
+        await restart("S3CRET")
+        await health(sidecar, 204)
+        assert (await publish(sidecar, 3)).status == 202
+        assert "S3CRET" not in sidecar.log
 
 
 async def test_a_message_over_the_limit_harms_no_other(tmp_path: Path, running: ApacheKafka) -> None:
