@@ -48,10 +48,10 @@ def reserve(event: dict[str, Any]) -> str:
                 if (event["source"], event["id"]) not in seen:
                     seen.add((event["source"], event["id"]))
                     reserved[item] += quantity
-                    print("reserved", quantity, item, flush=True)
+                    print(f"reserved {quantity} {item}\n", end="", flush=True)
             return "SUCCESS"
         case _:
-            print("no order:", event.get("data"), flush=True)
+            print(f"no order: {event.get('data')}\n", end="", flush=True)
             return "DROP"
 
 

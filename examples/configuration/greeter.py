@@ -34,7 +34,7 @@ class App(BaseHTTPRequestHandler):
 def take(values: dict[str, str]) -> None:
     settings.update(values)
     for key, value in values.items():
-        print(f"{key} is {value!r}", flush=True)
+        print(f"{key} is {value!r}\n", end="", flush=True)
     changed.set()
 
 

@@ -28,7 +28,7 @@ def write(key: str, text: str) -> None:
     asked = {"operation": "create", "data": text, "metadata": {"key": key, "Content-Type": "text/csv"}}
     request = urllib.request.Request(BINDING, json.dumps(asked).encode(), {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
-        print(f"written to {json.load(answer)['location']}", flush=True)
+        print(f"written to {json.load(answer)['location']}\n", end="", flush=True)
 
 
 ThreadingHTTPServer(("127.0.0.1", int(os.environ["APP_PORT"])), App).serve_forever()

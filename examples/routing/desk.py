@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Desk(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         event = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        print(f"{self.path}: order {event['id']} of {event['data']['amount']}", flush=True)
+        print(f"{self.path}: order {event['id']} of {event['data']['amount']}\n", end="", flush=True)
         self.send_response(200)
         self.end_headers()
 

@@ -18,7 +18,7 @@ class Packer(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         order = json.loads(self.rfile.read(int(self.headers["content-length"])))["new"]
         execute("UPDATE orders SET state = 'packed' WHERE id = $1", order["id"])
-        print(f"order {order['id']}: {order['item']} is packed", flush=True)
+        print(f"order {order['id']}: {order['item']} is packed\n", end="", flush=True)
         self.send_response(200)
         self.end_headers()
 

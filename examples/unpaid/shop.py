@@ -38,10 +38,10 @@ class Shop(BaseHTTPRequestHandler):
             case ["orders", number, "pay"]:
                 self.answer(pay(number, body["price"]))
             case ["unpaid"]:
-                print(f"order {body['id']} cancelled: not paid within {PAY_WITHIN}", flush=True)
+                print(f"order {body['id']} cancelled: not paid within {PAY_WITHIN}\n", end="", flush=True)
                 self.answer(200)
             case ["job", "closing"]:
-                print(f"takings of {body['shop']}: {sum(paid)}", flush=True)
+                print(f"takings of {body['shop']}: {sum(paid)}\n", end="", flush=True)
                 self.answer(200)
             case _:
                 self.answer(404)
@@ -69,7 +69,7 @@ def pay(number: str, price: int) -> int:
     status = ask("DELETE", f"/mesh/v1/scheduled/pubsub/unpaid/{number}")
     if status == 204:
         paid.append(price)
-        print(f"order {number} paid", flush=True)
+        print(f"order {number} paid\n", end="", flush=True)
     return status
 
 

@@ -19,7 +19,7 @@ class Shop(BaseHTTPRequestHandler):
         if self.path == "/github":
             self.hear(body)
         else:
-            print(f"order {body['data']['number']}: {body['data']['item']}", flush=True)
+            print(f"order {body['data']['number']}: {body['data']['item']}\n", end="", flush=True)
         self.answer(200)  # anything but 2xx, an exception too, and it comes again
 
     def hear(self, happened: dict) -> None:
