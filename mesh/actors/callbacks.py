@@ -27,6 +27,10 @@ DEACTIVATION_LIMIT = 5.0
 """Seconds that the app may take for one."""
 
 
+LONGEST_COMPLAINT = 500
+"""Characters of what the log tells of a failed call: an app may have answered at length."""
+
+
 class Call(NamedTuple):
     """A call of an actor, as its owner gets it."""
 
@@ -49,6 +53,20 @@ class Refusal(NamedTuple):
     def response(self) -> Response:
         body = msgspec.json.encode({"errorCode": self.code.error_code, "message": self.message})
         return Response(status=self.code.status, headers=((b"content-type", b"application/json"),), body=body)
+
+
+class _Told(msgspec.Struct):
+    message: str
+
+
+def complaint(response: Response) -> str:
+    """Why a call failed, for the log: the beginning of what a `Refusal` says."""
+    assert isinstance(response.body, bytes)  # noqa: S101 - of calls of actors it is
+    try:
+        text = msgspec.json.decode(response.body, type=_Told).message
+    except msgspec.DecodeError:
+        text = f"answered {response.status}"
+    return text if len(text) <= LONGEST_COMPLAINT else f"{text[:LONGEST_COMPLAINT]}…"
 
 
 class Callbacks:

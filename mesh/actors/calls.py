@@ -36,8 +36,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
 class NoOwner(MeshError):
     """Nobody hosts the actor, or nobody has taken it over in time. It had no turn that anybody knows of."""
 
-    def __init__(self, actor: ActorName) -> None:
-        super().__init__(f"did not find address for actor '{actor}'")
+    def __init__(self, actor: ActorName, why: str = "") -> None:
+        super().__init__(f"did not find address for actor '{actor}'" + (why and f": {why}"))
 
 
 class Actors:
@@ -96,7 +96,7 @@ class Actors:
             hosted = bool(self._directory.hosts(call.actor.type)) or not self._directory.current
             limit = MOVE_LIMIT if hosted else NO_HOST_LIMIT
             if now - begun >= (limit + self._patience if lost_at else limit):
-                raise NoOwner(call.actor)
+                raise NoOwner(call.actor, self._directory.problem)
             await self._directory.news(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 

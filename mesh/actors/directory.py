@@ -98,6 +98,8 @@ class Directory:
         self._trouble = Trouble(clock, logger)
         self.current = False
         """Whether all that there is has been seen once."""
+        self.problem = ""
+        """Why it cannot be followed at the moment, if so."""
 
     def start(self) -> None:
         """In the background: the broker may be away, for as long as it likes."""
@@ -138,6 +140,7 @@ class Directory:
             try:
                 await self._watch()
             except BrokerError as error:
+                self.problem = f"the owners of actors cannot be watched: {error}"
                 self._trouble.say("the owners of actors cannot be watched", error)
             except Exception:  # without a watch no actor elsewhere could be found any more
                 logger.exception("the owners of actors cannot be watched")
@@ -156,6 +159,7 @@ class Directory:
                         self._forget_but(shown)
                         shown = None
                     self.current = True
+                    self.problem = ""
                     self._tell()
                 else:
                     self._position = max(self._position, change.revision)

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from mesh import addressing
-from mesh.actors.callbacks import Call
+from mesh.actors.callbacks import Call, complaint
 from mesh.actors.calls import Actors
 from mesh.actors.names import ActorName, method_path
 from mesh.actors.schedules import Times, of_reminder
@@ -154,7 +154,7 @@ class Reminders:
                 self._meter.actors(actor_type).fired("reminders", response.status == 200)
                 if response.status == 200:
                     break
-                logger.warning("reminder %s of %s, attempt %d: %r", name, actor, attempt, response.body)
+                logger.warning("reminder %s of %s, attempt %d: %s", name, actor, attempt, complaint(response))
                 if attempt < ATTEMPTS:
                     await self._clock.sleep(ATTEMPT_PAUSE)
         except MeshError as error:  # no owner, or an open circuit breaker

@@ -7,7 +7,7 @@ import logging
 
 import msgspec
 
-from mesh.actors.callbacks import Call
+from mesh.actors.callbacks import Call, complaint
 from mesh.actors.calls import Actors
 from mesh.actors.names import ActorName, method_path
 from mesh.actors.schedules import Times, of_timer
@@ -22,6 +22,8 @@ logger = logging.getLogger("meshwire.actors")
 
 MAX_TIMERS = 100_000
 """Of one sidecar."""
+MAX_BYTES = 256 * 1024 * 1024
+"""What they bring to their actors, all together."""
 JSON = ((b"content-type", b"application/json"),)
 
 
@@ -70,6 +72,7 @@ class Timers:
         self._meter = meter
         self._clock = clock
         self._timers: dict[tuple[ActorName, str], _Timer] = {}
+        self._bytes = 0
         self._ticks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -80,12 +83,16 @@ class Timers:
         key = (actor, name)
         now = self._clock.now()
         schedule = of_timer(times, now)
-        if key not in self._timers and len(self._timers) >= MAX_TIMERS:
+        former = self._timers.get(key)
+        if former is None and len(self._timers) >= MAX_TIMERS:
             raise TooManyTimers(f"this sidecar has {MAX_TIMERS} timers already: use reminders")
+        body = msgspec.json.encode(_Body(callback, times.due_time, times.period, msgspec.Raw(data)))
+        if self._bytes - (len(former.body) if former else 0) + len(body) > MAX_BYTES:
+            raise TooManyTimers(f"the data of all timers of a sidecar has {MAX_BYTES} bytes at most: use reminders")
         self.delete(actor, name)
-        body = _Body(callback, times.due_time, times.period, msgspec.Raw(data))
-        timer = _Timer(schedule, schedule.first or now, msgspec.json.encode(body))
+        timer = _Timer(schedule, schedule.first or now, body)
         self._timers[key] = timer
+        self._bytes += len(body)
         self._meter.actors(actor.type).timers(1)
         self._plan(key, timer)
 
@@ -93,6 +100,7 @@ class Timers:
         """Whether there is one or not. A tick that is under way goes on."""
         timer = self._timers.pop((actor, name), None)
         if timer is not None:
+            self._bytes -= len(timer.body)
             self._meter.actors(actor.type).timers(-1)
             timer.stopped = True
             if timer.alarm is not None:
@@ -120,7 +128,7 @@ class Timers:
             response = await self._actors.call(call)
             success = response.status == 200
             if not success:
-                logger.warning("timer %s of %s: %r", name, actor, response.body)
+                logger.warning("timer %s of %s: %s", name, actor, complaint(response))
         except MeshError as error:  # no owner, or an open circuit breaker
             logger.warning("timer %s of %s: %s", name, actor, error)
         except Exception:  # it would tick no more, without a word

@@ -363,6 +363,24 @@ async def test_timers_have_a_bound(hosts: Hosts, monkeypatch: pytest.MonkeyPatch
     assert not app.called("timer/t3")
 
 
+async def test_the_data_of_timers_has_a_bound(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timers, "MAX_BYTES", 1000)
+    api, _ = await hosts()
+
+    async def create(name: str, size: int) -> int:
+        body = json.dumps({"dueTime": "1h", "data": "x" * size}).encode()
+        answer = await api.call("POST", f"{CART}/timers/{name}", [JSON], body)
+        assert answer.status == 204 or "1000 bytes at most" in answer.json["message"]
+        return answer.status
+
+    for _ in range(3):
+        assert [await create("a", 500), await create("b", 500), await create("b", 300)] == [204, 500, 204]
+        assert await create("a", 600) == 500
+        assert (await api.call("DELETE", f"{CART}/timers/a")).status == 204
+        assert await create("b", 800) == 204  # in place of itself
+        assert (await api.call("DELETE", f"{CART}/timers/b")).status == 204
+
+
 async def test_a_turn_without_end_is_ended_by_the_timeout_of_a_policy(hosts: Hosts, tmp_path: Path) -> None:
     tmp_path.joinpath("resiliency.yaml").write_text(
         "apiVersion: dapr.io/v1alpha1\nkind: Resiliency\nmetadata: {name: limits}\n"
@@ -433,15 +451,18 @@ async def test_a_reminder_is_replaced_only_where_that_is_wanted(hosts: Hosts) ->
     assert (answer.status, answer.json["errorCode"]) == (404, "ERR_ACTOR_REMINDER_NOT_FOUND")
 
 
-async def test_a_tick_that_fails_is_tried_four_times(hosts: Hosts) -> None:
+async def test_a_tick_that_fails_is_tried_four_times(hosts: Hosts, caplog: pytest.LogCaptureFixture) -> None:
     api, app = await hosts()
-    app.methods["remind/r"] = lambda _: 404
+    app.methods["remind/r"] = lambda _: (500, b"no " * 1000)
     assert (await api.call("POST", f"{CART}/reminders/r", [JSON], b'{"dueTime": "0s"}')).status == 204
     await app.until("remind/r", 4)
     async with asyncio.timeout(10):
         while (await api.call("GET", f"{CART}/reminders/r")).status != 404:
             await asyncio.sleep(0.05)
     assert len(app.called("remind/r")) == 4
+    [first, *_] = [line for line in caplog.messages if line.startswith("reminder r of Cart/7, attempt 1: ")]
+    assert "attempt 1: error invoke actor method: error from actor service: (500) no no" in first
+    assert len(first) < 600
 
 
 # Topics

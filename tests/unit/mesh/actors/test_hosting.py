@@ -14,7 +14,8 @@ from mesh.actors.calls import NoOwner
 from mesh.actors.configuration import Settings
 from mesh.actors.names import ActorName
 from mesh.actors.turns import MAX_WAITING, Actor, NotMine, TooDeep
-from mesh.addressing import actor_partition
+from mesh.addressing import ACTORS_SCOPE, actor_partition
+from mesh.errors import BrokerError
 from mesh.ports import Request, Response
 from tests.unit.mesh.actors.mesh_of_actors import LEASE, World
 
@@ -327,6 +328,23 @@ async def test_an_actor_that_nobody_hosts(world: World) -> None:
     await world.clock.advance(3)
     with pytest.raises(NoOwner, match="did not find address for actor 'Cart/x'"):
         await call
+
+
+async def test_why_owners_are_not_known_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def watch(*_: object, **__: object) -> None:
+        raise BrokerError("refused")
+
+    table = world.tables.table(ACTORS_SCOPE)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(table), "watch", watch)
+        caller = await world.node(settings=None)
+        call = caller.call("x")
+        await world.clock.advance(40)
+    with pytest.raises(NoOwner, match=r"did not find address for actor 'Cart/x': the owners .* refused"):
+        await call
+    await world.clock.advance(1)
+    assert caller.directory.current
+    assert not caller.directory.problem
 
 
 async def test_reentrant_calls_enter_the_turn_of_their_chain_and_of_no_other() -> None:
