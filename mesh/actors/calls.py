@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from urllib.parse import unquote
 
@@ -64,6 +64,8 @@ class Actors:
         """Seconds after which the owner of a call that was lost is not replaced: it has not died."""
         self._resiliency = resiliency
         self.hostings: dict[str, Hosting] = {}
+        self.own: Collection[str] = ()
+        """The types of the app: those that are hosted here, or will be once the app and the broker can."""
 
     # Calling
 

@@ -229,7 +229,7 @@ class ActorsApi:
         actor, asked = self._named(scope, reserved=False), await self._schedule(scope, receive)
         name = self._name(scope, "timer name")
         try:
-            if actor.type not in self._actors.hostings:
+            if actor.type not in self._actors.own:
                 raise ValueError("actor type not registered")
             self._timers.create(actor, name, asked.times, asked.callback or "", _data(asked))
         except ValueError as error:
@@ -303,7 +303,7 @@ class ActorsApi:
             raise ApiError(Code.MALFORMED_REQUEST, f"failed deserializing HTTP body: {error}") from None
 
     def _check_hosted(self, actor: ActorName) -> None:
-        if actor.type not in self._actors.hostings:
+        if actor.type not in self._actors.own:
             raise ApiError(
                 Code.REMINDER_NON_HOSTED, "operations on actor reminders are only possible on hosted actor types"
             )

@@ -78,6 +78,7 @@ class Actors:
         """The answer to `GET /dapr/config`."""
         try:
             self._types = configuration.read(answer)
+            self._calls.own = self._types.keys()
         except configuration.InvalidHosting as error:
             logger.error("GET /dapr/config: %s; the app hosts no actors", error)
 
