@@ -78,7 +78,7 @@ def _encode(
     name: str, head: bytes, event_type: str, headers: HeaderList, call: str, streamed: bool
 ) -> list[tuple[str, bytes]]:
     if len(head) > MAX_HEAD:
-        raise MessageTooLarge(len(head), MAX_HEAD)
+        raise MessageTooLarge(len(head), MAX_HEAD, None)
     encoded = [
         (CALL, call.encode()),
         (name, head),

@@ -326,7 +326,7 @@ class KafkaTable:
     async def _submit(self, message: Message) -> Outcome:
         size = record_size(message.value, message.key, message.headers)
         if size > self._max_message:
-            raise MessageTooLarge(size, self._max_message)
+            raise MessageTooLarge(size, self._max_message, None)
         outcome = await self._replica.submit(message)
         if outcome.conflict:
             raise Conflict(addressing.parse_key_path(outcome.conflict) or tuple(outcome.conflict.split(".")))

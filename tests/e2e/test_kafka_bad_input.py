@@ -176,6 +176,9 @@ async def test_a_message_over_the_limit_harms_no_other(tmp_path: Path, running: 
         assert "at most 5000" in low
         answers = [*await asyncio.gather(*others), await publish(sidecar, "x", "small"), await publish(sidecar, "x")]
         assert {answer.status for answer in answers} == {202}
+        state = json.dumps([{"key": "a", "value": "x" * 1_200_000}]).encode()
+        saved = refused(await sidecar.call("POST", "/v1.0/state/statestore", [JSON], state), 413, "ERR_STATE_SAVE")
+        assert saved.endswith("send less")  # no setting of the servers helps
 
 
 async def test_a_topic_that_cannot_be_made_is_told_and_others_go_on(tmp_path: Path, running: ApacheKafka) -> None:
