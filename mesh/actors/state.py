@@ -46,8 +46,8 @@ class ActorState:
         return next(marked, self._default)
 
     async def get(self, actor: ActorName, key: str) -> StateItem | None:
-        """The newest value, whoever wrote it. Types that are not hosted here have none. Raises `StoreError`."""
-        if actor.type not in self._actors.hostings:
+        """The newest value, whoever wrote it. Types of other apps have none here. Raises `StoreError`."""
+        if actor.type not in self._actors.own:
             return None
         component = self.component
         item = await component.store.get(_stored(actor, _checked(key)), strong=True)

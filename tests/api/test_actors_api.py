@@ -251,6 +251,7 @@ async def test_an_app_that_is_not_healthy_hosts_nothing_until_it_is_again(hosts:
     probes = ["--enable-app-health-check", "--app-health-probe-interval=1", "--app-health-threshold=1"]
     api, app = await hosts(*probes)
     await api.call("POST", f"{CART}/method/wake")
+    assert (await save(api, upsert("k", 1))).status == 204
     app.methods["/healthz"] = lambda _: 500
     async with asyncio.timeout(10):
         while (await api.call("GET", "/mesh/v1/actors")).json["types"]:
@@ -259,7 +260,9 @@ async def test_an_app_that_is_not_healthy_hosts_nothing_until_it_is_again(hosts:
     call = asyncio.ensure_future(api.call("POST", f"{CART}/method/again"))
     await asyncio.sleep(0.1)
     assert not call.done()
-    for what in ("timers", "reminders"):  # the type is the app's all the same: so it is while hosting begins
+    # the type is the app's all the same, as it is while hosting begins
+    assert (await api.call("GET", f"{CART}/state/k")).json == 1
+    for what in ("timers", "reminders"):
         assert (await api.call("POST", f"{CART}/{what}/n", [JSON], b'{"dueTime": "1h"}')).status == 204
     del app.methods["/healthz"]
     assert (await asyncio.wait_for(call, 10)).status == 200
