@@ -16,8 +16,7 @@ gone), its consumers, so that a service and a sidecar of one app id are members 
 publish. FastStream keeps what it is good at: handlers, validation, injection, middlewares, AsyncAPI.
 """
 
-from brokers.faststream.broker import MeshBroker
-from brokers.faststream.event import Event, MeshMessage
-from brokers.faststream.topics import Mesh
+from brokers.faststream.event import Event
+from brokers.faststream.nats import Mesh, MeshBroker, MeshMessage
 
 __all__ = ["Event", "Mesh", "MeshBroker", "MeshMessage"]

@@ -1,4 +1,4 @@
-"""Events as handlers get them, and as services give them: FastStream's parser, decoder and encoder for mesh topics."""
+"""Events as handlers get them, and as services give them, whichever the broker."""
 
 from __future__ import annotations
 
@@ -12,44 +12,60 @@ import msgspec
 from cloudevents.core.v1.event import CloudEvent as SdkEvent
 from fast_depends.library import CustomField
 from faststream.exceptions import RejectMessage
-from faststream.message import encode_message
-from faststream.nats.message import NatsMessage
-from nats.aio.msg import Msg
+from faststream.message import StreamMessage, encode_message
+from faststream.response.publish_type import PublishType
+from faststream.response.response import PublishCommand
 
-from brokers.faststream.group import Received
-from brokers.nats import codec
 from mesh import envelope, ids
 from mesh.codec import attributes as rules
 from mesh.codec import json as json_codec
 from mesh.codec.attributes import timestamp
 from mesh.codec.media_type import charset, is_json, is_text
-from mesh.errors import InvalidEvent, MeshError
+from mesh.errors import InvalidEvent, MeshError, clip
 from mesh.event import Attributes, AttributeValue, CloudEvent, DataForm
-from mesh.ports import Mode
+from mesh.ports import Message, Mode, Topic
 
 HOP = ("traceparent", "tracestate", "baggage")
 
 
-class MeshMessage(NatsMessage):
-    """FastStream's message of a mesh topic: the body is the event's data."""
+class EventMessage(StreamMessage[Any]):
+    """What FastStream's messages of mesh topics have beside what their broker's have: the body is the event's data."""
 
-    def __init__(self, raw_message: Msg, stored: CloudEvent, hop: Mapping[str, str]) -> None:
-        super().__init__(
-            raw_message=raw_message,
-            body=stored.data,
-            headers={**{f"ce-{name}": value for name, value in stored.attributes.items()}, **hop},
-            content_type=_content_type(stored.attributes),
-            correlation_id=stored.id,
-            message_id=stored.id,
-        )
-        self.stored = stored
-        self.hop = hop
-        """`traceparent`, `tracestate` and `baggage` of the last hop, as far as there are any."""
+    stored: CloudEvent
+    hop: Mapping[str, str]
+    """`traceparent`, `tracestate` and `baggage` of the last hop, as far as there are any."""
 
     @cached_property
     def event(self) -> SdkEvent:
         """The event with its data decoded. Changing it changes nothing else. Raises `InvalidEvent`."""
         return to_sdk(self.stored)
+
+
+class Parsed:
+    """An event as it is stored, and what FastStream's messages are made of.
+
+    Raises `InvalidEvent` for a message that is no event, `RejectMessage` for one that has expired.
+    """
+
+    def __init__(self, payload: bytes | None, mode: Mode, attributes: Attributes, headers: Mapping[str, str]) -> None:
+        """`attributes` are those of binary mode, `headers` those of the transport."""
+        if mode is Mode.RAW:
+            raise InvalidEvent(None, "the message is not a CloudEvent")
+        self.event = CloudEvent(attributes, payload) if mode is Mode.BINARY else json_codec.decode_event(payload or b"")
+        if envelope.lifetime(None, _expiries(self.event.attributes), now=time.time()) == 0:
+            raise RejectMessage
+        self.hop = {name: headers[name] for name in HOP if name in headers}
+
+    def options(self) -> dict[str, Any]:
+        """Of `StreamMessage`."""
+        event = self.event
+        return {
+            "body": event.data,
+            "headers": {**{f"ce-{name}": value for name, value in event.attributes.items()}, **self.hop},
+            "content_type": _content_type(event.attributes),
+            "correlation_id": event.id,
+            "message_id": event.id,
+        }
 
 
 class _EventParameter(CustomField):
@@ -60,38 +76,13 @@ class _EventParameter(CustomField):
 
     async def use(self, /, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         message = kwargs["context__"].get_local("message")
-        if not isinstance(message, MeshMessage):
+        if not isinstance(message, EventMessage):
             raise MeshError("only the topics of a mesh have an Event")
         return kwargs | {str(self.param_name): message.event}
 
 
 Event = Annotated[SdkEvent, _EventParameter()]
 """Annotate a parameter of a handler with it to get the whole event, beside the body or instead of it."""
-
-
-async def parse(raw: Msg) -> MeshMessage:
-    """FastStream's parser for mesh topics, for any consumer of their subjects.
-
-    Raises `InvalidEvent` for a message that is no event, `RejectMessage` for one that has expired.
-    """
-    payload: bytes | None = raw.data
-    if isinstance(raw, Received):
-        payload, mode, headers = raw.delivery.payload, raw.delivery.mode, raw.delivery.headers
-        attributes = raw.delivery.attributes
-    else:
-        stored = {name.lower(): value for name, value in (raw.headers or {}).items()}
-        if not payload and "meshwire-no-data" in stored:
-            payload = None
-        mode = codec.mode(stored, payload or b"")
-        attributes = codec.decode_attributes(stored) if mode is Mode.BINARY else {}
-        headers = codec.transport_headers(stored)
-    if mode is Mode.RAW:
-        raise InvalidEvent(None, "the message is not a CloudEvent")
-    event = CloudEvent(attributes, payload) if mode is Mode.BINARY else json_codec.decode_event(payload or b"")
-    ends = envelope.lifetime(None, _expiries(event.attributes), now=time.time())
-    if ends == 0:
-        raise RejectMessage
-    return MeshMessage(raw, event, {name: headers[name] for name in HOP if name in headers})
 
 
 def _expiries(attributes: Attributes) -> list[str]:
@@ -101,7 +92,7 @@ def _expiries(attributes: Attributes) -> list[str]:
     return [str(attributes[name]) for name in envelope.EXPIRY_ATTRIBUTES if name in attributes]
 
 
-async def decode(message: MeshMessage) -> Any:
+async def decode(message: EventMessage) -> Any:
     """FastStream's decoder for mesh topics: the data of the event, see `data_of`."""
     return data_of(message.stored)
 
@@ -183,6 +174,38 @@ def make_event(body: Any, given: Attributes, app_id: str, hop: Mapping[str, str]
             attributes["datacontenttype"] = implied
     rules.check_all(attributes)
     return CloudEvent(attributes, data)
+
+
+def to_message(cmd: PublishCommand, topic: Topic, app_id: str, handled: object, serializer: Any) -> Message:
+    """What `cmd` stores as an event of `topic`; `handled` is the message whose handler publishes, if one does.
+
+    Raises `InvalidEvent`, and `MeshError` for what events do not have.
+    """
+    if cmd.publish_type is PublishType.REQUEST or cmd.reply_to:
+        raise MeshError(f"an event of topic {topic.name} has no reply")
+    given = {name.lower(): str(value) for name, value in cmd.headers.items()}
+    hop = {name: given[name] for name in HOP if name in given}
+    if isinstance(handled, EventMessage) and "traceparent" not in hop:
+        hop = {**handled.hop, **hop}
+    others = {name for name in given if not name.startswith("ce-")} - {*HOP, "content-type", "correlation_id"}
+    if others:
+        raise MeshError(f"an event has attributes, given as ce- headers, and no header {clip(min(others))}")
+    attributes: Attributes = {name[3:]: value for name, value in given.items() if name.startswith("ce-")}
+    event = make_event(cmd.body, attributes, app_id, hop, serializer)
+    return envelope.event_message(event, Mode.BINARY, hop, time.time())
+
+
+class Wire(bytes):
+    """The payload of an event that is ready to be stored, and the event beside it."""
+
+    topic: Topic
+    message: Message
+
+    @classmethod
+    def of(cls, topic: Topic, message: Message) -> Wire:
+        wire = cls(message.payload or b"")
+        wire.topic, wire.message = topic, message
+        return wire
 
 
 def _attribute(name: str, value: Any) -> AttributeValue:

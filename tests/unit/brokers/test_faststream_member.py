@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from brokers.faststream.group import Membership, _Member
+from brokers.faststream.member import Member, Membership
 from brokers.memory import MemoryEventLog, MemorySubscription
 from mesh.delivery import Plan
 from mesh.errors import BrokerUnavailable
@@ -34,7 +34,7 @@ async def test_a_member_that_cannot_start_leaves_no_task_behind() -> None:
         raise AssertionError("FastStream was not ready")
 
     membership = Membership(group=Group("app", TOPIC), plan=Plan(), concurrency=1)
-    member = _Member(log, membership, consume, "subject")
+    member = Member(log, membership, consume)
     with pytest.raises(BrokerUnavailable):
         await member.start()
     assert len(member._tasks) == 1
