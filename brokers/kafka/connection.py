@@ -24,7 +24,7 @@ from aiokafka.structs import RecordMetadata
 
 from brokers.kafka import closed_connections
 from brokers.kafka.ending import stop
-from brokers.kafka.probe import Offered, offered, reach
+from brokers.kafka.probe import Offered, addresses, offered, reach
 from brokers.kafka.refusals import printable, translated
 from brokers.kafka.sticky import StickyPartitions
 from brokers.kafka.topics import MAX_REQUEST, TOPICS_LIMIT, Topics
@@ -316,8 +316,11 @@ class Connection:
         )
         try:
             await self.within(producer.start())
-        except BaseException:
+        except BaseException as error:
+            named = addresses(producer.client)
             await stop(producer)
+            if isinstance(error, BrokerUnavailable) and named:
+                raise BrokerUnavailable(f"{error}; it was asked at {named}") from error
             raise
         return producer
 
@@ -379,14 +382,14 @@ class Connection:
 
     async def _reason(self, error: BrokerError) -> str:
         """Of any server to which there is no connection aiokafka says that it is not ready."""
-        if isinstance(error.__cause__, errors.NodeNotReadyError):
-            try:
-                await reach(
-                    self.access.servers, self.access.options, self.within, name=self.name, timeout=REQUEST_TIMEOUT
-                )
-            except BrokerError as reason:
-                return str(reason)
-        return str(error)
+        if not isinstance(error.__cause__, errors.NodeNotReadyError):
+            return str(error)
+        try:
+            await reach(self.access.servers, self.access.options, self.within, name=self.name, timeout=REQUEST_TIMEOUT)
+            named = addresses((await self.admin())._client)
+        except BrokerError as reason:
+            return str(reason)
+        return f"Kafka answers, but not at {named}" if named else str(error)
 
     async def _knock(self) -> None:
         """Returns when one of the servers has answered. Raises what went wrong with the last one."""

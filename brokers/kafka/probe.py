@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiokafka.errors as errors
+from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import collect_hosts, create_conn
 from aiokafka.protocol.transaction import InitProducerIdRequest
 
@@ -76,6 +77,12 @@ async def reach(
     """Returns when one of `servers` has let us in. Raises as `offered`, with the reason why none does."""
     server = await _dial(servers, options, within, name, timeout)
     server.close()
+
+
+def addresses(client: AIOKafkaClient) -> str:
+    """Where the servers say that they are, in words: perhaps nowhere near where they were found. Empty when unknown."""
+    named = ", ".join(f"{server.host}:{server.port}" for server in client.cluster.brokers())
+    return named and f"the addresses that it names (advertised.listeners): {named}"
 
 
 async def _dial(servers: Sequence[str], options: Mapping[str, Any], within: Within, name: str, timeout: float) -> Any:

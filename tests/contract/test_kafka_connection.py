@@ -259,6 +259,23 @@ async def test_one_of_three_that_is_gone_is_no_problem() -> None:
             server.remove()
 
 
+async def test_an_address_that_a_server_names_where_nobody_is_is_told() -> None:
+    if reason := kafka_jars.missing():
+        pytest.skip(reason)
+    server, nowhere = ApacheKafka(), f"127.0.0.1:{free_port()}"
+    server.configure(**{"advertised.listeners": f"CLIENTS://{nowhere},INSIDE://{server._inside}"})
+    try:
+        await asyncio.to_thread(server.start)
+        connection = Connection(Access(servers=(server.address,)), name="test")
+        starting = asyncio.create_task(connection.start())
+        await until(lambda: f"(advertised.listeners): {nowhere}" in (connection.problem or ""))
+        await connection.close()
+        with pytest.raises(BrokerUnavailable, match="closed"):
+            await starting
+    finally:
+        server.remove()
+
+
 # who is let in
 
 
