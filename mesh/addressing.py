@@ -475,6 +475,7 @@ JOBS = "$jobs"
 
 MAX_KAFKA_NAME = 249
 """Longest name of a topic on Kafka, in characters."""
+_kafka_escape = re.compile("_(_|[0-9A-F]{2})")
 
 
 @lru_cache(maxsize=4096)
@@ -502,6 +503,29 @@ def kafka_event_topic(prefix: str, namespace: str, topic: Topic) -> str:
     """The Kafka topic of the events of `topic`. Raises `InvalidTopic`."""
     check_topic(topic.name)
     return _kafka_name(prefix, namespace, "event", topic.pubsub, *topic.name.split("."))
+
+
+def kafka_topic_of_events(prefix: str, namespace: str, name: str) -> Topic | None:
+    """The reverse of `kafka_event_topic`; `None` for a name that it does not give, and for one that it shortened."""
+    root = f"{kafka_token(prefix)}.{kafka_token(namespace)}.event."
+    if not name.startswith(root):
+        return None
+    try:
+        pubsub, *parts = map(_plain, name[len(root) :].split("."))
+    except ValueError:
+        return None
+    return Topic(pubsub, ".".join(parts))
+
+
+def _plain(token: str) -> str:
+    """The text of a `kafka_token`. Raises `ValueError`."""
+    if token == "_":  # noqa: S105 - no password
+        return ""
+    pieces = _kafka_escape.split(token)
+    if any("_" in plain for plain in pieces[::2]):
+        raise ValueError(token)
+    pieces[1::2] = ("_" if code == "_" else f"%{code}" for code in pieces[1::2])
+    return unquote("".join(pieces), errors="strict")
 
 
 def kafka_group(prefix: str, namespace: str, group: Group) -> str:

@@ -77,7 +77,7 @@ class Member:
         await self._started.wait()
         try:
             async with asyncio.timeout(self._plan.timeout):
-                # Returns without a verdict when FastStream is stopping: `unsubscribe` gives those back.
+                # Returns without a verdict when FastStream is stopping: `stop` gives those back.
                 await self._consume(held)
         except TimeoutError:
             logger.warning("the handler of topic %s took more than %.0f s", self._group.topic.name, self._plan.timeout)

@@ -22,7 +22,6 @@ from faststream.nats.annotations import NatsMessage
 from faststream.nats.security import NatsToken, NatsUserPassword
 from faststream.security import BaseSecurity
 from faststream.specification.asyncapi import AsyncAPI
-from pydantic import BaseModel
 
 from brokers.faststream import Event, Mesh, MeshBroker, MeshMessage
 from brokers.nats import jetstream
@@ -30,34 +29,17 @@ from brokers.nats.connection import Connection, Lookup, Servers
 from brokers.nats.event_log import NatsEventLog
 from brokers.nats.ordered import KEYED_LANES
 from mesh import addressing
-from mesh.codec import json as json_codec
 from mesh.delivery import Plan
 from mesh.errors import BrokerError, ConfigurationError, InvalidEvent, MeshError
-from mesh.event import CloudEvent as StoredEvent
 from mesh.event import DataForm
 from mesh.ports import Delivery, Group, Message, Mode, Topic
+from tests.contract.faststream_events import ATTRIBUTES, Got, Order, binary, simple, structured, topic
 from tests.contract.implementations import nats_event_log
 from tests.contract.inbox import Inbox
 from tests.contract.nats_server import NatsServer
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-ATTRIBUTES = {
-    "specversion": "1.0",
-    "id": "öne",
-    "source": "/shop?a=%20b",
-    "type": "order.placed",
-    "datacontenttype": "application/json",
-    "subject": 'with "quotes"',
-    "time": "2026-05-01T12:34:56.123456+02:00",
-    "partitionkey": "customer 7",
-    "tier": "gold",
-}
-
 namespaces = (f"peers{number}" for number in count(1))
-
-
-class Order(BaseModel):
-    number: int
 
 
 @pytest.fixture(scope="module")
@@ -91,41 +73,6 @@ async def broker(server: NatsServer, mesh: Mesh) -> AsyncIterator[MeshBroker]:
 @pytest.fixture
 def inbox() -> Inbox:
     return Inbox(lambda delivery: delivery.ack(), asyncio.get_event_loop().time)
-
-
-class Got(asyncio.Queue[Any]):
-    """What a handler got."""
-
-    calls = 0
-
-    def put_nowait(self, item: Any) -> None:
-        self.calls += 1
-        super().put_nowait(item)
-
-    async def next(self) -> Any:
-        return await asyncio.wait_for(self.get(), 30)
-
-    async def nothing_more(self, seconds: float = 0.3) -> None:
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(self.get(), seconds)
-
-
-def topic(name: str) -> Topic:
-    return Topic("pubsub", name)
-
-
-def binary(attributes: dict[str, Any], data: bytes | None, **options: Any) -> Message:
-    return Message(mode=Mode.BINARY, attributes=attributes, payload=data, key=attributes.get("partitionkey"), **options)
-
-
-def structured(attributes: dict[str, Any], data: bytes | None, form: DataForm = DataForm.JSON) -> Message:
-    payload = json_codec.encode_event(StoredEvent(attributes, data, form))
-    return Message(mode=Mode.STRUCTURED, payload=payload, key=attributes.get("partitionkey"))
-
-
-def simple(number: int, **more: Any) -> Message:
-    attributes = {"specversion": "1.0", "id": str(number), "source": "/shop", "type": "order.placed", **more}
-    return binary(attributes | {"datacontenttype": "application/json"}, b'{"number": %d}' % number)
 
 
 async def test_peers_pass_an_event_on(broker: MeshBroker, mesh: Mesh) -> None:
