@@ -1,10 +1,10 @@
-"""Where a group has come to, as its coordinator tells it."""
+"""Where a group has come to: its coordinator knows."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import aiokafka.errors as errors
@@ -14,6 +14,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 PAUSE = 0.1
 """Seconds until a coordinator that is not ready is asked again."""
+_NOT_OURS = (errors.UnknownMemberIdError, errors.IllegalGenerationError, errors.RebalanceInProgressError)
 
 
 async def committed(coordinator: Any, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
@@ -44,3 +45,24 @@ async def committed(coordinator: Any, partitions: Iterable[TopicPartition]) -> d
         for partition, offset, text, _ in rows
         if offset >= 0
     }
+
+
+async def commit(coordinator: Any, places: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+    """Commit `places` for the group of aiokafka's `coordinator`. Tries until it is told; to be bounded by the caller.
+
+    When aiokafka's own is cancelled, it leaves a task behind, and nobody hears of its error but the log.
+
+    Raises `CommitFailedError` when the partitions are not ours any more, `KafkaError` for what waiting does not mend.
+    """
+    while True:
+        await coordinator.ensure_coordinator_known()
+        try:
+            async with coordinator._commit_lock:
+                await coordinator._do_commit_offsets(None, places)
+                return
+        except _NOT_OURS as error:
+            raise errors.CommitFailedError from error
+        except errors.KafkaError as error:
+            if not error.retriable:
+                raise
+        await asyncio.sleep(PAUSE)

@@ -22,7 +22,7 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.structs import OffsetAndMetadata
 
 from brokers.kafka.assignor import Assignor, Claim
-from brokers.kafka.committed import committed
+from brokers.kafka.committed import commit, committed
 from brokers.kafka.connection import REQUEST_TIMEOUT, Connection, placed
 from brokers.kafka.ending import stop
 from brokers.kafka.lane import KafkaDelivery, Lane
@@ -195,7 +195,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
             begin = await self._connection.within(beginnings(self._consumer, missing, OLDEST if stored else start))
             places = {partition: OffsetAndMetadata(offset, "") for partition, offset in begin.items()}
             try:
-                await self._connection.within(coordinator.commit_offsets(None, places))
+                await self._connection.within(commit(coordinator, places))
             except BrokerUnavailable as error:
                 if not isinstance(error.__cause__, errors.CommitFailedError):
                     raise
@@ -337,7 +337,7 @@ class KafkaSubscription(ConsumerRebalanceListener):  # type: ignore[misc]
                     self._dirty.discard(lane)
             try:
                 if places:
-                    await self._connection.within(self._consumer._coordinator.commit_offsets(None, places))
+                    await self._connection.within(commit(self._consumer._coordinator, places))
             except BrokerError:
                 self._dirty.update(lane for lane in lanes if self._lanes.get(lane.partition) is lane)
                 raise

