@@ -48,7 +48,6 @@ _SIGN_IN = (
     "sasl_mechanism",
     "sasl_plain_username",
     "sasl_plain_password",
-    "sasl_oauth_token_provider",
 )
 """Options of aiokafka's clients that say how to sign in."""
 
@@ -182,9 +181,11 @@ class MeshBroker(_Subscribers, KafkaBroker):
         middlewares: Iterable[Any] = (),
         **options: Any,
     ) -> None:
-        """`partitions` and `replicas` are those of topics that are made: what sidecars know as
-        `MESHWIRE_KAFKA_PARTITIONS` and `MESHWIRE_REPLICAS`. `options` are those of `KafkaBroker`, except `codec` and
-        `consumer_only`. Raises `ConfigurationError` for security that the mesh does not know.
+        """`bootstrap_servers` may be what sidecars know as `MESHWIRE_BROKER`, without a user. `partitions` and
+        `replicas` are those of topics that are made: `MESHWIRE_KAFKA_PARTITIONS` and `MESHWIRE_REPLICAS` of sidecars.
+        `options` are those of `KafkaBroker`, except `codec` and `consumer_only`.
+
+        Raises `ConfigurationError` for security that the mesh does not know.
         """
         if options.get("codec") is not None:
             raise ConfigurationError("a MeshBroker takes no codec: the data of an event is coded by its content type")
@@ -192,6 +193,8 @@ class MeshBroker(_Subscribers, KafkaBroker):
             raise ConfigurationError(
                 "a MeshBroker cannot be consumer_only: the mesh makes topics and stores dead letters"
             )
+        if isinstance(bootstrap_servers, str):
+            bootstrap_servers = bootstrap_servers.removeprefix("kafka://").split(",")
         super().__init__(bootstrap_servers, middlewares=(*middlewares, partial(_ToEvent, self)), **options)
         self.mesh = mesh
         self._partitions = partitions
@@ -211,7 +214,7 @@ class MeshBroker(_Subscribers, KafkaBroker):
         given = self._connection_kwargs
         options = {name: given[name] for name in _SIGN_IN if given.get(name) is not None}
         mechanism = options.get("sasl_mechanism")
-        if mechanism == "GSSAPI" or (mechanism == "OAUTHBEARER" and "sasl_oauth_token_provider" not in options):
+        if mechanism in ("GSSAPI", "OAUTHBEARER"):
             raise ConfigurationError(f"the mesh does not sign in to Kafka by {mechanism} so far")
         return options
 

@@ -6,7 +6,11 @@ import os
 from faststream import FastStream
 from pydantic import BaseModel
 
-from brokers.faststream import Event, Mesh, MeshBroker
+BROKER = os.environ.get("MESHWIRE_BROKER", "nats://127.0.0.1:4222")
+if BROKER.startswith("kafka://"):
+    from brokers.faststream.kafka import Event, Mesh, MeshBroker
+else:
+    from brokers.faststream import Event, Mesh, MeshBroker
 
 
 class Order(BaseModel):
@@ -20,7 +24,7 @@ class Shipment(BaseModel):
 
 
 mesh = Mesh("warehouse")
-broker = MeshBroker(mesh, os.environ.get("MESHWIRE_BROKER", "nats://127.0.0.1:4222"))
+broker = MeshBroker(mesh, BROKER)
 app = FastStream(broker)
 
 

@@ -188,24 +188,27 @@ async def check_one_trace(collector: Collector) -> None:
 
 
 async def test_faststream(start: Start, tmp_path: Path) -> None:
-    folder = EXAMPLES / "faststream"
     with NatsServer(tmp_path / "nats") as server:
-        service = Process(
-            tmp_path, "service", [*PYTHON, str(folder / "service.py")], {"MESHWIRE_BROKER": server.url}
-        ).start()
-        try:
-            shop = start("shop", *PYTHON, str(folder / "shop.py"), app_port=free_port(), MESHWIRE_BROKER=server.url)
-            await subscribed(shop, "shipments", "orders-refused")
-            await service.says("FastStream app started successfully")  # "waiting" is said before the group exists
-            for order in (b'{"id": 7, "item": "lamp"}', b'{"id": 8}'):
-                assert (await call(shop.port, "POST", "/v1.0/publish/pubsub/orders", [JSON], order)).status == 204
-            await service.says("order 7 of shop: lamp\n")
-            await shop.says('== APP == shipments: {"order": 7, "parcel": "P0007"} from warehouse\n')
-            await shop.says('== APP == orders-refused: {"id": 8} from shop\n')
-            assert await service.end() == 0
-            await shop.end()
-        finally:
-            service.kill()
+        await check_faststream(start, tmp_path, server.url)
+
+
+async def check_faststream(start: Start, tmp_path: Path, broker: str) -> None:
+    folder = EXAMPLES / "faststream"
+    environment = {"MESHWIRE_BROKER": broker}
+    service = Process(tmp_path, "service", [*PYTHON, str(folder / "service.py")], environment).start()
+    try:
+        shop = start("shop", *PYTHON, str(folder / "shop.py"), app_port=free_port(), **environment)
+        await subscribed(shop, "shipments", "orders-refused")
+        await service.says("FastStream app started successfully")  # "waiting" is said before the group exists
+        for order in (b'{"id": 7, "item": "lamp"}', b'{"id": 8}'):
+            assert (await call(shop.port, "POST", "/v1.0/publish/pubsub/orders", [JSON], order)).status == 204
+        await service.says("order 7 of shop: lamp\n")
+        await shop.says('== APP == shipments: {"order": 7, "parcel": "P0007"} from warehouse\n')
+        await shop.says('== APP == orders-refused: {"id": 8} from shop\n')
+        assert await service.end() == 0
+        await shop.end()
+    finally:
+        service.kill()
 
 
 async def test_reports(start: Start, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Examples that depend on no broker do on Apache Kafka what their READMEs say: `MESHWIRE_BROKER` is all that differs.
 
-One of each kind: events, state, and one with actors, calls and events.
+One of each kind: events, state, one with actors, calls and events, and a service without a sidecar.
 """
 
 # ruff: noqa: F401, F811 -- what is imported is run
@@ -16,7 +16,7 @@ import pytest
 
 from tests.e2e.collectors import HttpCollector
 from tests.e2e.test_actor_examples import check_shop, example, one_trace
-from tests.e2e.test_examples import Start, test_node
+from tests.e2e.test_examples import Start, check_faststream, test_node
 from tests.e2e.test_examples import start as start_anywhere
 from tests.e2e.test_state import check_the_example
 from tests.servers import kafka_jars
@@ -55,3 +55,7 @@ async def test_shop(tmp_path: Path, broker: dict[str, str]) -> None:
         async with example(tmp_path, "shop", broker, **{"9411": collector.port}) as shop:
             await check_shop(shop)
             await one_trace(collector)
+
+
+async def test_faststream(start_anywhere: Start, server: ApacheKafka, tmp_path: Path) -> None:
+    await check_faststream(start_anywhere, tmp_path, server.url)
