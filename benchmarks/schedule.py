@@ -1,8 +1,8 @@
 """Jobs made through the HTTP route, beside acknowledged publishes through the same sidecar.
 
 Same server, same 1 KiB of data, 32 connections each, a name of its own for each job; one kind after the other, in
-turns. Every job is a month away, so none fires. By default a job must not take the place of another, which the broker
-is asked first; `overwrite` spares that.
+turns. Every job is a month away, so none fires. By default a job must not take the place of another, unlike one with
+`overwrite`.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ class NatsAlarms:
         subject = addressing.alarm_subject(self._root, path)
         block = self._block(alarm, path, event_id)
         self._check_size(len(block) + len(alarm.payload))
-        if expected is None:
+        if expected in (None, ABSENT):
             try:  # most keys are new, and then one message does it
                 vacant = _Fence(0, addressing.alarm_filter(self._root, path))
                 return await self._store(subject, block, alarm.payload, vacant)
