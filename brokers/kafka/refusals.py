@@ -30,7 +30,7 @@ _FORBIDDEN = {
 def translated(error: Exception) -> BrokerError:
     """An error of aiokafka's as ours: refused for good, or not available at the moment."""
     text = printable(" ".join(str(error).split()) or type(error).__name__)
-    if isinstance(error, errors.NodeNotReadyError):
+    if isinstance(error, errors.NodeNotReadyError) or "Unable to bootstrap" in text:
         return BrokerUnavailable("there is no connection to Kafka: the health and the log of the sidecar tell why")
     if isinstance(error, errors.MessageSizeTooLargeError):
         return BrokerError(f"Kafka takes no message of this size: {text}")
