@@ -505,6 +505,7 @@ def kafka_event_topic(prefix: str, namespace: str, topic: Topic) -> str:
     return _kafka_name(prefix, namespace, "event", topic.pubsub, *topic.name.split("."))
 
 
+@lru_cache(maxsize=4096)
 def kafka_topic_of_events(prefix: str, namespace: str, name: str) -> Topic | None:
     """The reverse of `kafka_event_topic`; `None` for a name that it does not give, and for one that it shortened."""
     root = f"{kafka_token(prefix)}.{kafka_token(namespace)}.event."

@@ -14,11 +14,11 @@ CLIPPED_VALUE = 80
 """Longest piece of an offending value, in characters, that an error message repeats."""
 
 
-def clip(value: object) -> str:
-    """`value` as it may be shown in a message: printable, and no longer than `CLIPPED_VALUE`."""
+def clip(value: object, limit: int = CLIPPED_VALUE) -> str:
+    """`value` as it may be shown in a message: printable, and of `limit` characters at most."""
     text = value if isinstance(value, str) else repr(value)
     text = text if text.isprintable() else ascii(text)[1:-1]
-    return text if len(text) <= CLIPPED_VALUE else text[: CLIPPED_VALUE - 1] + "…"
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 class CodeRow(NamedTuple):

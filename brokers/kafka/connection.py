@@ -25,10 +25,10 @@ from aiokafka.structs import RecordMetadata
 from brokers.kafka import closed_connections
 from brokers.kafka.ending import stop
 from brokers.kafka.probe import Offered, addresses, offered, reach
-from brokers.kafka.refusals import printable, translated
+from brokers.kafka.refusals import LONGEST_REASON, translated
 from brokers.kafka.sticky import StickyPartitions
 from brokers.kafka.topics import MAX_REQUEST, TOPICS_LIMIT, Topics
-from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError, MessageTooLarge
+from mesh.errors import BrokerError, BrokerUnavailable, ConfigurationError, MessageTooLarge, clip
 
 logger = logging.getLogger("meshwire.kafka")
 closed_connections.install()
@@ -361,7 +361,7 @@ class Connection:
             except BrokerError as error:
                 raise ConfigurationError(str(error)) from error
             except Exception as error:  # what listens there need not be Kafka, and aiokafka trusts what it reads
-                self._note(f"unexpected {type(error).__name__}: {printable(str(error))}")
+                self._note(f"unexpected {type(error).__name__}: {clip(str(error), LONGEST_REASON)}")
                 await asyncio.sleep(next(pauses))
         logger.info("%s is connected to Kafka at %s", self.name, ", ".join(self.access.servers))
         self._problem = None
@@ -373,7 +373,7 @@ class Connection:
             except BrokerError as error:
                 self._note(await self._reason(error))
             except Exception as error:
-                self._note(f"unexpected {type(error).__name__}: {printable(str(error))}")
+                self._note(f"unexpected {type(error).__name__}: {clip(str(error), LONGEST_REASON)}")
             else:
                 if not self._connected.is_set():
                     logger.info("%s is connected to Kafka again", self.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import aiokafka.errors as errors
 
-from mesh.errors import BrokerError, BrokerUnavailable
+from mesh.errors import BrokerError, BrokerUnavailable, clip
 
 LONGEST_REASON = 300
 """Characters of what a server or aiokafka says that we repeat."""
@@ -29,23 +29,17 @@ _FORBIDDEN = {
 
 def translated(error: Exception) -> BrokerError:
     """An error of aiokafka's as ours: refused for good, or not available at the moment."""
-    text = printable(" ".join(str(error).split()) or type(error).__name__)
+    text = clip(" ".join(str(error).split()) or type(error).__name__, LONGEST_REASON)
     if isinstance(error, errors.NodeNotReadyError) or "Unable to bootstrap" in text:
         return BrokerUnavailable("there is no connection to Kafka: the health and the log of the sidecar tell why")
     if isinstance(error, errors.MessageSizeTooLargeError):
         return BrokerError(f"Kafka takes no message of this size: {text}")
     for kind, what in _FORBIDDEN.items():
         if isinstance(error, kind):
-            name = printable(" ".join(str(arg) for arg in error.args))
+            name = clip(" ".join(str(arg) for arg in error.args), LONGEST_REASON)
             return BrokerError(
                 f"Kafka refused: this user lacks a right to {what} {name}; `meshwire acl kafka` lists all"
             )
     if isinstance(error, _REFUSED):
         return BrokerError(f"Kafka refused: {text}")
     return BrokerUnavailable(f"Kafka: {text}")
-
-
-def printable(text: str) -> str:
-    """Not too long, and without characters that would disturb a log."""
-    text = text if text.isprintable() else ascii(text)[1:-1]
-    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…"

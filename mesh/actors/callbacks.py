@@ -10,7 +10,7 @@ import msgspec
 
 from mesh.actors.names import ActorName
 from mesh.actors.turns import Turn
-from mesh.errors import AppError, Code, MeshError
+from mesh.errors import AppError, Code, MeshError, clip
 from mesh.invocation import headers as rules
 from mesh.ports import AppChannel, Body, HeaderList, Peer, Request, Response
 
@@ -66,7 +66,7 @@ def complaint(response: Response) -> str:
         text = msgspec.json.decode(response.body, type=_Told).message
     except msgspec.DecodeError:
         text = f"answered {response.status}"
-    return text if len(text) <= LONGEST_COMPLAINT else f"{text[:LONGEST_COMPLAINT]}…"
+    return clip(text, LONGEST_COMPLAINT)
 
 
 class Callbacks:

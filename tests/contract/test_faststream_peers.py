@@ -286,7 +286,7 @@ async def test_an_event_is_not_done_before_its_answer_is_stored(
 
     @broker.subscriber(**mesh.topic("A"))
     @broker.publisher(mesh.subject("B"))
-    async def reply(order: Order, message: NatsMessage) -> Response:
+    async def reply(order: Order) -> Response:
         got.put_nowait(order.number)
         return Response("x", headers={"ce-time": "never"} if got.calls == 1 else {})
 
@@ -387,7 +387,7 @@ async def test_the_handler_may_drop_and_delay(
     got = Got()
 
     @broker.subscriber(**mesh.topic("A"))
-    async def handle(order: Order, message: NatsMessage) -> None:
+    async def handle(order: Order) -> None:
         got.put_nowait((order.number, asyncio.get_running_loop().time()))
         if order.number == 1:
             raise RejectMessage
